@@ -1,0 +1,403 @@
+"""Every flag, once: its name, default, help, range and who reads it.
+
+``Config`` is the only description of a run. The parser, the ``--help`` text, the validation, the
+saved ``config.json`` and the comparison made on resume are all derived from its fields.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from framework.augment import OPERATIONS
+from framework.networks import DEPTHS
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave (flag, file, folder).
+
+    The message is one line that names the flag or file, says what is wrong and what to do. ``main``
+    prints it without a traceback and exits with code 2.
+    """
+
+
+@dataclass(frozen=True)
+class Flag:
+    """What the parser and the validation need to know about one field of ``Config``."""
+
+    group: str
+    help: str
+    aliases: tuple[str, ...] = ()
+    choices: tuple[str | int, ...] | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None  # strict lower bound
+    metavar: str | None = None
+    kind: Callable[[str], Any] | None = None  # None: taken from the default's type
+    nargs: str | None = None
+    const: Any = None
+    read_by: str = ""  # shown in --help: who reads this flag, if not everybody
+    reads: "Callable[[Config], bool] | None" = None  # False: giving the flag is pointless, so warn
+    resume: str = "same"  # "same": must not change on resume; "free": may
+
+
+def _flag(default: Any, group: str, text: str, **about: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"flag": Flag(group, text, **about)})
+
+
+POLICIES = ("bptt", "t-bptt", "fixed", "forward", "rat-bptt")
+AUGMENTATIONS = ", ".join(OPERATIONS)
+
+
+def _policy_in(*names: str) -> dict[str, Any]:
+    return {"read_by": ", ".join(names), "reads": lambda config: config.policy in names}
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run, as given on the command line. Frozen: nothing may change a flag while running."""
+
+    # fmt: off
+    # Data
+    dataset: str = _flag("digits", "data",
+        "real data set to distil: digits (embedded, needs no files), mnist, cifar10, cifar100, tiny-imagenet-200, "
+        "imagenet, or imagefolder (ROOT/train/<class>/*, ROOT/{val,test}/<class>/*)",
+        choices=("digits", "mnist", "cifar10", "cifar100", "tiny-imagenet-200", "imagenet", "imagefolder"))
+    root: str = _flag("./dataset", "data", "folder that holds the data set's files",
+        metavar="DIR", resume="free", read_by="all but digits", reads=lambda c: c.dataset != "digits")
+    im_size: int | None = _flag(None, "data", "resize images to this many pixels a side (default: the data set's own)",
+        kind=int, minimum=1, metavar="PIXELS")
+    zca: bool = _flag(False, "data", "whiten with regularised ZCA instead of standardising each channel")
+    zca_reg: float = _flag(0.1, "data", "ZCA regularisation, as a fraction of the mean eigenvalue",
+        above=0, read_by="--zca", reads=lambda c: c.zca)
+    val_fraction: float = _flag(0.1, "data",
+        "share of the real training images kept apart to select snapshot and training length",
+        minimum=0, maximum=0.9, read_by="--select val", reads=lambda c: c.select == "val")
+    limit_train: int | None = _flag(None, "data", "use only N real training images, balanced over classes (N: 5000)",
+        kind=int, nargs="?", const=5000, minimum=1, metavar="N")
+    workers: int = _flag(0, "data", "threads that decode image files once at the start (0: one per core)",
+        aliases=("-j",), minimum=0, resume="free", read_by="data sets of image files",
+        reads=lambda c: c.dataset in ("imagefolder", "tiny-imagenet-200", "imagenet"))
+
+    # Network
+    arch: str = _flag("convnet", "network", "inner network: convnet (3 blocks) or convnet4 (4 blocks)",
+        choices=("convnet", "convnet4"))
+    width: int = _flag(128, "network", "channels of each convolution", minimum=1)
+    depth: int | None = _flag(None, "network", "number of blocks (default: as the arch's name says)",
+        kind=int, minimum=1, metavar="N")
+
+    # Synthetic set
+    num_per_class: int = _flag(1, "synthetic set", "synthetic images per class (IPC)", minimum=1)
+    train_y: bool = _flag(False, "synthetic set", "learn soft labels too; they start one-hot and stay >= 0")
+    ckptname: str = _flag("none", "synthetic set",
+        "start from the images (and labels) of this distilled .safetensors file instead of noise", metavar="FILE")
+
+    # Inner loop
+    inner_optim: str = _flag("SGD", "inner loop",
+        "optimiser of the inner network: Adam, or SGD (momentum 0.9, weight decay 5e-4)", choices=("SGD", "Adam"))
+    inner_lr: float = _flag(0.01, "inner loop", "learning rate of the inner network", above=0)
+    batch_per_class: int = _flag(1, "inner loop", "synthetic images drawn per class and inner step", minimum=1)
+    task_sampler_nc: int | None = _flag(None, "inner loop", "classes drawn per inner step (default: all)",
+        kind=int, minimum=1, metavar="CLASSES")
+    syn_strategy: str = _flag("flip_rotate", "inner loop",
+        f"augmentation of synthetic batches, joined by '_' ({AUGMENTATIONS}), or none", metavar="A_B")
+    comp_aug: bool = _flag(False, "inner loop", "apply all of --syn_strategy at each step, not one drawn at random",
+        read_by="strategies of several operations", reads=lambda c: "_" in c.syn_strategy)
+
+    # Truncation
+    ddtype: str = _flag("standard", "truncation",
+        "standard: BPTT over the first --window steps; curriculum: the window lies where --cctype says",
+        choices=("standard", "curriculum"), read_by="runs without --truncation",
+        reads=lambda c: c.truncation is None)
+    cctype: int = _flag(0, "truncation", "where a curriculum's window lies: 0 at the end, 1 moving forward, 2 random",
+        choices=(0, 1, 2), read_by="--ddtype curriculum without --truncation",
+        reads=lambda c: c.truncation is None and c.ddtype == "curriculum")
+    truncation: str | None = _flag(None, "truncation",
+        "truncation policy by name; overrides --ddtype and --cctype", kind=str, choices=POLICIES)
+    window: int = _flag(20, "truncation", "W: inner steps differentiated per outer step", minimum=1,
+        read_by="all but bptt", reads=lambda c: c.truncation != "bptt")
+    minwindow: int = _flag(0, "truncation", "first inner step at which the window may start", minimum=0,
+        **_policy_in("forward", "rat-bptt"))
+    totwindow: int = _flag(20, "truncation", "T: inner steps of a whole trajectory", minimum=1)
+    complete_random: bool = _flag(False, "truncation", "draw a new window at every outer step, not every epoch",
+        **_policy_in("rat-bptt"))
+
+    # Outer loop
+    epochs: int = _flag(100, "outer loop", "passes over the real training set", aliases=("--epoch",), minimum=1,
+        resume="free")
+    start_epoch: int = _flag(0, "outer loop", "number of the first epoch", minimum=0)
+    batch_size: int = _flag(200, "outer loop", "real images per outer step", minimum=1)
+    lr: float = _flag(0.01, "outer loop", "learning rate of the synthetic images", above=0)
+    label_lr_scale: float = _flag(1.0, "outer loop", "labels learn at lr / this", above=0,
+        read_by="--train_y", reads=lambda c: c.train_y)
+    outer_optim: str = _flag("Adam", "outer loop", "optimiser of the synthetic set; SGD has momentum 0.9",
+        choices=("Adam", "SGD"))
+    eps: float = _flag(1e-8, "outer loop", "Adam's epsilon in the outer loop", above=0,
+        read_by="--outer_optim Adam", reads=lambda c: c.outer_optim == "Adam")
+    wd: float = _flag(0.0, "outer loop", "weight decay of the synthetic set", minimum=0)
+    clip_coef: float = _flag(0.9, "outer loop",
+        "decay of the moving average of the meta-gradient's norm; the meta-gradient is clipped to twice that average",
+        minimum=0, maximum=1)
+    real_strategy: str = _flag("flip_rotate", "outer loop", "augmentation of real batches; see --syn_strategy",
+        metavar="A_B")
+    comp_aug_real: bool = _flag(False, "outer loop", "apply all of --real_strategy, not one drawn at random",
+        read_by="strategies of several operations", reads=lambda c: "_" in c.real_strategy)
+
+    # Evaluation
+    test_freq: int = _flag(5, "evaluation", "epochs between evaluations", minimum=1)
+    num_train_eval: int = _flag(10, "evaluation", "fresh networks trained per evaluation", minimum=1)
+    eval_steps: tuple[int, ...] = _flag((300, 600, 1000, 3000), "evaluation",
+        "training lengths to evaluate, in inner steps", kind=int, nargs="+", minimum=1, metavar="STEPS")
+    select: str = _flag("val", "evaluation",
+        "images that choose snapshot and length: val (a split of the training data; honest) or test (the papers' "
+        "protocol; optimistic, and marked so)", choices=("val", "test"))
+    baselines: tuple[str, ...] = _flag((), "evaluation",
+        "rows to add to the result table: random (as many real images, same recipe), full (the whole real set)",
+        kind=str, nargs="*", choices=("random", "full"), resume="free")
+
+    # Output
+    save_dir: str | None = _flag(None, "output", "the run's folder (default: save/<dataset>/<name made of the flags>)",
+        kind=str, metavar="DIR", resume="free")
+    fname: str = _flag("", "output", "suffix of the default folder's name", metavar="TEXT", resume="free",
+        read_by="runs without --save_dir", reads=lambda c: c.save_dir is None)
+    resume: bool = _flag(False, "output", "continue the run in its folder exactly where its last checkpoint left it",
+        aliases=("--load_ckpt",), resume="free")
+    print_freq: int = _flag(20, "output", "outer steps between updates of progress bar and metrics", minimum=1,
+        resume="free")
+    ckpt_epochs: int = _flag(1, "output", "epochs between checkpoints", minimum=1, resume="free")
+    ckpt_minutes: float = _flag(10.0, "output", "also checkpoint after this many minutes", above=0, resume="free")
+    wandb: bool = _flag(False, "output", "mirror TensorBoard to Weights & Biases (needs the package wandb)",
+        resume="free")
+    name: str = _flag("test", "output", "name of the experiment there", metavar="TEXT", resume="free",
+        read_by="--wandb", reads=lambda c: c.wandb)
+    dry_run: bool = _flag(False, "output", "validate everything, print what would run and stop; writes nothing",
+        resume="free")
+
+    # Device and processes
+    seed: int = _flag(0, "device and processes", "seed of every random stream", minimum=0)
+    device: str = _flag("auto", "device and processes", "auto, cpu, cuda, cuda:N or mps", resume="free")
+    gpu: int | None = _flag(None, "device and processes", "the ancestors' name for --device cuda:N",
+        kind=int, minimum=0, metavar="N", resume="free")
+    mp_distributed: bool = _flag(False, "device and processes", "one process per visible GPU (see --nproc)")
+    nproc: int | None = _flag(None, "device and processes", "processes to start (default: visible GPUs, or 1)",
+        kind=int, minimum=1, metavar="N", read_by="--mp_distributed", reads=lambda c: c.mp_distributed)
+    world_size: int = _flag(1, "device and processes", "number of nodes, each of which starts its own processes",
+        minimum=1)
+    rank: int = _flag(0, "device and processes", "number of this node", minimum=0, resume="free",
+        read_by="--world_size above 1", reads=lambda c: c.world_size > 1)
+    dist_url: str | None = _flag(None, "device and processes", "where nodes meet, tcp://HOST:PORT",
+        aliases=("--dist-url",), kind=str, metavar="URL", resume="free",
+        read_by="--world_size above 1", reads=lambda c: c.world_size > 1)
+    dist_backend: str | None = _flag(None, "device and processes",
+        "nccl or gloo (default: nccl on CUDA, gloo elsewhere)", aliases=("--dist-backend",), kind=str,
+        choices=("nccl", "gloo"), resume="free",
+        read_by="runs of several processes", reads=lambda c: c.mp_distributed or c.world_size > 1)
+    # fmt: on
+
+    @property
+    def policy(self) -> str:
+        """The truncation policy's name, from --truncation or else --ddtype, --cctype and the window."""
+        if self.truncation is not None:
+            return self.truncation
+        if self.ddtype == "standard":
+            return "bptt" if self.window == self.totwindow else "t-bptt"
+        return ("fixed", "forward", "rat-bptt")[self.cctype]
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        if self.save_dir is not None:
+            return Path(self.save_dir)
+        parts = [f"IPC_{self.num_per_class}", self.policy, str(self.window), str(self.totwindow), f"seed{self.seed}"]
+        return Path("save", self.dataset, "_".join(parts + ([self.fname.strip("_")] if self.fname else [])))
+
+    @property
+    def device_name(self) -> str:
+        """--device, or what --gpu N stands for."""
+        return self.device if self.gpu is None else f"cuda:{self.gpu}"
+
+    def to_json(self) -> str:
+        """The configuration as an indented JSON object, one key per flag."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+
+FLAGS: dict[str, Flag] = {field.name: field.metadata["flag"] for field in dataclasses.fields(Config)}
+DEFAULTS = Config()
+
+
+def _option(name: str) -> str:
+    return f"--{name}" if len(name) > 1 else f"-{name}"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line and exits with code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: error: {message} (see --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of a distillation run, made from ``Config``'s fields. No abbreviations."""
+    parser = _Parser(
+        prog="main.py",
+        description="Distil a data set into a few synthetic images by truncated back-propagation through time.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
+    )
+    groups: dict[str, Any] = {}
+    for field in dataclasses.fields(Config):
+        flag = FLAGS[field.name]
+        group = groups.setdefault(flag.group, parser.add_argument_group(flag.group)) if flag.group not in groups \
+            else groups[flag.group]
+        default = field.default
+        text = flag.help.replace("%", "%%")
+        if flag.read_by:
+            text += f" [read by {flag.read_by}]"
+        names = (_option(field.name), *flag.aliases)
+        if isinstance(default, bool):
+            group.add_argument(*names, dest=field.name, action="store_true", help=text)
+            continue
+        if default not in (None, "", ()):
+            shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+            text += f" (default: {shown})"
+        options: dict[str, Any] = {
+            "dest": field.name,
+            "type": flag.kind or type(default),
+            "choices": flag.choices,
+            "metavar": flag.metavar,
+            "help": text,
+        }
+        if flag.nargs is not None:
+            options |= {"nargs": flag.nargs}
+            if flag.nargs == "?":
+                options |= {"const": flag.const}
+        group.add_argument(*names, **options)
+    return parser
+
+
+def parse(arguments: Sequence[str]) -> tuple[Config, list[str]]:
+    """Parse and validate a command line.
+
+    Returns:
+        The configuration and a list of warnings, one line each.
+
+    Raises:
+        UserError: a value is out of range or two flags contradict each other.
+        SystemExit: code 2 after one line for what argparse itself refuses; code 0 after ``--help``.
+    """
+    given = vars(build_parser().parse_args(arguments))
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    config = Config(**given)
+    warnings = validate(config)
+    for name in given:
+        flag = FLAGS[name]
+        if flag.reads is not None and not flag.reads(config):
+            warnings.append(f"{_option(name)} is not read by this run ({config.policy}): only {flag.read_by} reads it")
+    return config, warnings
+
+
+def _check_range(name: str, value: Any) -> None:
+    flag = FLAGS[name]
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            continue
+        if isinstance(number, float) and not math.isfinite(number):
+            raise UserError(f"{_option(name)} {number}: give a finite number")
+        if flag.minimum is not None and number < flag.minimum:
+            raise UserError(f"{_option(name)} {number}: give a value of at least {flag.minimum:g}")
+        if flag.above is not None and number <= flag.above:
+            raise UserError(f"{_option(name)} {number}: give a value above {flag.above:g}")
+        if flag.maximum is not None and number > flag.maximum:
+            raise UserError(f"{_option(name)} {number}: give a value of at most {flag.maximum:g}")
+
+
+def _check_strategy(name: str, strategy: str) -> None:
+    names = strategy.split("_")
+    if strategy == "none":
+        return
+    for part in names:
+        if part not in OPERATIONS:
+            raise UserError(f"--{name} {strategy}: unknown augmentation '{part}'; join any of {AUGMENTATIONS} "
+                            "by '_', or give none")  # fmt: skip
+    if len(set(names)) < len(names):
+        raise UserError(f"--{name} {strategy}: names an augmentation twice; name each once")
+
+
+def validate(config: Config) -> list[str]:
+    """Check what can be checked without data: ranges, contradictions, policies.
+
+    Returns:
+        Warnings about choices that are allowed but likely unintended.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    for field in dataclasses.fields(config):
+        _check_range(field.name, getattr(config, field.name))
+    _check_strategy("syn_strategy", config.syn_strategy)
+    _check_strategy("real_strategy", config.real_strategy)
+
+    c = config
+    if c.policy != "bptt" and c.window > c.totwindow:
+        raise UserError(f"--window {c.window} is larger than --totwindow {c.totwindow}: a window cannot be longer "
+                        "than the trajectory; lower --window or raise --totwindow")  # fmt: skip
+    if FLAGS["minwindow"].reads(c) and c.minwindow + c.window > c.totwindow:  # type: ignore[misc]
+        raise UserError(f"--minwindow {c.minwindow} + --window {c.window} is larger than --totwindow {c.totwindow}: "
+                        "lower --minwindow or --window, or raise --totwindow")  # fmt: skip
+    if c.batch_per_class > c.num_per_class:
+        raise UserError(f"--batch_per_class {c.batch_per_class} is larger than --num_per_class {c.num_per_class}: "
+                        "give at most the number of images per class")  # fmt: skip
+    if c.start_epoch >= c.epochs:
+        raise UserError(f"--start_epoch {c.start_epoch} leaves nothing to do before --epochs {c.epochs}: raise --epochs")
+    if c.select == "val" and c.val_fraction == 0:
+        raise UserError("--val_fraction 0 leaves no images for --select val: raise it, or give --select test")
+    if sorted(set(c.eval_steps)) != list(c.eval_steps):
+        raise UserError(f"--eval_steps {' '.join(map(str, c.eval_steps))}: give increasing lengths, each once")
+    if c.gpu is not None and c.device not in ("auto", "cuda", f"cuda:{c.gpu}"):
+        raise UserError(f"--gpu {c.gpu} contradicts --device {c.device}: give one of them")
+    if c.rank >= c.world_size:
+        raise UserError(f"--rank {c.rank} is not below --world_size {c.world_size}: nodes are numbered from 0")
+    if c.world_size > 1 and c.dist_url is None:
+        raise UserError("--world_size above 1 needs --dist-url tcp://HOST:PORT, where HOST is node 0")
+    warnings = []
+    if c.select == "test":
+        warnings.append("--select test chooses snapshot and length on the test set, as the papers do: "
+                        "the reported accuracy is optimistic")  # fmt: skip
+    return warnings
+
+
+def differences(saved: dict[str, Any], config: Config) -> list[str]:
+    """Flags that a resumed run may not change but that differ from the saved configuration.
+
+    Returns:
+        One text per flag, such as ``"--lr was 0.01 and is 0.1"``.
+    """
+    now = json.loads(config.to_json())
+    return [
+        f"{_option(name)} was {saved.get(name, '(absent)')} and is {now[name]}"
+        for name, flag in FLAGS.items()
+        if flag.resume == "same" and saved.get(name) != now[name]
+    ]
+
+
+def check_against_data(config: Config, num_classes: int | None, image_size: int) -> None:
+    """Check what needs the data set's classes (None: not known yet) and image size in pixels.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    c = config
+    if num_classes is not None and c.task_sampler_nc is not None and c.task_sampler_nc > num_classes:
+        raise UserError(f"--task_sampler_nc {c.task_sampler_nc} is more than the {num_classes} classes of {c.dataset}: "
+                        f"give at most {num_classes}")  # fmt: skip
+    depth = c.depth or DEPTHS[c.arch]
+    if image_size >> depth < 1:
+        raise UserError(f"--arch {c.arch} of depth {depth} needs images of at least {2**depth} pixels and {c.dataset} has "
+                        f"{image_size}: lower --depth or raise --im_size")  # fmt: skip

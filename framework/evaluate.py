@@ -1,0 +1,144 @@
+"""How good a training set is: train fresh networks on it from scratch and score them on real images."""
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from framework import inner
+from framework.data import Split
+from framework.inner import Optimizer, State
+from framework.networks import FlatNetwork
+from framework.rng import generator
+from framework.synthetic import Plan
+
+ECE_BINS = 15
+_CHUNK = 50  # inner steps planned and taken between two calls of ``tick``
+
+
+@dataclass(frozen=True)
+class Score:
+    """A network on a split: fractions, and the mean cross-entropy in nats."""
+
+    top1: float
+    top5: float
+    ece: float
+    loss: float
+
+
+@torch.no_grad()
+def score(network: FlatNetwork, theta: Tensor, split: Split, batch_size: int = 1000) -> Score:
+    """Score the network theta (P,) on every image of ``split``, in evaluation mode.
+
+    ECE is the expected calibration error over 15 equal-width confidence bins (Guo et al. 2017,
+    arXiv 1706.04599, eq. 3); top-5 is top-K where there are fewer than 5 classes.
+    """
+    network.module.eval()
+    try:
+        logits = torch.cat([network(theta, batch) for batch in split.images.split(batch_size)])
+    finally:
+        network.module.train()
+    confidence, prediction = logits.softmax(1).max(1)
+    correct = (prediction == split.labels).to(logits.dtype)
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    bins = (confidence * ECE_BINS).ceil().long().clamp(1, ECE_BINS) - 1
+    gap = torch.zeros(ECE_BINS, dtype=logits.dtype, device=logits.device).index_add_(0, bins, correct - confidence)
+    values = torch.stack([
+        correct.mean(),
+        (best == split.labels.unsqueeze(1)).any(1).to(logits.dtype).mean(),
+        gap.abs().sum() / len(split),
+        F.cross_entropy(logits, split.labels),
+    ])  # fmt: skip
+    return Score(*values.tolist())
+
+
+class Sampler(Protocol):
+    """Anything that plans batches; see ``framework.synthetic``."""
+
+    def plan(self, steps: int, gen: torch.Generator) -> Plan:
+        """All choices of ``steps`` batches."""
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """A set to train on, and how batches of it are drawn."""
+
+    images: Tensor  # (N, C, H, W)
+    labels: Tensor  # (N, K) class weights
+    sampler: Sampler
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of n networks at several training lengths: ``scores[network][length]``."""
+
+    lengths: tuple[int, ...]
+    scores: list[list[Score]]
+
+    def values(self, length: int, metric: str = "top1") -> list[float]:
+        """The metric of every network after ``length`` steps."""
+        at = self.lengths.index(length)
+        return [getattr(row[at], metric) for row in self.scores]
+
+    def mean(self, length: int, metric: str = "top1") -> float:
+        """Mean over networks."""
+        return statistics.fmean(self.values(length, metric))
+
+    def deviation(self, length: int, metric: str = "top1") -> float | None:
+        """Sample standard deviation over networks; None for a single one."""
+        values = self.values(length, metric)
+        return statistics.stdev(values) if len(values) > 1 else None
+
+    def best_length(self) -> int:
+        """The length of the highest mean accuracy, the shortest among equals."""
+        return max(self.lengths, key=lambda length: (self.mean(length), -length))
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Trains fresh networks with the inner loop's own optimiser and scores them.
+
+    Args:
+        network: the architecture.
+        rule: the inner optimiser.
+        seed: of every random choice, together with each call's ``key``.
+        tick: called with the number of inner steps just taken; may raise to stop.
+    """
+
+    network: FlatNetwork
+    rule: Optimizer
+    seed: int
+    tick: Callable[[int], None] = lambda steps: None
+
+    def thetas(self, data: TrainingSet, lengths: tuple[int, ...], *key: str | int) -> Iterator[Tensor]:
+        """Parameters of one fresh network after each of ``lengths`` (increasing) steps on ``data``."""
+        gen = generator(self.seed, "evaluation", *key)
+        state = State.fresh(self.network.init(gen))
+        for length in lengths:
+            while state.t < length:
+                steps = min(_CHUNK, length - state.t)
+                plan = data.sampler.plan(steps, gen).to(self.network.device)
+                state = inner.train(self.network, self.rule, state, data.images, data.labels, plan)
+                self.tick(steps)
+            yield state.theta
+
+    def evaluate(self, data: TrainingSet, lengths: tuple[int, ...], split: Split, *key: str | int) -> list[Score]:
+        """Scores of one fresh network on ``split`` after each of ``lengths`` steps."""
+        return [score(self.network, theta, split) for theta in self.thetas(data, lengths, *key)]
+
+    def select_and_test(
+        self, data: list[TrainingSet], lengths: tuple[int, ...], select_on: Split, test: Split, *key: str | int
+    ) -> tuple[int, Evaluation]:
+        """One network per entry of ``data``; the length is chosen on one split, the result is from another.
+
+        Returns:
+            The selected length and the evaluation on ``test`` at that length alone.
+        """
+        kept = [list(self.thetas(entry, lengths, *key, i)) for i, entry in enumerate(data)]
+        chosen = Evaluation(lengths, [[score(self.network, t, select_on) for t in row] for row in kept]).best_length()
+        at = lengths.index(chosen)
+        return chosen, Evaluation((chosen,), [[score(self.network, row[at], test)] for row in kept])

@@ -1,0 +1,79 @@
+"""What a run would be, told without running it: ``--dry_run``."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from framework import networks
+from framework.config import Config, check_against_data
+from framework.data import describe
+from framework.distributed import resolve_device
+
+# Bytes of graph that `higher` keeps per byte of activation: measured, see benchmarks/memory_estimate.py.
+GRAPH_FACTOR = 1.5
+PARAMETER_COPIES = 12  # per differentiated step: parameters, gradient, moments and what Adam's graph keeps
+
+
+def activation_floats(module: nn.Module, channels: int, side: int) -> int:
+    """Numbers that one image's forward pass writes, summed over layers. ``module`` must be on ``meta``."""
+    total = 0
+
+    def count(_: nn.Module, __: object, output: torch.Tensor) -> None:
+        nonlocal total
+        total += output.numel()
+
+    hooks = [layer.register_forward_hook(count) for layer in module.modules() if not list(layer.children())]
+    module(torch.empty(1, channels, side, side, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+def preview(config: Config) -> str:
+    """The resolved configuration, method, steps per epoch and an estimate of memory, as text."""
+    c = config
+    device = resolve_device(c.device_name)
+    info = describe(c.dataset, Path(c.root), c.im_size)
+    classes = info.num_classes or 10
+    check_against_data(c, classes if info.num_classes else None, info.image_size)
+    with torch.device("meta"):
+        module = networks.build(c.arch, info.channels, info.image_size, classes, width=c.width, depth=c.depth)
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    floats = activation_floats(module, info.channels, info.image_size)
+    batch = (c.task_sampler_nc or classes) * c.batch_per_class
+    length = c.totwindow if c.policy == "bptt" else c.window
+    window = 4 * length * (GRAPH_FACTOR * floats * batch + PARAMETER_COPIES * parameters)
+    lines = [c.to_json(), "", f"method: {c.policy}, window {length} of {c.totwindow} inner steps, engine higher"]
+    lines.append(f"device: {device}")
+    lines.append(f"network: {c.arch}, {parameters:,} parameters, {info.channels} x {info.image_size} x {info.image_size} images")
+    if info.num_classes is None:
+        lines.append(f"classes: unknown, --root {c.root} is not here; the estimate assumes {classes}")
+    real_batch = c.batch_size
+    data = 0
+    if info.train_size is None:
+        lines.append("steps per epoch: unknown until --root is here")
+    else:
+        train = info.train_size if c.select == "test" else round(info.train_size * (1 - c.val_fraction))
+        train = min(train, c.limit_train or train)
+        real_batch = min(c.batch_size, train)
+        steps = max(1, train // real_batch)
+        total = steps * (c.epochs - c.start_epoch)
+        lines.append(f"steps per epoch: about {steps} ({train:,} real images, {real_batch} per step), {total:,} in all")
+        pixels = info.channels * info.image_size**2
+        data = 4 * pixels * (info.train_size + (info.test_size or 0))
+    real = 4 * 2 * floats * real_batch
+    lines.append(
+        f"memory, within a factor of two: window {_size(window)}, real batch {_size(real)}, data {_size(data)}, "
+        f"together {_size(window + real + data)}"
+    )
+    lines.append(f"folder: {c.folder}")
+    return "\n".join(lines)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

@@ -1,0 +1,158 @@
+"""What a person sees of a run: progress bar, metrics, TensorBoard, pictures, tables."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from framework.checkpoint import write_atomically, write_text
+from framework.config import UserError
+from framework.data import Preprocess
+
+METRICS = "metrics.jsonl"
+
+
+class Reporter:
+    """Metrics of rank 0, as JSON lines and TensorBoard events, with a progress bar.
+
+    Args:
+        folder: the run's folder.
+        total: outer steps of the whole run.
+        step: outer steps already done; later records of an earlier attempt are dropped.
+    """
+
+    def __init__(self, folder: Path, total: int, step: int) -> None:
+        self.folder = folder
+        self._drop_after(step)
+        try:
+            self._file = open(folder / METRICS, "a", buffering=1)  # noqa: SIM115  (open for the run's whole life)
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --save_dir") from error
+        self.bar = tqdm(total=total, initial=step, desc="distilling", unit="step", file=sys.stderr, dynamic_ncols=True)
+
+    def _drop_after(self, step: int) -> None:
+        """Forget records of steps that a resumed run will take again."""
+        path = self.folder / METRICS
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError):  # a line cut short when the process was killed
+                break
+        write_text(path, "".join(kept))
+
+    def log(self, kind: str, step: int, **values: Any) -> None:
+        """Record one event: to the JSON lines as it is, its numbers to TensorBoard under ``kind/``."""
+        try:
+            self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        except OSError as error:
+            path = self.folder / METRICS
+            raise UserError(f"cannot write {path}: {error.strerror}; free space, then continue with --resume") from error
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    def say(self, text: str) -> None:
+        """Print a line without disturbing the bar."""
+        self.bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        self.bar.close()
+        self.board.close()
+        self._file.close()
+
+
+def mirror_to_wandb(name: str, config: dict[str, Any], folder: Path) -> None:
+    """Send everything written to TensorBoard to Weights & Biases as well.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("--wandb needs the package: pip install wandb, or drop the flag") from error
+    wandb.init(project="at-bptt", name=name, config=config, dir=str(folder), sync_tensorboard=True)
+
+
+def natural_images(images: Tensor, preprocess: Preprocess, contrast: float) -> Tensor:
+    """Distilled images (N, C, H, W) as a person would see them: float32 in [0, 1].
+
+    Networks with instance norm hardly notice an image's contrast, and distilled images start at a tiny
+    one; so each is stretched about its mean to ``contrast``, the standard deviation of real preprocessed
+    images, before the preprocessing is undone.
+    """
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    deviation = images.std(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
+    return preprocess.inverse((images - mean) / deviation * contrast + mean)
+
+
+def image_grid(pictures: Tensor, class_names: Sequence[str], path: Path, columns: int = 10) -> None:
+    """Draw pictures (K * ipc, C, H, W) in [0, 1] as a PNG: one row per class with its name."""
+    per_class = min(len(pictures) // len(class_names), columns)
+    rows = len(class_names)
+    figure = Figure(figsize=(1.4 + per_class, rows))
+    axes = figure.subplots(rows, per_class, squeeze=False)
+    by_class = pictures.cpu().unflatten(0, (rows, -1))
+    for row in range(rows):
+        for column in range(per_class):
+            ax = axes[row, column]
+            ax.imshow(by_class[row, column].movedim(0, -1).numpy().squeeze(), cmap="gray", vmin=0, vmax=1)
+            ax.set_xticks([])
+            ax.set_yticks([])
+        axes[row, 0].set_ylabel(class_names[row], rotation=0, ha="right", va="center")
+    _save(figure, path)
+
+
+def accuracy_plot(history: list[dict[str, Any]], split: str, path: Path) -> None:
+    """Plot accuracy over epochs, one curve per training length, with one deviation as a band."""
+    figure = Figure(figsize=(7, 4))
+    ax = figure.subplots()
+    epochs = [entry["epoch"] for entry in history]
+    for i, length in enumerate(history[0]["lengths"]):
+        mean = torch.tensor([entry["top1"][i] for entry in history]) * 100
+        deviation = torch.tensor([entry["top1_std"][i] or 0.0 for entry in history]) * 100
+        ax.plot(epochs, mean, marker=".", label=f"{length} steps")
+        ax.fill_between(epochs, mean - deviation, mean + deviation, alpha=0.2)
+    ax.set_xlabel("epoch")
+    ax.set_ylabel(f"{split} accuracy (%)")
+    ax.legend(title="trained for")
+    ax.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120, bbox_inches="tight"))
+
+
+def percent(mean: float, deviation: float | None) -> str:
+    """``61.2 ± 0.8`` from fractions."""
+    return f"{100 * mean:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
+
+
+def result_table(summary: dict[str, Any]) -> str:
+    """The result of a finished run as a Markdown table, with the files it left."""
+    lines = [
+        f"| {summary['dataset']}, trained on | top-1 % | top-5 % | ECE % | networks | steps |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in summary["results"]:
+        cells = [percent(row[m], row[f"{m}_std"]) for m in ("top1", "top5", "ece")]
+        lines.append(f"| {row['name']} | {' | '.join(cells)} | {row['networks']} | {row['steps']} |")
+    lines += ["", f"± is one standard deviation over networks. {summary['selection']}", ""]
+    lines += [f"{what}: {path}" for what, path in summary["files"].items()]
+    return "\n".join(lines)

@@ -1,0 +1,34 @@
+"""Command line of the project: parse flags, validate, launch the workers. See ``--help``."""
+
+import sys
+from collections.abc import Sequence
+
+from framework.config import UserError, parse
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code (2 for a user's mistake, told in one line)."""
+    try:
+        config, warnings = parse(arguments)
+        for warning in warnings:
+            print(f"main.py: warning: {warning}", file=sys.stderr)
+        # Imported late: --help and mistakes in flags should not wait for the libraries.
+        if config.dry_run:
+            from framework.preview import preview
+
+            print(preview(config))
+            return 0
+        from framework.base import main_worker
+        from framework.distributed import launch
+
+        return launch(main_worker, config)
+    except UserError as error:
+        print(f"main.py: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("main.py: stopped before the first step; nothing to save", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -115,7 +115,9 @@ class Augmentation:
         def keep(name: str, drawn: Tensor, identity: Tensor | float) -> Tensor:
             """``drawn`` for the batches that use ``name``, the identity for the others."""
             used = torch.ones(steps, dtype=torch.bool) if self.compose else chosen == names.index(name)
-            return torch.where(used.view(-1, *[1] * (drawn.dim() - 1)), drawn, torch.as_tensor(identity, dtype=drawn.dtype))
+            return torch.where(
+                used.view(-1, *[1] * (drawn.dim() - 1)), drawn, torch.as_tensor(identity, dtype=drawn.dtype)
+            )
 
         shape = (steps, batch)
         result: dict[str, Tensor] = {}

@@ -2,8 +2,7 @@
 
 import dataclasses
 import json
-import platform
-import resource
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,12 @@ from framework.config import Config, UserError, check_against_data, differences
 from framework.data import RealData
 from framework.distill_higher import MetaGradient, RealBatch, outer_gradient
 from framework.distributed import Comm
-from framework.evaluate import Evaluation, Evaluator, TrainingSet
+from framework.evaluate import BASELINES, Candidate, Evaluation, Evaluator, TrainingSet
 from framework.inner import make_optimizer
 from framework.interrupt import Interrupted, StopRequest
 from framework.rng import generator
-from framework.synthetic import ClassSampler, Grads, SyntheticSet, UniformSampler, noise_images, one_hot_labels
+from framework.synthetic import ClassSampler, Grads, SyntheticSet, noise_images, one_hot_labels
 from framework.truncation import Window, make_policy
-
-FULL_SET_BATCH = 256  # real images per step when a network is trained on the whole real set
-METRICS = ("top1", "top5", "ece", "loss")
 
 
 @dataclasses.dataclass
@@ -69,7 +65,11 @@ class Run:
         module = networks.build(c.arch, channels, side, k, width=c.width, depth=c.depth)
         self.network = networks.FlatNetwork(module, device)
         self.sampler = ClassSampler(
-            k, c.num_per_class, c.task_sampler_nc or k, c.batch_per_class, Augmentation(c.syn_strategy, c.comp_aug, side)
+            k,
+            c.num_per_class,
+            c.task_sampler_nc or k,
+            c.batch_per_class,
+            Augmentation(c.syn_strategy, c.comp_aug, side),
         )
         self.real_augmentation = Augmentation(c.real_strategy, c.comp_aug_real, side)
         self.policy = make_policy(
@@ -106,7 +106,9 @@ class Run:
                 print(f"--resume: {self.folder} holds no checkpoint yet; starting a new run", flush=True)
             return None
         if not self.config.resume:
-            raise UserError(f"{self.folder} already holds a run: continue it with --resume, or choose another --save_dir")
+            raise UserError(
+                f"{self.folder} already holds a run: continue it with --resume, or choose another --save_dir"
+            )
         saved = checkpoint.load(path)
         try:
             config = json.loads(saved["config"])
@@ -116,7 +118,9 @@ class Run:
             raise UserError(f"{path}: not a checkpoint of this program; check --save_dir") from error
         if changed or missing:
             what = "; ".join(changed) or f"it lacks {', '.join(sorted(missing))}"
-            raise UserError(f"--resume: {path} is of another configuration: {what}; give the same flags, or another --save_dir")
+            raise UserError(
+                f"--resume: {path} is of another configuration: {what}; give the same flags, or another --save_dir"
+            )
         return saved
 
     def _load_data(self) -> RealData:
@@ -185,7 +189,9 @@ class Run:
         checkpoint.write_text(self.folder / "config.json", c.to_json() + "\n")
         if c.wandb:
             report.mirror_to_wandb(c.name, dataclasses.asdict(c), self.folder)
-        self.reporter = report.Reporter(self.folder, (c.epochs - c.start_epoch) * self.steps_per_epoch, self.progress.step)
+        self.reporter = report.Reporter(
+            self.folder, (c.epochs - c.start_epoch) * self.steps_per_epoch, self.progress.step
+        )
         self.reporter.say(
             f"{c.policy} on {c.dataset}: {len(self.set.images)} synthetic images, {len(self.real.train)} real "
             f"({0 if self.real.val is None else len(self.real.val)} more for validation), {self.steps_per_epoch} outer "
@@ -231,10 +237,10 @@ class Run:
         """Count the step and, every ``--print_freq`` steps, show it. Raises on a broken meta-gradient."""
         p = self.progress
         loss, accuracy, norm, clip = torch.stack([result.loss, result.accuracy, self.norm, self.clip]).tolist()
-        if not all(map(torch.isfinite, torch.tensor([loss, norm]))):
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             raise UserError(
-                f"the meta-gradient is not finite at outer step {p.step} (loss {loss}, norm {norm}): lower --inner_lr or "
-                f"--window, or raise --minwindow; the last checkpoint in {self.folder} is intact"
+                f"the meta-gradient is not finite at outer step {p.step} (loss {loss}, norm {norm}): lower --inner_lr "
+                f"or --window, or raise --minwindow; the last checkpoint in {self.folder} is intact"
             )
         p.loss_sum += loss
         p.accuracy_sum += accuracy
@@ -246,12 +252,14 @@ class Run:
         if p.step % self.config.print_freq == 0 or p.step_in_epoch == self.steps_per_epoch:
             assert p.window is not None
             elapsed = self._seconds()
-            self.reporter.bar.set_postfix(loss=f"{loss:.3f}", acc=f"{accuracy:.3f}", window=f"{p.window[0]}+{p.window[1]}")
+            self.reporter.bar.set_postfix(
+                loss=f"{loss:.3f}", acc=f"{accuracy:.3f}", window=f"{p.window[0]}+{p.window[1]}"
+            )
             self.reporter.log(
                 "step", p.step, epoch=p.epoch, loss=loss, accuracy=accuracy, meta_gradient_norm=norm, clip_factor=clip,
                 window_start=p.window[0], window_length=p.window[1],
-                seconds_per_step=(elapsed - self.seconds_before) / max(1, self.reporter.bar.n - self.reporter.bar.initial),
-                peak_memory_mb=_peak_memory(self.device) / 2**20, seconds=elapsed,
+                seconds_per_step=(elapsed - self.seconds_before) / (self.reporter.bar.n - self.reporter.bar.initial),
+                peak_memory_mb=report.peak_memory_mb(self.device), seconds=elapsed,
             )  # fmt: skip
 
     def _close_epoch(self) -> None:
@@ -288,10 +296,8 @@ class Run:
         self._end_bar()
         evaluation = Evaluation(lengths, [row for part in self.comm.gather(mine) for row in part])
         chosen = evaluation.best_length()
-        entry = {"epoch": p.epoch + 1, "step": p.step, "split": c.select, "lengths": list(lengths), "best_length": chosen}
-        for metric in METRICS:
-            entry[metric] = [evaluation.mean(length, metric) for length in lengths]
-            entry[f"{metric}_std"] = [evaluation.deviation(length, metric) for length in lengths]
+        entry: dict[str, Any] = {"epoch": p.epoch + 1, "split": c.select, "best_length": chosen}
+        entry |= {"lengths": list(lengths), "scores": [evaluation.summary(length) for length in lengths]}
         p.history.append(entry)
         accuracy = evaluation.mean(chosen)
         if p.best is None or accuracy > p.best["accuracy"]:
@@ -303,27 +309,23 @@ class Run:
             best = f"best {100 * p.best['accuracy']:.1f} at epoch {p.best['epoch']}"
             text = report.percent(accuracy, evaluation.deviation(chosen))
             self.reporter.say(f"epoch {p.epoch + 1}: {c.select} accuracy {text} % after {chosen} steps ({best})")
-            self.reporter.log("evaluation", **{key: value for key, value in entry.items()}, accuracy=accuracy)
+            self.reporter.log("evaluation", p.step, **entry, accuracy=accuracy)
             report.accuracy_plot(p.history, c.select, self.folder / "accuracy.png")
             self.reporter.board.add_images("synthetic images", self._pictures(self.set.images.detach()), p.step)
 
     def _export(self) -> None:
         """Write the best set as safetensors and as a picture."""
-        best = self.progress.best
+        c, best = self.config, self.progress.best
         assert best is not None
         provenance = {
-            "epoch": best["epoch"], "accuracy": best["accuracy"], "selected_on": self.config.select,
-            "steps": best["length"], "dataset": self.config.dataset, "device": _device_name(self.device), **_versions(),
+            "dataset": c.dataset, "epoch": best["epoch"], "steps": best["length"], "accuracy": best["accuracy"],
+            "selected_on": c.select, "config": json.loads(c.to_json()), **report.environment(self.device),
         }  # fmt: skip
         checkpoint.save_tensors(
             self.folder / "distilled.safetensors",
-            {"images": best["images"], "labels": best["labels"]}
-            | {f"preprocess.{name}": tensor for name, tensor in self.real.preprocess.tensors().items()},
-            {
-                "class_names": json.dumps(self.real.class_names), "preprocess": self.real.preprocess.kind,
-                "provenance": json.dumps(provenance), "config": self.config.to_json(),
-            },
-        )  # fmt: skip
+            {"images": best["images"], "labels": best["labels"], **self.real.preprocess.tensors()},
+            {"class_names": json.dumps(self.real.class_names), "provenance": json.dumps(provenance)},
+        )
         report.image_grid(self._pictures(best["images"]), self.real.class_names, self.folder / "distilled.png")
 
     def _pictures(self, images: Tensor) -> Tensor:
@@ -331,43 +333,30 @@ class Run:
         return report.natural_images(images.to(self.device), self.real.preprocess, contrast)
 
     def _finish(self) -> dict[str, Any]:
-        """The final table: the selected set and the baselines on the test set, which is used only here."""
+        """The final table, made once; the test set is used only here. Ranks other than 0 return nothing."""
         c, p = self.config, self.progress
         path = self.folder / "summary.json"
-        assert p.best is not None, "the last epoch is always evaluated"
-        if path.exists():
-            summary: dict[str, Any] = json.loads(path.read_text())
-            if summary["epochs"] == c.epochs and {"distilled", *c.baselines} <= {row["key"] for row in summary["results"]}:
-                return summary
-        if not self.comm.main:  # one process is enough for a few networks at the very end
+        if not self.comm.main:
             return {}
+        summary = report.read_summary(path)
+        if summary and summary["epochs"] == c.epochs and {"distilled", *c.baselines} <= set(summary["results"]):
+            return summary
+        assert p.best is not None, "the last epoch is always evaluated"
         best = TrainingSet(p.best["images"].to(self.device), p.best["labels"].to(self.device), self.sampler)
-        n, k = c.num_train_eval, self.real.num_classes
-        full_sampler = UniformSampler(len(self.real.train), FULL_SET_BATCH, self.sampler.augmentation)
-        candidates: dict[str, tuple[str, list[TrainingSet], tuple[int, ...]]] = {
-            "distilled": (f"{len(best.images)} distilled images", [best] * n, (p.best["length"],))
-        }
-        if "random" in c.baselines:
-            name = f"{len(best.images)} random real images (another draw for each network)"
-            candidates["random"] = (name, [self._random_real(i) for i in range(n)], c.eval_steps)
-        if "full" in c.baselines:
-            one_hot = F.one_hot(self.real.train.labels, k).float()
-            full = TrainingSet(self.real.train.images, one_hot, full_sampler)
-            candidates["full"] = (f"whole real training set ({len(one_hot)} images)", [full] * n, c.eval_steps)
-        rows = []
-        self._start_bar("final report", sum(n * lengths[-1] for _, _, lengths in candidates.values()))
-        for key, (name, sets, lengths) in candidates.items():
-            chosen, result = self.evaluator.select_and_test(sets, lengths, self._selection, self.real.test, "final", key)
-            row: dict[str, Any] = {"key": key, "name": name, "networks": n, "steps": chosen}
-            for metric in METRICS:
-                row[metric], row[f"{metric}_std"] = result.mean(chosen, metric), result.deviation(chosen, metric)
-            rows.append(row)
+        rows = {"distilled": Candidate("distilled images", [best] * c.num_train_eval, (p.best["length"],))}
+        for key in c.baselines:
+            rows[key] = BASELINES[key](self.real, self.sampler, c.num_train_eval, c.eval_steps, c.seed)
+        self._start_bar("final report", sum(len(row.sets) * row.lengths[-1] for row in rows.values()))
+        results = {}
+        for key, row in rows.items():
+            length, scores = self.evaluator.select_and_test(row, self._selection, self.real.test, "final", key)
+            name = f"{len(row.sets[0].images):,} {row.name}"
+            results[key] = {"name": name, "networks": len(row.sets), "steps": length, **scores.summary(length)}
         self._end_bar()
         summary = {
-            "dataset": c.dataset, "policy": c.policy, "epochs": c.epochs, "seed": c.seed, "steps": p.step,
-            "results": rows, "selection": _SELECTION[c.select], "best_epoch": p.best["epoch"],
-            "seconds": self._seconds(), "peak_memory_mb": _peak_memory(self.device) / 2**20,
-            "device": _device_name(self.device), "processes": self.comm.size, **_versions(),
+            "dataset": c.dataset, "policy": c.policy, "epochs": c.epochs, "seed": c.seed, "outer_steps": p.step,
+            "results": results, "select": c.select, "best_epoch": p.best["epoch"], "seconds": self._seconds(),
+            "processes": self.comm.size, **report.environment(self.device),
             "files": {
                 "picture": str(self.folder / "distilled.png"), "curves": str(self.folder / "accuracy.png"),
                 "distilled set": str(self.folder / "distilled.safetensors"),
@@ -375,20 +364,6 @@ class Run:
         }  # fmt: skip
         checkpoint.write_text(path, json.dumps(summary, indent=2) + "\n")
         return summary
-
-    def _random_real(self, i: int) -> TrainingSet:
-        """As many real images per class as the distilled set has, drawn anew for each ``i``."""
-        train, ipc = self.real.train, self.config.num_per_class
-        gen = generator(self.config.seed, "random real images", i)
-        labels = train.labels.cpu()
-        picks = []
-        for k in range(self.real.num_classes):
-            members = (labels == k).nonzero().squeeze(1)
-            if len(members) < ipc:
-                raise UserError(f"--baselines random: class {self.real.class_names[k]} has only {len(members)} real images")
-            picks.append(members[torch.randperm(len(members), generator=gen)[:ipc]])
-        index = torch.cat(picks).to(self.device)
-        return TrainingSet(train.images[index], one_hot_labels(self.real.num_classes, ipc).to(self.device), self.sampler)
 
     def _tick(self, steps: int) -> None:
         if self.eval_bar is not None:
@@ -424,30 +399,6 @@ class Run:
                 "policy": self.policy.state_dict(),
             },
         )
-
-
-_SELECTION = {
-    "val": "Snapshot and length were chosen on a validation split; the test set was used once, for this table.",
-    "test": "Snapshot and length were chosen ON THE TEST SET (--select test, the papers' protocol): optimistic.",
-}
-
-
-def _versions() -> dict[str, str]:
-    return {"torch": torch.__version__, "python": platform.python_version()}
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
-
-
-def _peak_memory(device: torch.device) -> float:
-    """Bytes: the device's allocations on CUDA, the process's resident set elsewhere."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    unit = 1 if platform.system() == "Darwin" else 1024  # ru_maxrss is in bytes on macOS, in kB on Linux
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
 def main_worker(config: Config, comm: Comm, device: torch.device) -> int:

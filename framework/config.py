@@ -254,8 +254,11 @@ def build_parser() -> argparse.ArgumentParser:
     groups: dict[str, Any] = {}
     for field in dataclasses.fields(Config):
         flag = FLAGS[field.name]
-        group = groups.setdefault(flag.group, parser.add_argument_group(flag.group)) if flag.group not in groups \
+        group = (
+            groups.setdefault(flag.group, parser.add_argument_group(flag.group))
+            if flag.group not in groups
             else groups[flag.group]
+        )
         default = field.default
         text = flag.help.replace("%", "%%")
         if flag.read_by:
@@ -355,7 +358,9 @@ def validate(config: Config) -> list[str]:
         raise UserError(f"--batch_per_class {c.batch_per_class} is larger than --num_per_class {c.num_per_class}: "
                         "give at most the number of images per class")  # fmt: skip
     if c.start_epoch >= c.epochs:
-        raise UserError(f"--start_epoch {c.start_epoch} leaves nothing to do before --epochs {c.epochs}: raise --epochs")
+        raise UserError(
+            f"--start_epoch {c.start_epoch} leaves nothing to do before --epochs {c.epochs}: raise --epochs"
+        )
     if c.select == "val" and c.val_fraction == 0:
         raise UserError("--val_fraction 0 leaves no images for --select val: raise it, or give --select test")
     if sorted(set(c.eval_steps)) != list(c.eval_steps):
@@ -399,5 +404,5 @@ def check_against_data(config: Config, num_classes: int | None, image_size: int)
                         f"give at most {num_classes}")  # fmt: skip
     depth = c.depth or DEPTHS[c.arch]
     if image_size >> depth < 1:
-        raise UserError(f"--arch {c.arch} of depth {depth} needs images of at least {2**depth} pixels and {c.dataset} has "
+        raise UserError(f"--arch {c.arch} of depth {depth} needs images of at least {2**depth} pixels, {c.dataset} has "
                         f"{image_size}: lower --depth or raise --im_size")  # fmt: skip

@@ -78,7 +78,8 @@ class Preprocess(ABC):
         Raises:
             UserError: the result is not finite, which damaged preprocessing tensors can cause.
         """
-        assert images.dtype == torch.uint8 and images.ndim == 4
+        assert images.dtype == torch.uint8
+        assert images.ndim == 4
         device = images.device if device is None else device
         result = torch.empty(images.shape, dtype=torch.float32, device=device)
         work = _float64_device(device)
@@ -87,7 +88,8 @@ class Preprocess(ABC):
             chunk = forward(images[rows].to(work, torch.float64)).to(torch.float32)
             if not chunk.isfinite().all():
                 raise UserError(
-                    f"preprocessing ({self.kind}): images became infinite or NaN; raise --zca_reg"
+                    f"preprocessing ({self.kind}): images became infinite or NaN; "
+                    f"its tensors are damaged, or --zca_reg is too small"
                 )
             result[rows] = chunk.to(device)
         return result
@@ -210,7 +212,7 @@ class Zca(Preprocess):
         """Whiten by the covariance of (N, C, H, W) uint8 training images, in float64 on ``device``.
 
         Raises:
-            UserError: ``reg`` is not positive, all images are flat, or there is no memory for (D, D) matrices.
+            UserError: ``reg`` is not positive, all images are flat, or the (D, D) matrices are too large.
         """
         # Every image has mean 0, so the flat image is an eigenvector of eigenvalue 0: 0^-1/2 without reg.
         if not reg > 0:
@@ -249,9 +251,7 @@ class Zca(Preprocess):
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """See ``Preprocess.tensors``."""
-        return dict(
-            zip(self.NAMES, (self.whiten, self.colour, self.image_mean, self.image_norm), strict=True)
-        )
+        return dict(zip(self.NAMES, (self.whiten, self.colour, self.image_mean, self.image_norm), strict=True))
 
     def _forward_on(self, device: torch.device) -> Map:
         # In float64 so that a TF32 setting made elsewhere cannot change the data.
@@ -331,9 +331,7 @@ def load(
     elif val_fraction > 0:
         val = torch.arange(len(val_part.labels))
     if limit_train is not None:
-        train = train[
-            _balanced_subset(source.train.labels[train], len(source.class_names), limit_train, name)
-        ]
+        train = train[_balanced_subset(source.train.labels[train], len(source.class_names), limit_train, name)]
     test = torch.arange(len(source.test.labels))
     _require_memory(len(train) + len(test) + (0 if val is None else len(val)), info, zca, device)
 
@@ -372,7 +370,8 @@ def epoch_batches(num_images: int, batch_size: int, gen: torch.Generator) -> tor
     Returns:
         (steps, min(batch_size, num_images)) int64 on the CPU, with steps = max(1, num_images // batch_size).
     """
-    assert num_images > 0 and batch_size > 0
+    assert num_images > 0
+    assert batch_size > 0
     size = min(batch_size, num_images)
     steps = num_images // size
     return torch.randperm(num_images, generator=gen)[: steps * size].view(steps, size)
@@ -398,8 +397,8 @@ def _validation_split(
     if (held_out >= counts).any():
         short = int((held_out >= counts).nonzero()[0])
         raise UserError(
-            f"--val_fraction {fraction}: the {int(counts[short])} training image(s) of class {class_names[short]} "
-            f"cannot be shared between training and validation; lower it, add images, or give 0"
+            f"--val_fraction {fraction}: class {class_names[short]} has {int(counts[short])} training image(s), "
+            f"too few to leave some for training and some for validation; lower it, add images, or give 0"
         )
     ranks = _rank_within_class(labels, len(class_names), generator(0, "validation-split", name))
     is_val = ranks < held_out[labels]
@@ -412,9 +411,7 @@ def _balanced_subset(labels: torch.Tensor, num_classes: int, limit: int, name: s
     Where a class has too few images the others fill in, and all images are kept if there are not more.
     """
     if limit < num_classes:
-        raise UserError(
-            f"--limit_train {limit}: it takes at least one image for each of {num_classes} classes"
-        )
+        raise UserError(f"--limit_train {limit}: it takes at least one image for each of {num_classes} classes")
     gen = generator(0, "limit-train", name)
     ranks = _rank_within_class(labels, num_classes, gen)
     # Deal one image of each class, then a second one of each, ...; who is short in the last round is random.
@@ -441,9 +438,7 @@ def _unit_images(pixels: torch.Tensor) -> _UnitImages:
     return _UnitImages(centred / norm.where(norm > 0, 1), mean, norm)
 
 
-def _cached_zca(
-    images: torch.Tensor, reg: float, device: torch.device, folder: Path, name: str, progress: bool
-) -> Zca:
+def _cached_zca(images: torch.Tensor, reg: float, device: torch.device, folder: Path, name: str, progress: bool) -> Zca:
     """``Zca.fit``, unless a file in ``folder`` holds its result for the very same images and ``reg``."""
     digest = hashlib.blake2b(repr((_CACHE_VERSION, tuple(images.shape), reg)).encode(), digest_size=16)
     digest.update(images.contiguous().numpy().data)
@@ -496,9 +491,10 @@ def _require_memory(num_images: int, info: DatasetInfo, zca: bool, device: torch
         free = _free_memory(place)
         if free is not None and need > free:
             lower = "--im_size or leave out --zca" if matrices > need // 2 else "--im_size or --limit_train"
+            shape = f"{info.channels}x{info.image_size}x{info.image_size}"
             raise UserError(
-                f"--device {device}: {num_images} images of {info.channels}x{info.image_size}x{info.image_size} "
-                f"need {need / 1e9:.1f} GB on {place}, where {free / 1e9:.1f} GB are free; lower {lower}"
+                f"--device {device}: {num_images} images of {shape} need {need / 1e9:.1f} GB on {place}, "
+                f"where {free / 1e9:.1f} GB are free; lower {lower}"
             )
 
 

@@ -40,9 +40,7 @@ class MetaGradient:
 class _DifferentiableOptimizer(higher.optim.DifferentiableOptimizer):  # type: ignore[misc]
     """Applies the project's one update rule to each of ``higher``'s fast parameters."""
 
-    def __init__(
-        self, rule: Optimizer, network: FlatNetwork, state: State, fast_model: torch.nn.Module
-    ) -> None:
+    def __init__(self, rule: Optimizer, network: FlatNetwork, state: State, fast_model: torch.nn.Module) -> None:
         parameters = list(network.module.parameters())
         # higher copies parameter groups from a PyTorch optimiser; the rule itself is ours.
         super().__init__(torch.optim.SGD(parameters, lr=rule.lr), parameters, fmodel=fast_model)

@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
+from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from framework.config import Config, UserError
 
@@ -111,9 +111,7 @@ def _join(worker: Worker, config: Config, rank: int, local_rank: int, size: int,
 
 def _spawned(local_rank: int, worker: Worker, config: Config, nproc: int, url: str) -> None:
     try:
-        code = _join(
-            worker, config, config.rank * nproc + local_rank, local_rank, nproc * config.world_size, url
-        )
+        code = _join(worker, config, config.rank * nproc + local_rank, local_rank, nproc * config.world_size, url)
     except UserError as error:
         print(f"main.py: error: {error}", flush=True)
         code = 2
@@ -137,7 +135,7 @@ def launch(worker: Worker, config: Config) -> int:
         return worker(config, Comm(), resolve_device(config.device_name))
     url = config.dist_url or f"tcp://127.0.0.1:{_free_port()}"
     try:
-        mp.start_processes(_spawned, args=(worker, config, nproc, url), nprocs=nproc, start_method="spawn")
-    except mp.ProcessExitedException as error:
+        start_processes(_spawned, args=(worker, config, nproc, url), nprocs=nproc, start_method="spawn")
+    except ProcessExitedException as error:
         return error.exit_code
     return 0

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from framework import inner
-from framework.data import Split
+from framework.config import UserError
+from framework.data import RealData, Split
 from framework.inner import Optimizer, State
 from framework.networks import FlatNetwork
 from framework.rng import generator
-from framework.synthetic import Plan
+from framework.synthetic import ClassSampler, Plan, UniformSampler, one_hot_labels
 
 ECE_BINS = 15
+FULL_SET_BATCH = 256  # real images per step when a network is trained on the whole real set
 _CHUNK = 50  # inner steps planned and taken between two calls of ``tick``
 
 
@@ -93,9 +95,26 @@ class Evaluation:
         values = self.values(length, metric)
         return statistics.stdev(values) if len(values) > 1 else None
 
+    def summary(self, length: int) -> dict[str, float | None]:
+        """Mean and ``<metric>_std`` of every metric after ``length`` steps."""
+        result: dict[str, float | None] = {}
+        for field in fields(Score):
+            result[field.name] = self.mean(length, field.name)
+            result[f"{field.name}_std"] = self.deviation(length, field.name)
+        return result
+
     def best_length(self) -> int:
         """The length of the highest mean accuracy, the shortest among equals."""
         return max(self.lengths, key=lambda length: (self.mean(length), -length))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A row of the final table: one training set per network, and the lengths to choose from."""
+
+    name: str
+    sets: list[TrainingSet]
+    lengths: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -131,14 +150,50 @@ class Evaluator:
         return [score(self.network, theta, split) for theta in self.thetas(data, lengths, *key)]
 
     def select_and_test(
-        self, data: list[TrainingSet], lengths: tuple[int, ...], select_on: Split, test: Split, *key: str | int
+        self, candidate: Candidate, select_on: Split, test: Split, *key: str | int
     ) -> tuple[int, Evaluation]:
-        """One network per entry of ``data``; the length is chosen on one split, the result is from another.
+        """Train one network per set; choose the length on one split, take the result from another.
 
         Returns:
             The selected length and the evaluation on ``test`` at that length alone.
         """
-        kept = [list(self.thetas(entry, lengths, *key, i)) for i, entry in enumerate(data)]
-        chosen = Evaluation(lengths, [[score(self.network, t, select_on) for t in row] for row in kept]).best_length()
+        lengths = candidate.lengths
+        kept = [list(self.thetas(data, lengths, *key, i)) for i, data in enumerate(candidate.sets)]
+        selection = Evaluation(lengths, [[score(self.network, theta, select_on) for theta in row] for row in kept])
+        chosen = selection.best_length()
         at = lengths.index(chosen)
         return chosen, Evaluation((chosen,), [[score(self.network, row[at], test)] for row in kept])
+
+
+def random_real(real: RealData, sampler: ClassSampler, networks: int, lengths: tuple[int, ...], seed: int) -> Candidate:
+    """As many real images as the distilled set has, drawn anew for each network; same recipe.
+
+    Raises:
+        UserError: a class has fewer real images than the distilled set.
+    """
+    ipc, labels, sets = sampler.per_class, real.train.labels.cpu(), []
+    for i in range(networks):
+        gen = generator(seed, "random real images", i)
+        picks = []
+        for k, name in enumerate(real.class_names):
+            members = (labels == k).nonzero().squeeze(1)
+            if len(members) < ipc:
+                raise UserError(
+                    f"--baselines random: class {name} has only {len(members)} real images for --num_per_class {ipc}; "
+                    "drop the baseline"
+                )
+            picks.append(members[torch.randperm(len(members), generator=gen)[:ipc]])
+        images = real.train.images[torch.cat(picks).to(real.train.images.device)]
+        sets.append(TrainingSet(images, one_hot_labels(real.num_classes, ipc).to(images.device), sampler))
+    return Candidate("random real images (another draw for each network)", sets, lengths)
+
+
+def full_real(real: RealData, sampler: ClassSampler, networks: int, lengths: tuple[int, ...], seed: int) -> Candidate:
+    """The whole real training set in uniform batches of 256; same optimiser, augmentation and lengths."""
+    labels = F.one_hot(real.train.labels, real.num_classes).float()
+    uniform = UniformSampler(len(labels), FULL_SET_BATCH, sampler.augmentation)
+    data = TrainingSet(real.train.images, labels, uniform)
+    return Candidate("real images: the whole training set", [data] * networks, lengths)
+
+
+BASELINES = {"random": random_real, "full": full_real}

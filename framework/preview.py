@@ -46,7 +46,9 @@ def preview(config: Config) -> str:
     window = 4 * length * (GRAPH_FACTOR * floats * batch + PARAMETER_COPIES * parameters)
     lines = [c.to_json(), "", f"method: {c.policy}, window {length} of {c.totwindow} inner steps, engine higher"]
     lines.append(f"device: {device}")
-    lines.append(f"network: {c.arch}, {parameters:,} parameters, {info.channels} x {info.image_size} x {info.image_size} images")
+    lines.append(
+        f"network: {c.arch}, {parameters:,} parameters, {info.channels} x {info.image_size} x {info.image_size} images"
+    )
     if info.num_classes is None:
         lines.append(f"classes: unknown, --root {c.root} is not here; the estimate assumes {classes}")
     real_batch = c.batch_size

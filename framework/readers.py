@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
-from torchvision import datasets  # type: ignore[import-untyped]
+from torchvision import datasets
 from tqdm import tqdm
 
 from framework.config import UserError
@@ -167,8 +167,8 @@ def read_digits(root: Path, size: int) -> Source:
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998.
     """
     # Imported here because scikit-learn takes a second to import and no other data set needs it.
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
-    from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
 
     digits = load_digits()
     pixels = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
@@ -217,9 +217,7 @@ def read_imagefolder(root: Path, size: int) -> Source:
     has_train, has_val, has_test = ((root / part).is_dir() for part in ("train", "val", "test"))
     if not has_train or not (has_val or has_test):
         missing = "test or val" if has_train else "train"
-        raise UserError(
-            f"--root {root}: it holds no folder {missing}; lay images out as train/CLASS/*, test/CLASS/*"
-        )
+        raise UserError(f"--root {root}: it holds no folder {missing}; lay images out as train/CLASS/*, test/CLASS/*")
     class_names = tuple(_folders(root / "train"))
     _require_two_classes(class_names, root / "train")
     return Source(
@@ -252,9 +250,7 @@ def read_tiny_imagenet(root: Path, size: int) -> Source:
     annotations = base / "val" / "val_annotations.txt"
     rows = _table(annotations, 2)
     if unknown := sorted({*wnids} - {*words}):
-        raise UserError(
-            f"{base / 'words.txt'}: it has no name for {_some(unknown)}; unpack the archive again"
-        )
+        raise UserError(f"{base / 'words.txt'}: it has no name for {_some(unknown)}; unpack the archive again")
     if unknown := sorted({wnid for _, wnid, *_ in rows} ^ {*wnids}):
         raise UserError(
             f"{annotations}: its classes and wnids.txt differ in {_some(unknown)}; unpack the archive again"
@@ -385,9 +381,7 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
     except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be listed ({error.strerror}); check that --root is right"
-        ) from error
+        raise UserError(f"{folder}: cannot be listed ({error.strerror}); check that --root is right") from error
 
 
 def _folders(folder: Path) -> list[str]:

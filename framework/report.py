@@ -1,6 +1,8 @@
 """What a person sees of a run: progress bar, metrics, TensorBoard, pictures, tables."""
 
 import json
+import platform
+import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +61,9 @@ class Reporter:
             self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         except OSError as error:
             path = self.folder / METRICS
-            raise UserError(f"cannot write {path}: {error.strerror}; free space, then continue with --resume") from error
+            raise UserError(
+                f"cannot write {path}: {error.strerror}; free space, then continue with --resume"
+            ) from error
         for name, value in values.items():
             if isinstance(value, int | float):
                 self.board.add_scalar(f"{kind}/{name}", value, step)
@@ -123,8 +127,8 @@ def accuracy_plot(history: list[dict[str, Any]], split: str, path: Path) -> None
     ax = figure.subplots()
     epochs = [entry["epoch"] for entry in history]
     for i, length in enumerate(history[0]["lengths"]):
-        mean = torch.tensor([entry["top1"][i] for entry in history]) * 100
-        deviation = torch.tensor([entry["top1_std"][i] or 0.0 for entry in history]) * 100
+        mean = torch.tensor([entry["scores"][i]["top1"] for entry in history]) * 100
+        deviation = torch.tensor([entry["scores"][i]["top1_std"] or 0.0 for entry in history]) * 100
         ax.plot(epochs, mean, marker=".", label=f"{length} steps")
         ax.fill_between(epochs, mean - deviation, mean + deviation, alpha=0.2)
     ax.set_xlabel("epoch")
@@ -144,15 +148,52 @@ def percent(mean: float, deviation: float | None) -> str:
     return f"{100 * mean:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
 
 
+SELECTION = {
+    "val": "Snapshot and length were chosen on a validation split; the test set was used once, for this table.",
+    "test": "Snapshot and length were chosen ON THE TEST SET (--select test, the papers' protocol): optimistic.",
+}
+
+
 def result_table(summary: dict[str, Any]) -> str:
     """The result of a finished run as a Markdown table, with the files it left."""
     lines = [
         f"| {summary['dataset']}, trained on | top-1 % | top-5 % | ECE % | networks | steps |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for row in summary["results"]:
+    for row in summary["results"].values():
         cells = [percent(row[m], row[f"{m}_std"]) for m in ("top1", "top5", "ece")]
         lines.append(f"| {row['name']} | {' | '.join(cells)} | {row['networks']} | {row['steps']} |")
-    lines += ["", f"± is one standard deviation over networks. {summary['selection']}", ""]
+    lines += ["", f"± is one standard deviation over networks. {SELECTION[summary['select']]}", ""]
     lines += [f"{what}: {path}" for what, path in summary["files"].items()]
     return "\n".join(lines)
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """``summary.json`` of a finished run; empty where there is none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); delete it, --resume makes it again") from error
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Device, versions and peak memory so far: what a figure depends on."""
+    name = f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else name,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "peak_memory_mb": peak_memory_mb(device),
+    }
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """MiB: the device's allocations on CUDA, the process's resident set elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if platform.system() == "Darwin" else 1024  # ru_maxrss is in bytes on macOS, in kB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

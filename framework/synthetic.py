@@ -173,7 +173,7 @@ class SyntheticSet:
 def noise_images(num_classes: int, per_class: int, shape: tuple[int, int, int], gen: torch.Generator) -> Tensor:
     """Gaussian noise, every image scaled to Euclidean norm 1: (num_classes * per_class, C, H, W) float32."""
     flat = torch.randn(num_classes * per_class, *shape, generator=gen).flatten(1)
-    return (flat / flat.norm(dim=1, keepdim=True)).view(-1, *shape)
+    return F.normalize(flat).view(-1, *shape)
 
 
 def one_hot_labels(num_classes: int, per_class: int) -> Tensor:

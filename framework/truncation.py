@@ -42,7 +42,7 @@ class Policy(ABC):
     def choose(self) -> Window:
         """The next window, with minimum <= start and start + length <= T."""
 
-    def observe(self, loss: float, accuracy: float) -> None:
+    def observe(self, loss: float, accuracy: float) -> None:  # noqa: B027  (most policies do not care)
         """Take note of an epoch's mean loss and accuracy (a fraction) on real batches."""
 
     def _generator(self) -> torch.Generator:

@@ -49,9 +49,7 @@ def write_mnist(root: Path, train: int = 20, test: int = 10) -> Path:
     for prefix, count in (("train", train), ("t10k", test)):
         pixels = (np.arange(count * 784) % 251).astype(np.uint8)
         labels = (np.arange(count) % 10).astype(np.uint8)
-        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(
-            struct.pack(">4i", 0x803, count, 28, 28) + pixels.tobytes()
-        )
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 0x803, count, 28, 28) + pixels.tobytes())
         (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 0x801, count) + labels.tobytes())
     return raw
 
@@ -83,9 +81,7 @@ def write_tiny_imagenet(base: Path) -> Path:
         rows.append(f"val_{i}.JPEG\t{wnid}\t0\t0\t62\t62")
     (base / "val" / "val_annotations.txt").write_text("\n".join(rows) + "\n")
     (base / "wnids.txt").write_text("n02\nn01\n")
-    (base / "words.txt").write_text(
-        "n01\tgoldfish, Carassius auratus\nn02\tEuropean fire salamander\nn03\tbullfrog\n"
-    )
+    (base / "words.txt").write_text("n01\tgoldfish, Carassius auratus\nn02\tEuropean fire salamander\nn03\tbullfrog\n")
     return base
 
 
@@ -129,9 +125,12 @@ def test_describe_refuses_unknown_names_and_sizes(tmp_path: Path) -> None:
 def test_digits_split_is_fixed_stratified_and_complete(tmp_path: Path) -> None:
     source = readers.read_digits(tmp_path, 8)
     train, test = everything(source.train), everything(source.test)
-    assert train.shape == (1437, 1, 8, 8) and test.shape == (360, 1, 8, 8)
-    assert train.dtype == torch.uint8 and source.train.labels.dtype == torch.int64
-    assert train.min() == 0 and train.max() == 255
+    assert train.shape == (1437, 1, 8, 8)
+    assert test.shape == (360, 1, 8, 8)
+    assert train.dtype == torch.uint8
+    assert source.train.labels.dtype == torch.int64
+    assert train.min() == 0
+    assert train.max() == 255
     assert source.class_names == tuple("0123456789")
     shares = source.train.labels.bincount() / (source.train.labels.bincount() + source.test.labels.bincount())
     assert (shares - 0.8).abs().max() < 0.01
@@ -146,7 +145,8 @@ def test_digits_split_is_fixed_stratified_and_complete(tmp_path: Path) -> None:
 def test_resizing_arrays(tmp_path: Path) -> None:
     native, large = readers.read_digits(tmp_path, 8).test, readers.read_digits(tmp_path, 16).test
     some = torch.tensor([5, 2])
-    assert large.read(some).shape == (2, 1, 16, 16) and large.read(some).dtype == torch.uint8
+    assert large.read(some).shape == (2, 1, 16, 16)
+    assert large.read(some).dtype == torch.uint8
     pooled = torch.nn.functional.avg_pool2d(large.read(some).float(), 16)
     assert torch.allclose(pooled, torch.nn.functional.avg_pool2d(native.read(some).float(), 8), atol=3)
     flat = readers.ArrayPart(torch.full((1, 3, 9, 9), 77, dtype=torch.uint8), torch.zeros(1).long(), 4)
@@ -157,7 +157,8 @@ def test_mnist_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     write_mnist(tmp_path)
     source = readers.read_mnist(tmp_path, 28)
     assert everything(source.train).flatten().tolist() == [i % 251 for i in range(20 * 784)]
-    assert source.test.labels.tolist() == list(range(10)) and source.val is None
+    assert source.test.labels.tolist() == list(range(10))
+    assert source.val is None
     assert source.class_names == tuple("0123456789")
     assert capsys.readouterr().err == ""
 
@@ -167,9 +168,7 @@ def test_mnist_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_damaged_mnist(tmp_path: Path, file: str, keep: int) -> None:
     path = write_mnist(tmp_path) / file
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(
-        UserError, match=r"--root .*mnist files in .*MNIST/raw are damaged .*remove that folder"
-    ):
+    with pytest.raises(UserError, match=r"--root .*mnist files in .*MNIST/raw are damaged .*remove that folder"):
         readers.read_mnist(tmp_path, 28)
 
 
@@ -194,9 +193,7 @@ def test_cifar_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
     assert source.class_names == tuple(f"class{i}" for i in range(classes))
 
 
-def test_cifar_with_a_wrong_checksum_is_never_unpickled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cifar_with_a_wrong_checksum_is_never_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as context:
         folder = write_cifar(tmp_path, datasets.CIFAR10, 10, context)
     monkeypatch.setattr(pickle, "load", lambda *_, **__: pytest.fail("unpickled an unknown file"))
@@ -227,7 +224,9 @@ def test_failed_download(
         readers.open_source(name, tmp_path, None)
     assert "\n" not in str(error.value)
     said = capsys.readouterr().err
-    assert said.startswith(f"{name}: {tmp_path}") and said.endswith("downloading\n") and said.count("\n") == 1
+    assert said.startswith(f"{name}: {tmp_path}")
+    assert said.endswith("downloading\n")
+    assert said.count("\n") == 1
 
 
 def test_download_happens_only_if_files_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,12 +254,14 @@ def test_imagefolder_layout(folder_tree: Tree) -> None:
     assert source.class_names == ("a", "b")
     for part in (source.train, source.test, source.val):
         # The tree gave "b" red 0 and "a" red 10; sorted by name, "a" is label 0.
-        assert part is not None and labels_and_reds(part) == ([0, 0, 1, 1], [10, 10, 0, 0])
+        assert part is not None
+        assert labels_and_reds(part) == ([0, 0, 1, 1], [10, 10, 0, 0])
 
 
 def test_imagefolder_val_alone_is_the_test_part(folder_tree: Tree) -> None:
     source = readers.read_imagefolder(folder_tree(("train", "val")), 4)
-    assert source.val is None and len(source.test.labels) == 6
+    assert source.val is None
+    assert len(source.test.labels) == 6
 
 
 def test_read_takes_the_indices_in_their_order(folder_tree: Tree) -> None:
@@ -269,9 +270,7 @@ def test_read_takes_the_indices_in_their_order(folder_tree: Tree) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 5])
-def test_decoding_does_not_depend_on_workers(
-    folder_tree: Tree, workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_decoding_does_not_depend_on_workers(folder_tree: Tree, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "_FILES_PER_TASK", 2)
     part = readers.read_imagefolder(folder_tree(classes="abcd", per_class=5), 6).train
     pixels = part.read(torch.arange(20), workers)
@@ -285,7 +284,8 @@ def test_progress_bar_only_when_asked(folder_tree: Tree, capsys: pytest.CaptureF
     assert capsys.readouterr() == ("", "")
     part.read(torch.arange(6), progress=True)
     captured = capsys.readouterr()
-    assert captured.out == "" and "decoding" in captured.err
+    assert captured.out == ""
+    assert "decoding" in captured.err
 
 
 def test_imagefolder_user_errors(folder_tree: Tree, tmp_path: Path) -> None:
@@ -324,9 +324,7 @@ def test_unreadable_image_is_named(folder_tree: Tree, content: bytes | None) -> 
         Image.fromarray(noise).save(victim)
         content = victim.read_bytes()[:-2000]
     victim.write_bytes(content)
-    with pytest.raises(
-        UserError, match=r"train/b/1\.png: not a readable image .*replace or remove it"
-    ) as error:
+    with pytest.raises(UserError, match=r"train/b/1\.png: not a readable image .*replace or remove it") as error:
         everything(readers.read_imagefolder(root, 4).train)
     assert "\n" not in str(error.value)
 
@@ -339,7 +337,7 @@ def test_unlistable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("os.scandir", denied)
-    with pytest.raises(UserError, match="train: cannot be listed .Permission denied."):
+    with pytest.raises(UserError, match=r"train: cannot be listed \(Permission denied\)"):
         readers.read_imagefolder(tmp_path, 4)
 
 
@@ -352,7 +350,8 @@ def test_centre_crop_of_a_wide_and_of_a_tall_image(tmp_path: Path) -> None:
     for path, array in ((tmp_path / "wide.png", pixels), (tmp_path / "tall.png", pixels.transpose(1, 0, 2))):
         Image.fromarray(array).save(path)
         decoded = readers.decode_image(str(path), 8)
-        assert decoded.dtype == np.uint8 and (decoded == np.array([0, 255, 0])).all()
+        assert decoded.dtype == np.uint8
+        assert (decoded == np.array([0, 255, 0])).all()
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
@@ -390,9 +389,11 @@ def test_one_line_is_one_short_line() -> None:
 def test_tiny_imagenet_layout(tmp_path: Path, subfolder: str) -> None:
     write_tiny_imagenet(tmp_path / subfolder)
     info, source = readers.open_source("tiny-imagenet-200", tmp_path, None)
-    assert info.image_size == 64 and source.val is None
+    assert info.image_size == 64
+    assert source.val is None
     assert source.class_names == ("goldfish", "European fire salamander")
-    assert source.train.labels.tolist() == [0, 0, 0, 1, 1, 1] and source.test.labels.tolist() == [1, 0, 1]
+    assert source.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert source.test.labels.tolist() == [1, 0, 1]
     reds = everything(source.test)[:, 0].float().mean((1, 2))
     assert torch.allclose(reds, torch.tensor([100.0, 0.0, 100.0]), atol=2)
     assert everything(source.train).shape == (6, 3, 64, 64)
@@ -440,11 +441,11 @@ def test_imagenet_layout(tmp_path: Path, inside: bool) -> None:
             for i in range(count):
                 picture(base / part / wnid / f"{wnid}_{i}.JPEG", (80 * label, 0, 0), (90, 70))
     info, source = readers.open_source("imagenet", tmp_path, None)
-    assert info.image_size == 64 and source.class_names == ("n01440764", "n01443537", "n02102040")
-    assert source.train.labels.tolist() == [0, 0, 1, 1, 2, 2] and source.val is None
-    assert torch.allclose(
-        everything(source.test)[:, 0].float().mean((1, 2)), torch.tensor([0.0, 80, 160]), atol=2
-    )
+    assert info.image_size == 64
+    assert source.class_names == ("n01440764", "n01443537", "n02102040")
+    assert source.train.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert source.val is None
+    assert torch.allclose(everything(source.test)[:, 0].float().mean((1, 2)), torch.tensor([0.0, 80, 160]), atol=2)
 
 
 def test_missing_imagenet(tmp_path: Path) -> None:
@@ -489,7 +490,8 @@ def jpeg_cifar(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def test_real_jpeg_cifar(jpeg_cifar: Path) -> None:
     source: Source = readers.read_imagefolder(jpeg_cifar, 32)
-    assert source.class_names[:3] == ("airplane", "automobile", "bird") and len(source.class_names) == 10
+    assert source.class_names[:3] == ("airplane", "automobile", "bird")
+    assert len(source.class_names) == 10
     assert source.train.labels.bincount().tolist() == [CIFAR_PER_CLASS] * 10
     pixels = everything(source.train)
     assert pixels.shape == (10 * CIFAR_PER_CLASS, 3, 32, 32)

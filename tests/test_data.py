@@ -1,0 +1,640 @@
+"""Splits, preprocessing and loading, held against independent numpy oracles."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from framework import data, readers
+from framework.config import UserError
+from framework.data import Preprocess, RealData, Standardise, Zca, epoch_batches
+from framework.rng import generator
+
+CPU = torch.device("cpu")
+# No deadline: how long an example takes says more about the machine's other work than about the code.
+quick = settings(max_examples=60, deadline=None)
+
+
+def natural_images(count: int = 150, shape: tuple[int, int, int] = (3, 6, 6), seed: int = 0) -> torch.Tensor:
+    """Smooth random uint8 images: neighbouring pixels are correlated, so that whitening has work to do."""
+    gen = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, shape[0], 3, 3, generator=gen) * 255
+    smooth = torch.nn.functional.interpolate(coarse, shape[1:], mode="bilinear")
+    noise = torch.rand(count, *shape, generator=gen) * 20
+    return (smooth * 0.9 + noise).to(torch.uint8)
+
+
+def write_tree(root: Path, seed: int = 0, parts: dict[str, int] | None = None, size: int = 6) -> Path:
+    """Write an image folder of two classes, its images as in ``natural_images``."""
+    for offset, (part, per_class) in enumerate((parts or {"train": 12, "test": 5}).items()):
+        images = natural_images(2 * per_class, (3, size, size), seed=100 * seed + offset)
+        for i, image in enumerate(images):
+            folder = root / part / ("cat", "dog")[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:03}.png")
+    return root
+
+
+def load_tree(root: Path, **options: object) -> RealData:
+    arguments: dict[str, object] = {"device": CPU, "im_size": 6, "progress": False, "val_fraction": 0.25, **options}
+    return data.load("imagefolder", root, **arguments)  # type: ignore[arg-type]
+
+
+def load_digits(**options: object) -> RealData:
+    arguments: dict[str, object] = {"device": CPU, "progress": False, **options}
+    return data.load("digits", Path("unused"), **arguments)  # type: ignore[arg-type]
+
+
+def same_tensors(one: Preprocess, other: Preprocess) -> bool:
+    ours, theirs = one.tensors(), other.tensors()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture
+def no_eigh(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: torch.Tensor) -> None:
+        pytest.fail("computed an eigendecomposition again")
+
+    monkeypatch.setattr(torch.linalg, "eigh", fail)
+
+
+# ---- standardisation
+
+
+def test_standardise_against_numpy() -> None:
+    images = natural_images()
+    x = images.numpy().astype(np.float64) / 255
+    mean, std = x.mean((0, 2, 3)), x.std((0, 2, 3))
+    fitted = Standardise.fit(images)
+    np.testing.assert_allclose(fitted.mean.numpy(), mean, rtol=1e-7)
+    np.testing.assert_allclose(fitted.std.numpy(), std, rtol=1e-7)
+    expected = (x - mean[:, None, None]) / std[:, None, None]
+    result = fitted(images)
+    assert result.dtype == torch.float32
+    np.testing.assert_allclose(result.numpy(), expected, atol=1e-6)
+
+
+def test_standardise_inverse_is_exact() -> None:
+    images = natural_images()
+    fitted = Standardise.fit(images)
+    natural = fitted.inverse(fitted(images))
+    assert natural.dtype == torch.float32
+    assert torch.equal((natural * 255).round().to(torch.uint8), images)
+    np.testing.assert_allclose(natural.numpy(), images.numpy() / 255, atol=1e-6)
+
+
+def test_standardise_maps_a_constant_channel_to_zero() -> None:
+    images = natural_images()
+    images[:, 1] = 77
+    fitted = Standardise.fit(images)
+    assert fitted.std[1] == 1
+    assert fitted(images)[:, 1].abs().max() < 1e-6
+    np.testing.assert_allclose(fitted.inverse(fitted(images))[:, 1].numpy(), 77 / 255, atol=1e-6)
+
+
+# ---- ZCA
+
+
+def oracle_zca(
+    train: npt.NDArray[np.uint8], images: npt.NDArray[np.uint8], reg: float
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Whitened ``images`` and eigenvalues, from singular values of the data in [0, 1] scale.
+
+    No covariance is formed: of X = U S V^T, the covariance has eigenvalues S^2 / n.
+    """
+
+    def unit(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        rows = [image.ravel() / 255 for image in pixels]
+        rows = [row - row.mean() for row in rows]
+        return np.stack([row / np.linalg.norm(row) for row in rows])
+
+    x = unit(train)
+    _, singular, vt = np.linalg.svd(x, full_matrices=len(x) < x.shape[1])
+    eigenvalues = np.zeros(x.shape[1])
+    eigenvalues[: len(singular)] = singular**2 / len(x)
+    scaled = np.diag(1 / np.sqrt(eigenvalues + reg * eigenvalues.mean()))
+    return (unit(images) @ vt.T @ scaled @ vt).reshape(images.shape), eigenvalues
+
+
+@pytest.mark.parametrize("reg", [0.01, 0.1, 1.0])
+@pytest.mark.parametrize("count", [40, 300], ids=["fewer images than pixels", "more"])
+def test_zca_against_svd(count: int, reg: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "_CHUNK_VALUES", 1000)  # so that there are many chunks
+    train, test = natural_images(count), natural_images(30, seed=1)
+    fitted = Zca.fit(train, reg, CPU)
+    for images in (train, test):
+        expected, _ = oracle_zca(train.numpy(), images.numpy(), reg)
+        result = fitted(images)
+        assert result.dtype == torch.float32
+        assert result.shape == images.shape
+        # float32 matrices: about 1e-7 of the largest value.
+        np.testing.assert_allclose(result.numpy(), expected, atol=2e-6 * np.abs(expected).max(), rtol=0)
+
+
+def test_digits_zca_against_svd() -> None:
+    reg = 0.1
+    source = readers.read_digits(Path(), 8)
+    train, test = (part.read(torch.arange(len(part.labels))) for part in (source.train, source.test))
+    expected, _ = oracle_zca(train.numpy(), test.numpy(), reg)
+    result = Zca.fit(train, reg, CPU)(test)
+    np.testing.assert_allclose(result.numpy(), expected, atol=2e-6 * np.abs(expected).max(), rtol=0)
+
+
+def test_whitened_covariance_is_the_regularised_identity() -> None:
+    images, reg = natural_images(300), 0.1
+    whitened = Zca.fit(images, reg, CPU)(images).double().flatten(1).numpy()
+    unit = data._unit_images(images.double()).unit.numpy()
+    eigenvalues, vectors = np.linalg.eigh(unit.T @ unit / len(unit))
+    in_eigenbasis = vectors.T @ (whitened.T @ whitened / len(unit)) @ vectors
+    expected = eigenvalues / (eigenvalues + reg * eigenvalues.mean())
+    np.testing.assert_allclose(in_eigenbasis, np.diag(expected), atol=1e-5)
+
+
+def test_zca_does_not_depend_on_the_pixel_scale() -> None:
+    images = natural_images() // 2
+    once, twice = Zca.fit(images, 0.1, CPU), Zca.fit(images * 2, 0.1, CPU)
+    torch.testing.assert_close(once(images), twice(images * 2), rtol=0, atol=1e-5)
+    assert twice.image_norm.item() == pytest.approx(2 * once.image_norm.item(), rel=1e-6)
+
+
+def test_zca_inverse_gives_the_image_with_average_mean_and_norm() -> None:
+    images = natural_images()
+    fitted = Zca.fit(images, 0.1, CPU)
+    x = images.numpy().reshape(len(images), -1) / 255
+    means = x.mean(1, keepdims=True)
+    norms = np.linalg.norm(x - means, axis=1, keepdims=True)
+    assert fitted.image_mean.item() == pytest.approx(means.mean(), rel=1e-6)
+    assert fitted.image_norm.item() == pytest.approx(norms.mean(), rel=1e-6)
+    expected = ((x - means) / norms * norms.mean() + means.mean()).clip(0, 1).reshape(images.shape)
+    natural = fitted.inverse(fitted(images))
+    assert natural.dtype == torch.float32
+    np.testing.assert_allclose(natural.numpy(), expected, atol=1e-5)
+
+
+def test_inverse_matrix_inverts() -> None:
+    fitted = Zca.fit(natural_images(), 0.1, CPU)
+    product = fitted.whiten.double() @ fitted.colour.double()
+    torch.testing.assert_close(product, torch.eye(108, dtype=torch.float64), rtol=0, atol=1e-5)
+    torch.testing.assert_close(fitted.whiten, fitted.whiten.T, rtol=0, atol=1e-4)
+
+
+def test_flat_images_stay_zero() -> None:
+    images = natural_images()
+    images[3] = 200
+    fitted = Zca.fit(images, 0.1, CPU)
+    assert fitted(images)[3].abs().max() == 0
+
+
+def test_zca_user_errors() -> None:
+    with pytest.raises(UserError, match="--zca: every training image is a single flat colour"):
+        Zca.fit(torch.full((5, 3, 4, 4), 9, dtype=torch.uint8), 0.1, CPU)
+    for reg in (0.0, -1.0, float("nan")):
+        with pytest.raises(UserError, match="--zca_reg"):
+            Zca.fit(natural_images(), reg, CPU)
+
+
+def test_failing_decomposition_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: torch.Tensor) -> None:
+        raise torch.linalg.LinAlgError("did not\nconverge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", fail)
+    with pytest.raises(UserError, match=r"--zca: the 108x108 covariance failed on cpu \(did not converge\)"):
+        Zca.fit(natural_images(), 0.1, CPU)
+
+
+# ---- what both kinds share
+
+
+@pytest.fixture(params=["standardise", "zca"])
+def fitted(request: pytest.FixtureRequest) -> Preprocess:
+    images = natural_images()
+    return Standardise.fit(images) if request.param == "standardise" else Zca.fit(images, 0.1, CPU)
+
+
+def test_preprocessing_survives_a_file(fitted: Preprocess, tmp_path: Path) -> None:
+    save_file({**fitted.tensors(), "images": torch.zeros(2)}, tmp_path / "set.safetensors")
+    rebuilt = Preprocess.from_tensors(load_file(tmp_path / "set.safetensors"))
+    assert rebuilt.kind == fitted.kind
+    assert same_tensors(rebuilt, fitted)
+    assert torch.equal(rebuilt(natural_images(9, seed=2)), fitted(natural_images(9, seed=2)))
+
+
+def test_preprocessing_works_image_by_image(fitted: Preprocess, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = natural_images(7)
+    whole = fitted(images)
+    monkeypatch.setattr(data, "_CHUNK_VALUES", 1)
+    torch.testing.assert_close(fitted(images), whole, rtol=0, atol=1e-6)
+    assert fitted(images[:0]).shape == (0, 3, 6, 6)
+
+
+def test_inverse_clips_and_does_not_differentiate(fitted: Preprocess) -> None:
+    images = (1000 * torch.randn(4, 3, 6, 6)).requires_grad_()
+    natural = fitted.inverse(images)
+    assert natural.min() == 0
+    assert natural.max() == 1
+    assert not natural.requires_grad
+
+
+def test_damaged_tensors_are_refused(fitted: Preprocess) -> None:
+    tensors = fitted.tensors()
+    first = next(iter(tensors))
+    with pytest.raises(UserError, match="preprocessing: expected the tensors of one kind"):
+        Preprocess.from_tensors({name: tensor for name, tensor in tensors.items() if name != first})
+    with pytest.raises(UserError, match="preprocessing: expected the tensors of one kind, found none"):
+        Preprocess.from_tensors({})
+    for damaged in (tensors[first].unsqueeze(0), tensors[first] * torch.nan, tensors[first].double()):
+        with pytest.raises(UserError, match=rf"preprocessing \({fitted.kind}\): stored tensors are damaged"):
+            Preprocess.from_tensors({**tensors, first: damaged})
+
+
+def test_results_that_are_not_finite_are_refused() -> None:
+    broken = Standardise(torch.zeros(3), torch.tensor([1.0, 1e-45, 1.0]))
+    with pytest.raises(UserError, match=r"preprocessing \(standardise\): images became infinite or NaN"):
+        broken(natural_images())
+
+
+# ---- splits
+
+
+@st.composite
+def labelled(draw: st.DrawFn) -> tuple[torch.Tensor, int]:
+    """Labels in random order, at least two of each class."""
+    counts = draw(st.lists(st.integers(2, 40), min_size=2, max_size=6))
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    return labels[torch.randperm(len(labels), generator=generator(draw(st.integers(0, 9))))], len(counts)
+
+
+@quick
+@given(labelled(), st.floats(0.001, 0.5))
+def test_validation_split_is_stratified(case: tuple[torch.Tensor, int], fraction: float) -> None:
+    labels, classes = case
+    names = tuple(f"c{i}" for i in range(classes))
+    train, val = data._validation_split(labels, names, fraction, "x")
+    assert torch.cat([train, val]).sort().values.tolist() == list(range(len(labels)))
+    assert train.tolist() == sorted(train.tolist())
+    taken = labels[val].bincount(minlength=classes)
+    exact = labels.bincount(minlength=classes) * fraction
+    assert (taken >= 1).all()
+    assert (labels[train].bincount(minlength=classes) >= 1).all()
+    assert ((taken - exact).abs() <= 0.5 + 1e-6).logical_or(taken == 1).all()
+    again = data._validation_split(labels, names, fraction, "x")
+    assert torch.equal(train, again[0])
+
+
+def test_validation_split_is_random_and_known_by_the_data_set() -> None:
+    labels = torch.zeros(1000, dtype=torch.int64)
+    (_, one), (_, other) = (data._validation_split(labels, ("c",), 0.1, name) for name in ("mnist", "cifar10"))
+    assert one.tolist() != other.tolist()
+    assert 350 < one.double().mean() < 650
+
+
+@pytest.mark.parametrize(("counts", "fraction"), [([5, 1], 0.1), ([9, 9], 0.99), ([4, 0], 0.1)])
+def test_validation_split_needs_images(counts: list[int], fraction: float) -> None:
+    labels = torch.arange(2).repeat_interleave(torch.tensor(counts))
+    with pytest.raises(UserError, match=r"--val_fraction .*: class \w+ has \d+ training image"):
+        data._validation_split(labels, ("cat", "dog"), fraction, "x")
+
+
+@quick
+@given(labelled(), st.data())
+def test_limited_training_set_is_balanced(case: tuple[torch.Tensor, int], draw: st.DataObject) -> None:
+    labels, classes = case
+    limit = draw.draw(st.integers(classes, len(labels) + 5))
+    chosen = data._balanced_subset(labels, classes, limit, "x")
+    assert len(set(chosen.tolist())) == len(chosen) == min(limit, len(labels))
+    assert chosen.tolist() == sorted(chosen.tolist())
+    available = labels.bincount(minlength=classes)
+    taken = labels[chosen].bincount(minlength=classes)
+    # A class that could give more is at most one image behind the class that gave most.
+    assert (taken[taken < available] >= taken.max() - 1).all()
+    assert torch.equal(chosen, data._balanced_subset(labels, classes, limit, "x"))
+
+
+def test_limit_below_one_per_class() -> None:
+    with pytest.raises(UserError, match="--limit_train 9: .*each of 10 classes"):
+        load_digits(limit_train=9)
+
+
+@quick
+@given(st.integers(1, 200), st.integers(1, 250), st.integers(0, 2**31))
+def test_epoch_batches_is_one_pass(num_images: int, batch_size: int, seed: int) -> None:
+    batches = epoch_batches(num_images, batch_size, generator(seed))
+    assert batches.dtype == torch.int64
+    assert batches.shape == (max(1, num_images // batch_size), min(batch_size, num_images))
+    assert batches.unique().numel() == batches.numel()
+    assert batches.min() >= 0
+    assert batches.max() < num_images
+    assert torch.equal(batches, epoch_batches(num_images, batch_size, generator(seed)))
+
+
+# ---- load
+
+
+def test_digits_load_whole() -> None:
+    real = load_digits()
+    assert (real.name, real.num_classes, real.image_shape) == ("digits", 10, (1, 8, 8))
+    assert real.val is not None
+    assert (len(real.train), len(real.val), len(real.test)) == (1295, 142, 360)
+    for split in (real.train, real.val, real.test):
+        assert split.images.dtype == torch.float32
+        assert split.labels.dtype == torch.int64
+        assert len(split.images) == len(split.labels)
+    # Statistics are those of the training images, without the validation images.
+    assert real.train.images.mean().item() == pytest.approx(0, abs=1e-6)
+    assert real.train.images.std(correction=0).item() == pytest.approx(1, abs=1e-6)
+    assert isinstance(real.preprocess, Standardise)
+
+
+def test_splits_are_disjoint_reproducible_and_complete() -> None:
+    real, again = load_digits(), load_digits()
+    assert real.val is not None
+    pixels = [(real.preprocess.inverse(s.images) * 255).round().byte() for s in (real.train, real.val, real.test)]
+    assert len({image.numpy().tobytes() for image in torch.cat(pixels)}) == 1797
+    assert torch.equal(real.train.images, again.train.images)
+    # Without a validation split nothing is lost, and a limit cuts the training images only.
+    assert load_digits(val_fraction=0).val is None
+    assert len(load_digits(val_fraction=0).train) == 1437
+    limited = load_digits(limit_train=25)
+    assert limited.val is not None
+    assert torch.equal(limited.val.labels, real.val.labels)
+    assert sorted(limited.train.labels.bincount().tolist()) == [2] * 5 + [3] * 5
+
+
+def test_labels_belong_to_their_images(tmp_path: Path) -> None:
+    source = readers.read_digits(tmp_path, 8)
+    label_of = {}
+    for part in (source.train, source.test):
+        for image, label in zip(part.read(torch.arange(len(part.labels))), part.labels.tolist(), strict=True):
+            label_of[image.numpy().tobytes()] = label
+    real = load_digits(limit_train=100)
+    assert real.val is not None
+    for split in (real.train, real.val, real.test):
+        images = (real.preprocess.inverse(split.images) * 255).round().byte()
+        assert [label_of[image.numpy().tobytes()] for image in images] == split.labels.tolist()
+
+
+@pytest.mark.parametrize("im_size", [5, 16])
+def test_im_size_resizes(im_size: int) -> None:
+    real = load_digits(im_size=im_size, limit_train=20)
+    assert real.image_shape == (1, im_size, im_size)
+    assert real.test.images.shape == (360, 1, im_size, im_size)
+
+
+@pytest.mark.parametrize("zca", [False, True])
+def test_preprocessing_never_sees_test_or_validation_images(tmp_path: Path, zca: bool) -> None:
+    sizes = {"train": 12, "test": 5, "val": 4}
+    one = load_tree(write_tree(tmp_path / "one", parts=sizes), zca=zca, cache_dir=tmp_path)
+    other_root = write_tree(tmp_path / "other", parts=sizes)
+    for part in ("test", "val"):
+        for path in (other_root / part).glob("*/*.png"):
+            Image.new("RGB", (6, 6), (255, 255, 255)).save(path)
+    other = load_tree(other_root, zca=zca, cache_dir=tmp_path / "elsewhere")
+    assert one.val is not None
+    assert (len(one.train), len(one.val), len(one.test)) == (24, 8, 10)
+    assert same_tensors(one.preprocess, other.preprocess)
+    assert torch.equal(one.train.images, other.train.images)
+    assert not torch.equal(one.test.images, other.test.images)
+
+
+def test_preprocessing_depends_on_the_split_of_train_alone(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, parts={"train": 12, "test": 5})
+    before = load_tree(root)
+    _, val = data._validation_split(torch.arange(2).repeat_interleave(12), ("cat", "dog"), 0.25, "imagefolder")
+    paths = sorted((root / "train").glob("*/*.png"))
+    for i in val.tolist():
+        Image.new("RGB", (6, 6), (255, 0, 255)).save(paths[i])
+    after = load_tree(root)
+    assert before.val is not None
+    assert after.val is not None
+    assert same_tensors(before.preprocess, after.preprocess)
+    assert not torch.equal(before.val.images, after.val.images)
+
+
+def test_val_folder_is_left_out_for_val_fraction_zero(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, parts={"train": 4, "val": 2, "test": 2})
+    assert load_tree(root, val_fraction=0.0).val is None
+
+
+def test_limit_train_decodes_no_more_than_it_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_tree(tmp_path, parts={"train": 12, "test": 5})
+    opened: list[str] = []
+    decode = readers.decode_image
+    monkeypatch.setattr(readers, "decode_image", lambda path, size: opened.append(path) or decode(path, size))
+    load_tree(root, limit_train=4)
+    assert len([path for path in opened if "/train/" in path]) == 4 + 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"val_fraction": -0.1}, "--val_fraction -0.1: it must be"),
+        ({"val_fraction": 1.0}, "--val_fraction 1.0: it must be"),
+        ({"val_fraction": float("nan")}, "--val_fraction nan: it must be"),
+        ({"zca": True, "zca_reg": 0.0}, "--zca_reg 0.0: it must be positive"),
+        ({"im_size": -3}, "--im_size -3:"),
+        ({"limit_train": 1}, "--limit_train 1:"),
+    ],
+)
+def test_wrong_flags(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        load_digits(**options)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_data_set() -> None:
+    with pytest.raises(UserError, match="--dataset letters: unknown"):
+        data.load("letters", Path(), device=CPU)
+
+
+# ---- memory
+
+
+def test_memory_is_checked_before_anything_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_tree(tmp_path)
+    monkeypatch.setattr(readers, "decode_image", lambda *_: pytest.fail("decoded an image"))
+    monkeypatch.setattr(data, "_free_memory", lambda _: 1000)
+    message = r"--device cpu: 34 images of 3x6x6 need .* GB on cpu, where .* lower --im_size or --limit_train"
+    with pytest.raises(UserError, match=message):
+        load_tree(root)
+
+
+def test_memory_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = data.describe("cifar10", Path(), None)
+    values = 60000 * 3072
+
+    def check(free: dict[str, int | None], device: str, zca: bool = False) -> None:
+        monkeypatch.setattr(data, "_free_memory", lambda device: free[device.type])
+        data._require_memory(60000, info, zca, torch.device(device))
+
+    check({"cpu": 5 * values}, "cpu")
+    check({"cpu": None}, "cpu")
+    check({"cpu": values, "cuda": 4 * values}, "cuda")
+    check({"cpu": None, "mps": None}, "mps")
+    with pytest.raises(UserError, match="on cpu"):
+        check({"cpu": 5 * values - 1}, "cpu")
+    with pytest.raises(UserError, match="on cpu"):
+        check({"cpu": values - 1, "cuda": 4 * values}, "cuda")
+    with pytest.raises(UserError, match=r"--device cuda: .* need 0\.7 GB on cuda, where 0\.7 GB are free"):
+        check({"cpu": values, "cuda": 4 * values - 1}, "cuda")
+    with pytest.raises(UserError, match="on cpu"):
+        check({"cpu": 5 * values}, "cpu", zca=True)
+    info = data.describe("imagenet", Path(), 224)
+    with pytest.raises(UserError, match="lower --im_size or leave out --zca"):
+        check({"cpu": 10**11}, "cpu", zca=True)
+
+
+def test_free_memory_is_known_on_linux() -> None:
+    free = data._free_memory(CPU)
+    if not Path("/proc/meminfo").exists():
+        pytest.skip("no /proc/meminfo: free memory is unknown here")
+    assert free is not None
+    assert 2**20 < free <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+# ---- the ZCA cache
+
+
+@pytest.fixture
+def cached(tmp_path: Path) -> Iterator[tuple[Path, RealData, Path]]:
+    """An image folder, its first loading with --zca, and the cache file that this wrote."""
+    root = write_tree(tmp_path / "data")
+    first = load_tree(root, zca=True, cache_dir=tmp_path / "cache")
+    (file,) = (tmp_path / "cache").iterdir()
+    return root, first, file
+
+
+Cached = tuple[Path, RealData, Path]
+
+
+def test_cache_hit_does_not_compute(cached: Cached, no_eigh: None, capsys: pytest.CaptureFixture[str]) -> None:
+    root, first, file = cached
+    again = load_tree(root, zca=True, cache_dir=file.parent)
+    assert same_tensors(first.preprocess, again.preprocess)
+    assert torch.equal(first.test.images, again.test.images)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_cache_name_depends_on_images_and_parameters(cached: Cached) -> None:
+    root, first, file = cached
+    assert re.fullmatch(r"zca-imagefolder-[0-9a-f]{32}\.safetensors", file.name)
+    load_tree(root, zca=True, cache_dir=file.parent, zca_reg=0.2)
+    load_tree(root, zca=True, cache_dir=file.parent, limit_train=6)
+    load_tree(root, zca=True, cache_dir=file.parent, im_size=5)
+    assert len(list(file.parent.iterdir())) == 4
+    # Not on the test images.
+    Image.new("RGB", (6, 6)).save(next((root / "test").glob("*/*.png")))
+    load_tree(root, zca=True, cache_dir=file.parent)
+    assert len(list(file.parent.iterdir())) == 4
+    changed = sorted((root / "train" / "cat").iterdir())
+    for path in changed:
+        Image.new("RGB", (6, 6), (1, 2, 3)).save(path)
+    other = load_tree(root, zca=True, cache_dir=file.parent)
+    assert len(list(file.parent.iterdir())) == 5
+    assert not same_tensors(first.preprocess, other.preprocess)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "other", "nan", "folder"])
+def test_damaged_cache_is_computed_again(cached: Cached, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    root, first, file = cached
+    whole = file.read_bytes()
+    if damage in ("truncated", "empty", "garbage"):
+        file.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "garbage": os.urandom(999)}[damage])
+    elif damage == "folder":
+        file.unlink()
+        file.mkdir()
+    else:
+        other = Standardise(torch.zeros(3), torch.ones(3)).tensors()
+        poisoned = {name: tensor * torch.nan for name, tensor in first.preprocess.tensors().items()}
+        save_file(other if damage == "other" else poisoned, file)
+    again = load_tree(root, zca=True, cache_dir=file.parent)
+    assert same_tensors(first.preprocess, again.preprocess)
+    said = capsys.readouterr().err
+    assert f"{file}: unreadable cache file, computing ZCA again" in said
+    if damage == "folder":
+        # It cannot be replaced by a file either, which is said and is no reason to stop.
+        assert f"{file}: cannot cache the ZCA matrices" in said
+    else:
+        assert file.read_bytes() == whole
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_unwritable_cache_is_not_fatal(cached: Cached, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, first, _ = cached
+    (tmp_path / "file").write_text("in the way")
+    again = load_tree(root, zca=True, cache_dir=tmp_path / "file")
+    assert same_tensors(first.preprocess, again.preprocess)
+    assert "cannot cache the ZCA matrices" in capsys.readouterr().err
+
+
+def test_interrupted_write_leaves_nothing(cached: Cached, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, _, file = cached
+    file.unlink()
+
+    def full(_: dict[str, torch.Tensor], path: str) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(data, "save_file", full)
+    load_tree(root, zca=True, cache_dir=file.parent)
+    assert list(file.parent.iterdir()) == []
+
+
+def test_default_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    load_tree(write_tree(tmp_path / "data"), zca=True)
+    assert len(list((tmp_path / "xdg" / "at-bptt").iterdir())) == 1
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert data._default_cache() == tmp_path / "home" / ".cache" / "at-bptt"
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(UserError, match="XDG_CACHE_HOME"):
+        data._default_cache()
+
+
+def test_processes_share_a_cache(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "data")
+    code = (
+        "import sys, torch; from pathlib import Path; from framework import data;"
+        "real = data.load('imagefolder', Path(sys.argv[1]), device=torch.device('cpu'), zca=True, im_size=6,"
+        " progress=False, cache_dir=Path(sys.argv[2])); print(real.train.images.double().sum().item())"
+    )
+    command = [sys.executable, "-c", code, str(root), str(tmp_path / "cache")]
+    here = Path(__file__).resolve().parents[1]
+    processes = [
+        subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    results = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], results
+    assert results[0] == results[1]
+    assert results[0][1] == ""
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+# ---- real files
+
+
+def test_real_mnist_loads_standardised(real_data: Path) -> None:
+    real = data.load("mnist", real_data, device=CPU, limit_train=2000)
+    assert real.val is not None
+    assert (len(real.train), len(real.val), len(real.test)) == (2000, 5999, 10000)
+    assert real.image_shape == (1, 28, 28)
+    assert real.train.labels.bincount().tolist() == [200] * 10
+    # The figures everyone uses for MNIST.
+    mean, std = real.preprocess.tensors().values()
+    assert mean.item() == pytest.approx(0.1307, abs=0.005)
+    assert std.item() == pytest.approx(0.3081, abs=0.005)

@@ -5,6 +5,7 @@ the target. Checkpoints hold tensors and plain Python values only and are read w
 ``weights_only=True``, so a file cannot run code.
 """
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from framework.config import UserError
+from framework.config import Config, UserError, differences
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -86,3 +87,28 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: not a readable .safetensors file ({error}); check the path") from error
+
+
+def find_run(folder: Path, config: Config) -> dict[str, Any] | None:
+    """The state to resume from in a run's folder; None where a new run is to start.
+
+    Raises:
+        UserError: the folder holds a run and --resume was not given; or its checkpoint is damaged or of
+            another configuration.
+    """
+    path = folder / "last.pt"
+    if not path.exists():
+        return None
+    if not config.resume:
+        raise UserError(f"{folder} already holds a run: continue it with --resume, or choose another --save_dir")
+    state = load(path)
+    try:
+        changed = differences(json.loads(state["config"]), config)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: not a checkpoint of this program; check --save_dir") from error
+    if changed:
+        raise UserError(
+            f"--resume: {path} is of another configuration: {'; '.join(changed)}; give the same flags, or another "
+            "--save_dir"
+        )
+    return state

@@ -301,7 +301,8 @@ def parse(arguments: Sequence[str]) -> tuple[Config, list[str]]:
     warnings = validate(config)
     for name in given:
         flag = FLAGS[name]
-        if flag.reads is not None and not flag.reads(config):
+        changed = getattr(config, name) != getattr(DEFAULTS, name)
+        if changed and flag.reads is not None and not flag.reads(config):
             warnings.append(f"{_option(name)} is not read by this run ({config.policy}): only {flag.read_by} reads it")
     return config, warnings
 

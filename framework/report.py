@@ -4,7 +4,9 @@ import json
 import platform
 import resource
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ class Reporter:
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --save_dir") from error
+        self._started = time.monotonic()
         self.bar = tqdm(total=total, initial=step, desc="distilling", unit="step", file=sys.stderr, dynamic_ncols=True)
 
     def _drop_after(self, step: int) -> None:
@@ -57,16 +60,29 @@ class Reporter:
 
     def log(self, kind: str, step: int, **values: Any) -> None:
         """Record one event: to the JSON lines as it is, its numbers to TensorBoard under ``kind/``."""
-        try:
+        with self._writing():
             self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    def pictures(self, name: str, images: Tensor, step: int) -> None:
+        """Show (N, C, H, W) images in [0, 1] in TensorBoard."""
+        with self._writing():
+            self.board.add_images(name, images, step)
+
+    def seconds_per_step(self) -> float:
+        """Mean over the outer steps of this attempt, evaluations included."""
+        return (time.monotonic() - self._started) / max(1, self.bar.n - self.bar.initial)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
-            path = self.folder / METRICS
             raise UserError(
-                f"cannot write {path}: {error.strerror}; free space, then continue with --resume"
+                f"cannot write metrics to {self.folder}: {error.strerror}; free space, then continue with --resume"
             ) from error
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self.board.add_scalar(f"{kind}/{name}", value, step)
 
     def say(self, text: str) -> None:
         """Print a line without disturbing the bar."""
@@ -75,8 +91,9 @@ class Reporter:
     def close(self) -> None:
         """Flush and close everything."""
         self.bar.close()
-        self.board.close()
-        self._file.close()
+        with suppress(OSError):  # a full disk was reported already, and closing flushes once more
+            self.board.close()
+            self._file.close()
 
 
 def mirror_to_wandb(name: str, config: dict[str, Any], folder: Path) -> None:
@@ -121,7 +138,7 @@ def image_grid(pictures: Tensor, class_names: Sequence[str], path: Path, columns
     _save(figure, path)
 
 
-def accuracy_plot(history: list[dict[str, Any]], split: str, path: Path) -> None:
+def accuracy_plot(history: list[dict[str, Any]], path: Path) -> None:
     """Plot accuracy over epochs, one curve per training length, with one deviation as a band."""
     figure = Figure(figsize=(7, 4))
     ax = figure.subplots()
@@ -132,7 +149,7 @@ def accuracy_plot(history: list[dict[str, Any]], split: str, path: Path) -> None
         ax.plot(epochs, mean, marker=".", label=f"{length} steps")
         ax.fill_between(epochs, mean - deviation, mean + deviation, alpha=0.2)
     ax.set_xlabel("epoch")
-    ax.set_ylabel(f"{split} accuracy (%)")
+    ax.set_ylabel(f"{history[0]['split']} accuracy (%)")
     ax.legend(title="trained for")
     ax.grid(alpha=0.3)
     _save(figure, path)

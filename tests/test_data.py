@@ -23,7 +23,7 @@ from framework.rng import generator
 
 CPU = torch.device("cpu")
 # No deadline: how long an example takes says more about the machine's other work than about the code.
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=30, deadline=None)
 
 
 def natural_images(count: int = 150, shape: tuple[int, int, int] = (3, 6, 6), seed: int = 0) -> torch.Tensor:

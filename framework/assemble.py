@@ -1,0 +1,130 @@
+"""From flags to objects: everything a run is made of."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from framework import checkpoint, data, networks
+from framework.augment import Augmentation
+from framework.config import Config, UserError, check_against_data
+from framework.data import RealData
+from framework.distributed import Comm
+from framework.inner import Optimizer, make_optimizer
+from framework.networks import FlatNetwork
+from framework.rng import generator
+from framework.synthetic import ClassSampler, SyntheticSet, noise_images, one_hot_labels
+from framework.truncation import Policy, make_policy
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What one worker works with."""
+
+    real: RealData
+    network: FlatNetwork
+    rule: Optimizer  # of the inner loop
+    sampler: ClassSampler  # of synthetic batches
+    real_augmentation: Augmentation
+    policy: Policy
+    set: SyntheticSet
+    batch_size: int  # real images per outer step, over all ranks
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Outer steps of one pass over the real training images."""
+        return len(self.real.train) // self.batch_size
+
+    @property
+    def selection(self) -> data.Split:
+        """The images that choose snapshot and length: a validation split, or under --select test the test set."""
+        return self.real.test if self.real.val is None else self.real.val
+
+
+def assemble(config: Config, comm: Comm, device: torch.device) -> Parts:
+    """Load the data and build the rest.
+
+    Raises:
+        UserError: the data cannot be read, or flags do not fit it.
+    """
+    c = config
+    real = _load_data(c, comm, device)
+    classes, (channels, side, _) = real.num_classes, real.image_shape
+    check_against_data(c, classes, side)
+    batch_size = min(c.batch_size, len(real.train))
+    if batch_size < comm.size:
+        raise UserError(f"--batch_size {batch_size} cannot be shared by {comm.size} processes: raise it")
+    module = networks.build(c.arch, channels, side, classes, width=c.width, depth=c.depth)
+    return Parts(
+        real=real,
+        network=FlatNetwork(module, device),
+        rule=make_optimizer(c.inner_optim, c.inner_lr),
+        sampler=ClassSampler(
+            num_classes=classes,
+            per_class=c.num_per_class,
+            classes_per_step=c.task_sampler_nc or classes,
+            batch_per_class=c.batch_per_class,
+            augmentation=Augmentation(c.syn_strategy, c.comp_aug, side),
+        ),
+        real_augmentation=Augmentation(c.real_strategy, c.comp_aug_real, side),
+        policy=make_policy(
+            c.policy,
+            steps=c.totwindow,
+            window=c.window,
+            minimum=c.minwindow,
+            seed=c.seed,
+            complete_random=c.complete_random,
+        ),
+        set=_new_set(c, real, device),
+        batch_size=batch_size,
+    )
+
+
+def _load_data(c: Config, comm: Comm, device: torch.device) -> RealData:
+    """Rank 0 reads first, so that downloads and the ZCA cache are made once."""
+    for turn in (True, False):
+        if comm.main is turn:
+            real = data.load(
+                c.dataset,
+                Path(c.root),
+                device=device,
+                zca=c.zca,
+                zca_reg=c.zca_reg,
+                im_size=c.im_size,
+                val_fraction=c.val_fraction if c.select == "val" else 0.0,
+                limit_train=c.limit_train,
+                workers=c.workers,
+                progress=comm.main,
+            )
+        comm.barrier()
+    return real
+
+
+def _new_set(c: Config, real: RealData, device: torch.device) -> SyntheticSet:
+    """The synthetic set before the first step: noise and one-hot labels, or those of --ckptname."""
+    classes = real.num_classes
+    images = noise_images(classes, c.num_per_class, real.image_shape, generator(c.seed, "synthetic images"))
+    labels = one_hot_labels(classes, c.num_per_class)
+    if c.ckptname != "none":
+        loaded = checkpoint.load_tensors(Path(c.ckptname))
+        for name, expected in (("images", images), ("labels", labels)):
+            found = tuple(loaded[name].shape) if name in loaded else "none"
+            if found != tuple(expected.shape):
+                raise UserError(
+                    f"--ckptname {c.ckptname}: needs {name} of shape {tuple(expected.shape)}, found {found}; "
+                    "give a set of the same data set and --num_per_class"
+                )
+            if not loaded[name].isfinite().all():
+                raise UserError(f"--ckptname {c.ckptname}: {name} hold NaN or infinity; give another file")
+        images, labels = loaded["images"].float(), loaded["labels"].float()
+    return SyntheticSet(
+        images.to(device),
+        labels.to(device),
+        learn_labels=c.train_y,
+        lr=c.lr,
+        label_lr=c.lr / c.label_lr_scale,
+        optimizer=c.outer_optim,
+        eps=c.eps,
+        weight_decay=c.wd,
+        ema_decay=c.clip_coef,
+    )

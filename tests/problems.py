@@ -1,0 +1,72 @@
+"""Small float64 distillation problems shared by the tests of the inner loop and its engines."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from framework.augment import Augmentation
+from framework.distill_higher import RealBatch
+from framework.networks import FlatNetwork, build
+from framework.rng import generator
+from framework.synthetic import ClassSampler, Plan, noise_images, one_hot_labels
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Problem:
+    network: FlatNetwork
+    theta: Tensor
+    images: Tensor
+    labels: Tensor
+    plan: Plan
+    real: RealBatch
+
+
+def make_problem(
+    steps: int,
+    strategy: str = "flip_rotate",
+    *,
+    compose: bool = False,
+    channels: int = 2,
+    side: int = 8,
+    width: int = 6,
+    depth: int = 2,
+    classes: int = 3,
+    ipc: int = 2,
+    batch_per_class: int = 1,
+    soft: bool = True,
+    smooth: bool = False,
+    seed: int = 0,
+) -> Problem:
+    """A random problem; labels require a gradient where ``soft``.
+
+    ``smooth`` replaces ReLU by softplus: finite differences would step over ReLU's kinks.
+    """
+    gen = generator(seed, "problem")
+    module = build("convnet", channels, side, classes, width=width, depth=depth)
+    if smooth:
+        module.features = nn.Sequential(*(nn.Softplus() if isinstance(m, nn.ReLU) else m for m in module.features))
+    network = FlatNetwork(module, CPU, torch.float64)
+    augmentation = Augmentation(strategy, compose, side)
+    labels = one_hot_labels(classes, ipc).double()
+    if soft:
+        labels = labels + 0.1 * torch.rand(labels.shape, generator=gen, dtype=torch.float64)
+    real_labels = one_hot_labels(classes, 3).double()
+    return Problem(
+        network,
+        network.init(gen),
+        noise_images(classes, ipc, (channels, side, side), gen).double().requires_grad_(),
+        labels.requires_grad_(soft),
+        ClassSampler(classes, ipc, classes, batch_per_class, augmentation).plan(steps, gen),
+        RealBatch(
+            torch.randn(len(real_labels), channels, side, side, generator=gen, dtype=torch.float64),
+            real_labels,
+            augmentation.draw(1, len(real_labels), gen).at(0),
+        ),
+    )
+
+
+def relative_error(value: Tensor, reference: Tensor) -> float:
+    return float((value - reference).norm() / reference.norm())

@@ -67,14 +67,7 @@ def assemble(config: Config, comm: Comm, device: torch.device) -> Parts:
             augmentation=Augmentation(c.syn_strategy, c.comp_aug, side),
         ),
         real_augmentation=Augmentation(c.real_strategy, c.comp_aug_real, side),
-        policy=make_policy(
-            c.policy,
-            steps=c.totwindow,
-            window=c.window,
-            minimum=c.minwindow,
-            seed=c.seed,
-            complete_random=c.complete_random,
-        ),
+        policy=make_policy(c),
         set=_new_set(c, real, device),
         batch_size=batch_size,
     )

@@ -16,6 +16,7 @@ from framework.assess import Assessor, select_best
 from framework.config import Config, UserError
 from framework.distill_higher import RealBatch, outer_gradient
 from framework.distributed import Comm
+from framework.inner import probe_norms
 from framework.interrupt import Interrupted, StopRequest
 from framework.rng import generator
 from framework.synthetic import Grads
@@ -36,6 +37,7 @@ class Progress:
     loss_sum: float = 0.0  # over the epoch's steps so far
     accuracy_sum: float = 0.0
     seconds: float = 0.0  # all attempts together
+    records: int = 0  # lines of metrics.jsonl
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # evaluations
     best: dict[str, Any] | None = None  # evaluation, images and labels of the selected snapshot
 
@@ -99,13 +101,25 @@ class Run:
         mine = slice(self.comm.rank * share, (self.comm.rank + 1) * share)
         while p.step_in_epoch < parts.steps_per_epoch:
             if p.window is None or parts.policy.every_step:
-                p.window = self.comm.from_main(list(parts.policy.choose()) if self.comm.main else None)
+                p.window = self.comm.from_main(self._choose_window() if self.comm.main else None)
             assert p.window is not None
             self._outer_step(Window(*p.window), batches[p.step_in_epoch, mine])
             self.stop.check(self.comm)
             if time.monotonic() - self.last_save > 60 * self.config.ckpt_minutes:
                 self._save()
         self._close_epoch()
+
+    def _choose_window(self) -> list[int]:
+        """Ask the policy, which may ask for a probe. Rank 0 only."""
+        parts, key = self.parts, ("probe", self.progress.step)
+
+        def probe() -> list[float]:
+            theta = parts.network.init(generator(self.config.seed, *key, "network"))
+            plan = parts.sampler.plan(self.config.totwindow, generator(self.config.seed, *key, "trajectory"))
+            images, labels = parts.set.images, parts.set.labels
+            return probe_norms(parts.network, parts.rule, theta, images, labels, plan.to(self.device))
+
+        return list(parts.policy.choose(probe))
 
     def _outer_step(self, window: Window, batch: Tensor) -> None:
         """Average the ranks' meta-gradients and apply them.
@@ -155,7 +169,7 @@ class Run:
             self.reporter.log(
                 "step",
                 p.step,
-                epoch=p.epoch,
+                epoch=p.epoch + 1,
                 loss=loss,
                 accuracy=accuracy,
                 meta_gradient_norm=norm,
@@ -169,15 +183,20 @@ class Run:
 
     def _close_epoch(self) -> None:
         """Evaluate if it is time, tell the policy, move on, checkpoint."""
-        c, p, steps = self.config, self.progress, self.parts.steps_per_epoch
+        c, p, policy, steps = self.config, self.progress, self.parts.policy, self.parts.steps_per_epoch
         number = p.epoch + 1
+        due = number % c.test_freq == 0 or number == c.epochs
         # Before any of the state changes: an evaluation that is interrupted is simply done again.
-        if number % c.test_freq == 0 or number == c.epochs:
+        if due:
             self._evaluate(number)
         loss, accuracy = p.loss_sum / steps, p.accuracy_sum / steps
-        self.parts.policy.observe(loss, accuracy)
         if self.reporter is not None:
-            self.reporter.log("epoch", p.step, epoch=p.epoch, loss=loss, accuracy=accuracy)
+            assert p.window is not None
+            window = {"window_start": p.window[0], "window_length": p.window[1]}
+            self.reporter.log("epoch", p.step, epoch=number, loss=loss, accuracy=accuracy, **window, **policy.state())
+            if due:
+                self.reporter.truncation(p.step, policy.curves(), Window(*p.window))
+        policy.observe(loss, accuracy)
         p.epoch, p.step_in_epoch, p.window, p.loss_sum, p.accuracy_sum = number, 0, None, 0.0, 0.0
         if number % c.ckpt_epochs == 0 or number == c.epochs:
             self._save()
@@ -226,6 +245,7 @@ class Run:
             "files": {
                 "picture": str(self.folder / "distilled.png"),
                 "curves": str(self.folder / "accuracy.png"),
+                "windows": str(self.folder / "truncation.png"),
                 "distilled set": str(self.folder / "distilled.safetensors"),
             },
         }
@@ -244,7 +264,7 @@ class Run:
         if c.wandb:
             report.mirror_to_wandb(c.name, dataclasses.asdict(c), self.folder)
         total = (c.epochs - c.start_epoch) * self.parts.steps_per_epoch
-        self.reporter = report.Reporter(self.folder, total, self.progress.step)
+        self.reporter = report.Reporter(self.folder, total, self.progress.step, self.progress.records)
         if c.batch_size > self.parts.batch_size:
             self.reporter.say(
                 f"--batch_size {c.batch_size}: only {self.parts.batch_size} real training images; using all"
@@ -264,7 +284,8 @@ class Run:
         self.last_save = time.monotonic()
         if not self.comm.main:
             return
-        self.progress.seconds = self._seconds()
+        assert self.reporter is not None
+        self.progress.seconds, self.progress.records = self._seconds(), self.reporter.records
         state = {
             "config": self.config.to_json(),
             "progress": dataclasses.asdict(self.progress),

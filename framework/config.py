@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -50,7 +51,8 @@ def _flag(default: Any, group: str, text: str, **about: Any) -> Any:
     return dataclasses.field(default=default, metadata={"flag": Flag(group, text, **about)})
 
 
-POLICIES = ("bptt", "t-bptt", "fixed", "forward", "rat-bptt")
+POLICIES = ("bptt", "t-bptt", "fixed", "forward", "rat-bptt", "at-bptt", "at-bptt-positions", "at-bptt-windows")
+AUTOMATIC = POLICIES[5:]
 AUGMENTATIONS = ", ".join(OPERATIONS)
 
 
@@ -122,10 +124,35 @@ class Config:
     window: int = _flag(20, "truncation", "W: inner steps differentiated per outer step", minimum=1,
         read_by="all but bptt", reads=lambda c: c.truncation != "bptt")
     minwindow: int = _flag(0, "truncation", "first inner step at which the window may start", minimum=0,
-        **_policy_in("forward", "rat-bptt"))
+        **_policy_in("forward", "rat-bptt", *AUTOMATIC))
     totwindow: int = _flag(20, "truncation", "T: inner steps of a whole trajectory", minimum=1)
     complete_random: bool = _flag(False, "truncation", "draw a new window at every outer step, not every epoch",
         **_policy_in("rat-bptt"))
+
+    # Automatic truncation
+    d: int | None = _flag(None, "automatic truncation",
+        "window radius: lengths from W-d to W+d; turns --cctype 2 into AT-BPTT", aliases=("--d",), kind=int,
+        minimum=0, metavar="STEPS", read_by="--cctype 2, at-bptt, at-bptt-windows",
+        reads=lambda c: c.policy in ("at-bptt", "at-bptt-windows"))
+    tau: float = _flag(1.0, "automatic truncation", "temperature of positions, and of softmax window weights",
+        above=0, **_policy_in(*AUTOMATIC))
+    window_weight: str = _flag("rank", "automatic truncation",
+        "a window's length follows the rank of its gradient variation (public code) or its softmax (paper)",
+        choices=("rank", "softmax"), **_policy_in("at-bptt", "at-bptt-windows"))
+    window_rule: str = _flag("adaptive", "automatic truncation",
+        "adaptive: lengths from variation in every stage (paper); public: W+d in the middle, W-d late (public code)",
+        choices=("adaptive", "public"), **_policy_in("at-bptt", "at-bptt-windows"))
+    early_gain: float = _flag(1.5, "automatic truncation",
+        "points of accuracy an epoch must gain to count as progress in the early stage", **_policy_in(*AUTOMATIC))
+    middle_gain: float = _flag(1.0, "automatic truncation", "the same in the middle stage",
+        **_policy_in(*AUTOMATIC))
+    early_patience: str = _flag("0.15T", "automatic truncation",
+        "epochs in a row without progress that end the early stage: N, or 0.15T (times --totwindow; public code), or "
+        "0.05E (of all epochs; paper)", metavar="N|fT|fE", **_policy_in(*AUTOMATIC))
+    middle_patience: str = _flag("0.125T", "automatic truncation", "the same for the middle stage",
+        metavar="N|fT|fE", **_policy_in(*AUTOMATIC))
+    probe_every: int = _flag(1, "automatic truncation", "epochs for which one probe of the gradient norms is used",
+        minimum=1, **_policy_in(*AUTOMATIC))
 
     # Outer loop
     epochs: int = _flag(100, "outer loop", "passes over the real training set", aliases=("--epoch",), minimum=1,
@@ -206,7 +233,7 @@ class Config:
             return self.truncation
         if self.ddtype == "standard":
             return "bptt" if self.window == self.totwindow else "t-bptt"
-        return ("fixed", "forward", "rat-bptt")[self.cctype]
+        return ("fixed", "forward", "rat-bptt" if self.d is None else "at-bptt")[self.cctype]
 
     @property
     def folder(self) -> Path:
@@ -355,6 +382,12 @@ def validate(config: Config) -> list[str]:
     if FLAGS["minwindow"].reads(c) and c.minwindow + c.window > c.totwindow:  # type: ignore[misc]
         raise UserError(f"--minwindow {c.minwindow} + --window {c.window} is larger than --totwindow {c.totwindow}: "
                         "lower --minwindow or --window, or raise --totwindow")  # fmt: skip
+    if c.policy in ("at-bptt", "at-bptt-windows") and c.d is None:
+        raise UserError(f"--truncation {c.policy} needs the window radius: give -d, for example -d {c.window // 4}")
+    for name in ("early_patience", "middle_patience"):
+        text = getattr(c, name)
+        if not re.fullmatch(r"\d+(\.\d+)?[TE]|[1-9]\d*", text):
+            raise UserError(f"--{name} {text}: give epochs (30), a fraction of T (0.15T) or of all epochs (0.05E)")
     if c.batch_per_class > c.num_per_class:
         raise UserError(f"--batch_per_class {c.batch_per_class} is larger than --num_per_class {c.num_per_class}: "
                         "give at most the number of images per class")  # fmt: skip

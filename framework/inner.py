@@ -113,18 +113,36 @@ def inner_gradient(network: FlatNetwork, theta: Tensor, images: Tensor, labels: 
 
 @torch.no_grad()
 def train(
-    network: FlatNetwork, optimizer: Optimizer, state: State, images: Tensor, labels: Tensor, plan: Plan
+    network: FlatNetwork,
+    optimizer: Optimizer,
+    state: State,
+    images: Tensor,
+    labels: Tensor,
+    plan: Plan,
+    norms: list[Tensor] | None = None,
 ) -> State:
     """Take ``len(plan)`` inner steps without recording anything.
 
-    Used alike by the prefix of an outer step and by evaluation, so that both follow the same recipe.
+    Used alike by the prefix of an outer step, the probe and evaluation, so that all follow one recipe.
 
     Args:
         images: (N, C, H, W), the set that ``plan`` indexes.
         labels: (N, K) class weights.
+        norms: if given, ||g_t||_2 of every step is appended, () on the device.
     """
     for t in range(len(plan)):
         batch = plan.indices[t]
         gradient = inner_gradient(network, state.theta, images[batch], labels[batch], plan.draw.at(t))
+        if norms is not None:
+            norms.append(torch.linalg.vector_norm(gradient))
         state = optimizer.step(state, gradient)
     return state
+
+
+def probe_norms(
+    network: FlatNetwork, optimizer: Optimizer, theta: Tensor, images: Tensor, labels: Tensor, plan: Plan
+) -> list[float]:
+    """Gradient norms ||g_t||_2 along a whole trajectory from ``theta``; one transfer from the device."""
+    norms: list[Tensor] = []
+    train(network, optimizer, State.fresh(theta), images.detach(), labels.detach(), plan, norms)
+    return torch.stack(norms).tolist()

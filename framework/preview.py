@@ -30,6 +30,13 @@ def activation_floats(module: nn.Module, channels: int, side: int) -> int:
     return total
 
 
+def window_bytes(module: nn.Module, channels: int, side: int, length: int, batch: int) -> float:
+    """Estimated peak memory of the window's graph: ``length`` steps on ``batch`` images. ``module`` on ``meta``."""
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    floats = GRAPH_FACTOR * activation_floats(module, channels, side) * batch + PARAMETER_COPIES * parameters
+    return 4 * length * floats
+
+
 def preview(config: Config) -> str:
     """The resolved configuration, method, steps per epoch and an estimate of memory, as text."""
     c = config
@@ -43,7 +50,7 @@ def preview(config: Config) -> str:
     floats = activation_floats(module, info.channels, info.image_size)
     batch = (c.task_sampler_nc or classes) * c.batch_per_class
     length = c.totwindow if c.policy == "bptt" else c.window
-    window = 4 * length * (GRAPH_FACTOR * floats * batch + PARAMETER_COPIES * parameters)
+    window = window_bytes(module, info.channels, info.image_size, length, batch)
     lines = [c.to_json(), "", f"method: {c.policy}, window {length} of {c.totwindow} inner steps, engine higher"]
     lines.append(f"device: {device}")
     lines.append(

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from framework.checkpoint import write_atomically, write_text
 from framework.config import UserError
 from framework.data import Preprocess
+from framework.truncation import Window
 
 METRICS = "metrics.jsonl"
 
@@ -30,12 +32,13 @@ class Reporter:
     Args:
         folder: the run's folder.
         total: outer steps of the whole run.
-        step: outer steps already done; later records of an earlier attempt are dropped.
+        step: outer steps already done.
+        records: metrics already recorded by then; later ones, of an earlier attempt, are dropped.
     """
 
-    def __init__(self, folder: Path, total: int, step: int) -> None:
+    def __init__(self, folder: Path, total: int, step: int = 0, records: int = 0) -> None:
         self.folder = folder
-        self._drop_after(step)
+        self.records = self._keep(records)
         try:
             self._file = open(folder / METRICS, "a", buffering=1)  # noqa: SIM115  (open for the run's whole life)
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
@@ -44,24 +47,18 @@ class Reporter:
         self._started = time.monotonic()
         self.bar = tqdm(total=total, initial=step, desc="distilling", unit="step", file=sys.stderr, dynamic_ncols=True)
 
-    def _drop_after(self, step: int) -> None:
-        """Forget records of steps that a resumed run will take again."""
+    def _keep(self, records: int) -> int:
+        """Drop records of steps that a resumed run will take again; returns how many are left."""
         path = self.folder / METRICS
-        if not path.exists():
-            return
-        kept = []
-        for line in path.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):  # a line cut short when the process was killed
-                break
-        write_text(path, "".join(kept))
+        lines = path.read_text().splitlines(keepends=True)[:records] if path.exists() else []
+        write_text(path, "".join(lines))
+        return len(lines)
 
     def log(self, kind: str, step: int, **values: Any) -> None:
         """Record one event: to the JSON lines as it is, its numbers to TensorBoard under ``kind/``."""
         with self._writing():
             self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self.records += 1
             for name, value in values.items():
                 if isinstance(value, int | float):
                     self.board.add_scalar(f"{kind}/{name}", value, step)
@@ -70,6 +67,15 @@ class Reporter:
         """Show (N, C, H, W) images in [0, 1] in TensorBoard."""
         with self._writing():
             self.board.add_images(name, images, step)
+
+    def truncation(self, step: int, curves: dict[str, list[float]], window: Window) -> None:
+        """Record what the policy saw, and plot all windows of the run so far."""
+        if curves:
+            self.log("probe", step, **curves)
+            with self._writing():
+                self.board.add_figure("probe", probe_figure(curves, window), step)
+        records = [json.loads(line) for line in (self.folder / METRICS).read_text().splitlines()]
+        truncation_plot([r for r in records if r["kind"] == "epoch"], self.folder / "truncation.png")
 
     def seconds_per_step(self) -> float:
         """Mean over the outer steps of this attempt, evaluations included."""
@@ -153,6 +159,42 @@ def accuracy_plot(history: list[dict[str, Any]], path: Path) -> None:
     ax.legend(title="trained for")
     ax.grid(alpha=0.3)
     _save(figure, path)
+
+
+STAGE_COLOURS = {"early": "tab:blue", "middle": "tab:orange", "late": "tab:green", None: "tab:gray"}
+
+
+def truncation_plot(epochs: list[dict[str, Any]], path: Path) -> None:
+    """Plot the window of every epoch as a band, coloured by stage, beside the accuracy on real batches."""
+    figure = Figure(figsize=(8, 5))
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    x = np.array([entry["epoch"] for entry in epochs])
+    start = np.array([entry["window_start"] for entry in epochs])
+    length = np.array([entry["window_length"] for entry in epochs])
+    stages = [entry.get("stage") for entry in epochs]
+    for stage in dict.fromkeys(stages):
+        at = np.array([other == stage for other in stages])
+        colour = STAGE_COLOURS[stage]
+        top.bar(x[at], length[at], width=1.0, bottom=start[at], color=colour, alpha=0.6, label=stage or "window")
+        bottom.plot(x[at], 100 * np.array([entry["accuracy"] for entry in epochs])[at], ".", markersize=3, color=colour)
+    top.set_ylabel("inner steps differentiated")
+    top.legend(loc="upper left", title="stage" if any(stages) else None)
+    bottom.set_ylabel("accuracy on\nreal batches (%)")
+    bottom.set_xlabel("epoch")
+    bottom.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def probe_figure(curves: dict[str, list[float]], window: Window) -> Figure:
+    """Each of the curves over the inner steps, with the window that was chosen shaded."""
+    figure = Figure(figsize=(7, 2 * len(curves)))
+    FigureCanvasAgg(figure)
+    for ax, (name, values) in zip(figure.subplots(len(curves), 1, sharex=True), curves.items(), strict=True):
+        ax.plot(values)
+        ax.axvspan(window.start, window.start + window.length, alpha=0.2)
+        ax.set_ylabel(name)
+    ax.set_xlabel("inner step")
+    return figure
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -1,15 +1,30 @@
 """Truncation policies: bounds for every setting, each policy's own rule, exact state."""
 
 import json
+import math
+import re
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from framework.config import POLICIES
-from framework.truncation import BPTT, Forward, Policy, RaTBPTT, Window, make_policy
+from framework.config import AUTOMATIC, POLICIES, Config, UserError
+from framework.truncation import (
+    ATBPTT,
+    BPTT,
+    STAGES,
+    Forward,
+    Policy,
+    RaTBPTT,
+    Window,
+    make_policy,
+    no_probe,
+    resolve_patience,
+)
 
 Setting = tuple[int, int, int]
 
@@ -22,15 +37,22 @@ def settings_of(draw: st.DrawFn) -> Setting:
     return steps, window, draw(st.integers(0, steps - window))
 
 
-def make(name: str, setting: Setting, seed: int = 0) -> Policy:
+def make(name: str, setting: Setting, seed: int = 0, **flags: Any) -> Policy:
     steps, window, minimum = setting
-    return make_policy(name, steps=steps, window=window, minimum=minimum, seed=seed)
+    d = {"d": 7} if name in AUTOMATIC else {}
+    flags = {**d, **flags}
+    return make_policy(Config(truncation=name, totwindow=steps, window=window, minwindow=minimum, seed=seed, **flags))
+
+
+def ramp(policy: Policy) -> list[float]:
+    """A probe's norms that differ at every step and vary ever more."""
+    return [t**2 / 100 for t in range(policy.steps)]
 
 
 def windows(policy: Policy, count: int) -> Iterator[Window]:
-    """What a run of epochs with a loss that never improves would see."""
+    """What a run of epochs with a loss and an accuracy that never improve would see."""
     for _ in range(count):
-        yield policy.choose()
+        yield policy.choose(lambda: ramp(policy))
         policy.observe(loss=1.0, accuracy=0.5)
 
 
@@ -41,11 +63,13 @@ def test_windows_are_within_bounds_and_w_never_changes(name: str, setting: Setti
     steps, window, minimum = setting
     policy = make(name, setting, seed)
     for chosen in windows(policy, 200 if name == "forward" else 5):
-        assert chosen.start >= (minimum if name in ("forward", "rat-bptt") else 0)
+        assert chosen.start >= (0 if name in ("bptt", "t-bptt", "fixed") else minimum)
         assert chosen.length >= 1
         assert chosen.start + chosen.length <= steps
         if name != "bptt":
-            assert chosen.length == policy.window == window
+            assert policy.window == window
+        if name not in ("bptt", "at-bptt", "at-bptt-windows"):
+            assert chosen.length == window
 
 
 @pytest.mark.parametrize(
@@ -66,8 +90,8 @@ def test_rat_bptt_is_uniform_with_both_ends_included() -> None:
 
 def test_complete_random_asks_for_a_window_at_every_step() -> None:
     """Ancestors' fault 5: --complete_random did nothing."""
-    assert make_policy("rat-bptt", steps=9, window=2, minimum=0, seed=0, complete_random=True).every_step
-    assert not make_policy("rat-bptt", steps=9, window=2, minimum=0, seed=0).every_step
+    assert make("rat-bptt", (9, 2, 0), complete_random=True).every_step
+    assert not make("rat-bptt", (9, 2, 0)).every_step
 
 
 def test_forward_moves_after_sixty_stale_epochs_and_stops_at_the_end() -> None:
@@ -117,3 +141,208 @@ def test_seeds_give_different_sequences() -> None:
 def test_a_window_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         BPTT(5, 5).choose().length = 3  # type: ignore[misc]
+
+
+# ---- AT-BPTT ---------------------------------------------------------------------------------------
+
+NORMS = st.one_of(
+    st.just(0.0), st.floats(0, 1e308), st.floats(0, 1e-300), st.floats(0.1, 10), st.sampled_from([1.0, 5e-324, 1e308])
+)
+
+
+@st.composite
+def automatic(draw: st.DrawFn) -> tuple[ATBPTT, list[float]]:
+    """Any AT-BPTT policy in any stage, with any finite norms."""
+    steps = draw(st.integers(1, 60))
+    window = draw(st.integers(1, steps))
+    policy = ATBPTT(
+        steps,
+        window,
+        draw(st.integers(0, steps - window)),
+        draw(st.integers(0, 99)),
+        radius=draw(st.integers(0, 80)),
+        tau=draw(st.floats(1e-6, 1e6)),
+        weight=draw(st.sampled_from(["rank", "softmax"])),
+        rule=draw(st.sampled_from(["adaptive", "public"])),
+        move=draw(st.booleans()),
+        resize=draw(st.booleans()),
+    )
+    policy.stage = draw(st.integers(0, 2))
+    same = draw(st.booleans())
+    norms = [draw(NORMS)] * steps if same else draw(st.lists(NORMS, min_size=steps, max_size=steps))
+    return policy, norms
+
+
+@given(case=automatic())
+@settings(max_examples=400, deadline=None)
+def test_at_bptt_stays_in_bounds_for_all_settings_and_norms(case: tuple[ATBPTT, list[float]]) -> None:
+    policy, norms = case
+    window = policy.window
+    for _ in range(5):
+        chosen = policy.choose(lambda: norms)
+        assert policy.minimum <= chosen.start
+        assert chosen.length >= 1
+        assert chosen.start + chosen.length <= policy.steps
+        assert policy.window == window, "ancestors' fault 1: the choice overwrote W"
+    if policy.norms is not None:
+        assert policy.probabilities().sum() == pytest.approx(1)
+        assert (policy.eta() >= 0).all()
+        assert policy.eta().max() == 1
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("tau", [0.5, 1.0, 3.0])
+def test_positions_follow_the_formula(stage: int, tau: float) -> None:
+    """Early P(t) ~ exp(n/tau), middle uniform, late P(t) ~ exp(-n/tau) (ancestors' faults 3 and 4)."""
+    norms = [0.3, 2.0, 1.1, 0.0, 2.5, 1.7, 0.9, 0.2]
+    policy = ATBPTT(8, 1, radius=0, tau=tau)
+    policy.stage = stage
+    starts = [policy.choose(lambda: norms).start for _ in range(6000)]
+    weight = [math.exp((1, 0, -1)[stage] * n / tau) for n in norms]
+    expected = [6000 * w / math.fsum(weight) for w in weight]
+    assert chisquare([starts.count(t) for t in range(8)], expected).pvalue > 1e-4
+    assert (starts.count(4) > starts.count(3)) == (stage == 0) or stage == 1
+
+
+@pytest.mark.parametrize("weight", ["rank", "softmax"])
+def test_lengths_follow_the_variation_at_the_step_drawn(weight: str) -> None:
+    norms = [1.0, 1.0, 3.0, 2.5, 2.0, 6.0]
+    variation = [0.0, 0.0, 2.0, 0.5, 0.5, 4.0]
+    if weight == "rank":  # values strictly below, over the most there can be
+        eta = [sum(other < v for other in variation) / 5 for v in variation]
+    else:
+        eta = [math.exp(v - 4.0) for v in variation]
+    policy = ATBPTT(6, 4, radius=3, weight=weight)
+    assert policy.choose(lambda: norms).length in range(1, 7)
+    assert policy.eta() == pytest.approx(eta)
+    lengths = {policy._length(t) for t in range(6)}
+    assert lengths == {min(6, max(1, math.floor(4 - 3 + 6 * e + 0.5))) for e in eta}
+
+
+def test_the_public_rule_uses_w_plus_d_then_w_minus_d() -> None:
+    policy = ATBPTT(200, 40, radius=10, rule="public")
+    early = {policy.choose(lambda: ramp(policy)).length for _ in range(50)}
+    policy.stage = 1
+    assert {policy.choose(no_probe).length for _ in range(20)} == {50}
+    policy.stage = 2
+    assert {policy.choose(lambda: ramp(policy)).length for _ in range(20)} == {30}
+    assert early <= set(range(30, 51))
+
+
+def test_the_probe_runs_only_when_needed() -> None:
+    """Ancestors' fault 5: it also ran when no policy needed it."""
+    calls = []
+
+    def probe() -> list[float]:
+        calls.append(1)
+        return [1.0] * 20
+
+    policy = ATBPTT(20, 5, radius=2, rule="public", probe_every=3)
+    for _ in range(7):
+        policy.choose(probe)
+    assert len(calls) == 3, "epochs 0, 3 and 6"
+    policy.stage = 1
+    policy.norms = None
+    policy.choose(probe)
+    assert len(calls) == 3, "uniform position, fixed length: nothing to look at"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_norm_that_is_not_finite_names_its_step(value: float) -> None:
+    norms = [1.0, 2.0, value, 1.0]
+    with pytest.raises(UserError, match="inner step 2"):
+        ATBPTT(4, 2, radius=1).choose(lambda: norms)
+
+
+@given(steps=st.integers(1, 1000))
+@settings(deadline=None)
+def test_every_stage_is_reached_for_every_t(steps: int) -> None:
+    """Ancestors' fault 2: 0.125 * 300 = 37.5 was never equal to a counter."""
+    policy = make("at-bptt", (steps, 1, 0))
+    early, middle = math.ceil(round(0.15 * steps, 6)), math.ceil(round(0.125 * steps, 6))
+    stages = []
+    for _ in range(early + middle + 2):
+        stages.append(policy.state()["stage"])
+        policy.observe(loss=1.0, accuracy=0.5)
+    # The first epoch has none before it to compare with.
+    assert stages == ["early"] * (early + 1) + ["middle"] * middle + ["late"]
+
+
+def test_progress_resets_the_counter_and_thresholds_are_points() -> None:
+    policy = ATBPTT(10, 2, radius=1, gains=(1.5, 1.0), patience=(2, 2))
+    accuracies = [0.10, 0.11, 0.13, 0.14, 0.15]  # gains of 1, 2, 1, 1 points
+    stages = []
+    for accuracy in accuracies:
+        policy.observe(loss=0.0, accuracy=accuracy)
+        stages.append(policy.stage)
+    assert stages == [0, 0, 0, 0, 1]
+    for accuracy, stage in ((0.165, 1), (0.17, 1), (0.185, 1), (0.19, 1), (0.195, 2), (0.9, 2), (0.1, 2)):
+        policy.observe(loss=0.0, accuracy=accuracy)  # 1.5 resets, 0.5 counts, 1.5 resets, 0.5, 0.5: late for good
+        assert policy.stage == stage
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("30", 30),
+        ("0.15T", 30),
+        ("0.125T", 25),
+        ("0.05E", 50),
+        ("0.0T", 1),
+        ("0.0001E", 1),
+        ("0.07E", 70),
+        ("1.5T", 300),
+    ],
+)
+def test_patience_in_epochs(text: str, expected: int) -> None:
+    assert resolve_patience(text, steps=200, epochs=1000) == expected
+
+
+@pytest.mark.parametrize("text", ["T", "-1", "5%", "1e3", "0.1X"])
+def test_patience_of_another_form(text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(text)):
+        resolve_patience(text, 10, 10)
+
+
+@given(case=automatic(), before=st.integers(0, 12), after=st.integers(1, 12), every=st.integers(1, 4))
+@settings(max_examples=100, deadline=None)
+def test_a_restored_at_bptt_continues_exactly(
+    case: tuple[ATBPTT, list[float]], before: int, after: int, every: int
+) -> None:
+    original, norms = case
+    original.probe_every = every
+    gen = np.random.default_rng(0)
+
+    def go(policy: ATBPTT, count: int, seed: int) -> list[tuple[Window, int]]:
+        rng = np.random.default_rng(seed)
+        result = []
+        for _ in range(count):
+            result.append((policy.choose(lambda: norms), policy.stage))
+            policy.observe(loss=0.0, accuracy=float(rng.random()))
+        return result
+
+    go(original, before, int(gen.integers(99)))
+    restored = ATBPTT(
+        original.steps, original.window, original.minimum, original.seed, radius=original.radius, tau=original.tau,
+        weight=original.weight, rule=original.rule, probe_every=every, move=original.move, resize=original.resize,
+    )  # fmt: skip
+    restored.load_state_dict(json.loads(json.dumps(original.state_dict())))
+    assert go(original, after, 5) == go(restored, after, 5)
+
+
+def test_ablations_switch_one_half_off() -> None:
+    positions, lengths = make("at-bptt-positions", (100, 20, 0)), make("at-bptt-windows", (100, 20, 0))
+    norms = [0.0] * 99 + [50.0]
+    assert {positions.choose(lambda: norms) for _ in range(20)} == {Window(80, 20)}
+    chosen = [lengths.choose(lambda: norms) for _ in range(50)]
+    assert len({window.start for window in chosen}) > 10
+    assert {window.length for window in chosen} <= {13, 27}
+
+
+def test_the_flags_reach_the_policy() -> None:
+    policy = make("at-bptt", (200, 40, 3), d=9, tau=2.5, window_weight="softmax", window_rule="public", early_gain=3.0,
+                  middle_gain=2.0, early_patience="4", middle_patience="0.05E", probe_every=6, epochs=400)  # fmt: skip
+    assert isinstance(policy, ATBPTT)
+    assert (policy.radius, policy.tau, policy.weight, policy.rule) == (9, 2.5, "softmax", "public")
+    assert (policy.gains, policy.patience, policy.probe_every) == ((3.0, 2.0), (4, 20), 6)
+    assert policy.state() == {"stage": STAGES[0], "stale_epochs": 0}

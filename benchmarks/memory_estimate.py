@@ -1,0 +1,67 @@
+"""How far `--dry_run`'s estimate of the window's memory is from the truth.
+
+Measures the additional peak resident memory of the `higher` engine, each case in a process of its own:
+
+    python benchmarks/memory_estimate.py
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from framework.augment import Augmentation
+from framework.distill_higher import RealBatch, higher_engine
+from framework.inner import Adam, State
+from framework.networks import FlatNetwork, build
+from framework.preview import window_bytes
+from framework.rng import generator
+from framework.synthetic import ClassSampler, noise_images, one_hot_labels
+
+CASES = [(1, 5), (1, 20), (5, 5), (10, 5)]  # images per class, window
+
+
+def peak_mb() -> float:
+    """Peak resident memory of this process in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure(ipc: int, window: int, width: int) -> None:
+    """Print measured and estimated MiB for ConvNet-3 on 3x32x32 images of ten classes."""
+    gen = generator(0, "benchmark")
+    network = FlatNetwork(build("convnet", 3, 32, 10, width=width), torch.device("cpu"))
+    augmentation = Augmentation("flip_rotate", False, 32)
+    plan = ClassSampler(10, ipc, 10, ipc, augmentation).plan(window, gen)
+    real = RealBatch(torch.randn(10, 3, 32, 32), one_hot_labels(10, 1), augmentation.draw(1, 10, gen).at(0))
+    images = noise_images(10, ipc, (3, 32, 32), gen)
+    state = State.fresh(network.init(gen))
+    before = peak_mb()
+    higher_engine(network, Adam(1e-3), state, images, one_hot_labels(10, ipc), plan, real)
+    estimate = window_bytes(network.module.to("meta"), 3, 32, window, 10 * ipc) / 2**20
+    measured = peak_mb() - before
+    print(f"| {10 * ipc} | {window} | {measured:.0f} | {estimate:.0f} | {estimate / measured:.2f} |")
+
+
+def main() -> None:
+    """Run every case in its own process."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--case", type=int, nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.case:
+        measure(*arguments.case, arguments.width)
+        return
+    print("| images per step | window | measured MiB | estimated MiB | ratio |")
+    print("| --- | --- | --- | --- | --- |", flush=True)
+    for case in CASES:
+        command = [sys.executable, __file__, "--width", str(arguments.width), "--case", *map(str, case)]
+        subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""The example commands of the RaT-BPTT README, as data, and what each of them means."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command line.
+
+    Attributes:
+        line: the flags as the README gives them.
+        resolved: every field of ``Config`` that differs from its default.
+        policy: the truncation policy that runs.
+        preview: facts of the dry run, worked out by hand: window and trajectory, parameters, image shape,
+            outer steps per epoch and in all.
+    """
+
+    line: str
+    resolved: dict[str, Any]
+    policy: str
+    preview: tuple[str, ...]
+
+    @property
+    def arguments(self) -> list[str]:
+        return self.line.split()
+
+
+_COMMON = {
+    "ddtype": "curriculum",
+    "num_train_eval": 8,
+    "epochs": 60000,
+    "print_freq": 10,
+    "inner_optim": "Adam",
+    "inner_lr": 0.001,
+}
+
+RAT_BPTT = {
+    "cifar10-ipc10": Command(
+        "--dataset cifar10 --num_per_class 10 --batch_per_class 10 --num_train_eval 8 --world_size 1 --rank 0 "
+        "--batch_size 5000 --ddtype curriculum --cctype 2 --epoch 60000 --test_freq 25 --print_freq 10 "
+        "--arch convnet --window 60 --minwindow 0 --totwindow 200 --inner_optim Adam --inner_lr 0.001 --lr 0.001 "
+        "--zca --syn_strategy flip_rotate --real_strategy flip_rotate --fname 60_200 --seed 0",
+        _COMMON
+        | {"dataset": "cifar10", "num_per_class": 10, "batch_per_class": 10, "batch_size": 5000, "cctype": 2}
+        | {"test_freq": 25, "window": 60, "totwindow": 200, "lr": 0.001, "zca": True, "fname": "60_200"},
+        "rat-bptt",
+        ("window 60 of 200", "319,626 parameters", "3 x 32 x 32", "about 9 (45,000 real", "540,000 in all"),
+    ),
+    "cifar100-ipc10": Command(
+        "--dataset cifar100 --num_per_class 10 --batch_per_class 1 --train_y --task_sampler_nc 100 "
+        "--num_train_eval 8 --world_size 1 --rank 0 --batch_size 5000 --ddtype curriculum --cctype 2 --epoch 60000 "
+        "--test_freq 25 --print_freq 10 --arch convnet --window 100 --minwindow 0 --totwindow 300 "
+        "--inner_optim Adam --inner_lr 0.001 --lr 0.001 --zca --syn_strategy flip_rotate "
+        "--real_strategy flip_rotate --fname train_y",
+        _COMMON
+        | {"dataset": "cifar100", "num_per_class": 10, "train_y": True, "task_sampler_nc": 100, "batch_size": 5000}
+        | {"cctype": 2, "test_freq": 25, "window": 100, "totwindow": 300, "lr": 0.001, "zca": True}
+        | {"fname": "train_y"},
+        "rat-bptt",
+        ("window 100 of 300", "504,036 parameters", "3 x 32 x 32", "about 9 (45,000 real", "540,000 in all"),
+    ),
+    "tiny-imagenet-ipc10": Command(
+        "--dataset tiny-imagenet-200 --num_per_class 10 --batch_per_class 1 --task_sampler_nc 50 --train_y "
+        "--num_train_eval 8 --world_size 1 --rank 0 --batch_size 1000 --ddtype curriculum --cctype 2 --epoch 60000 "
+        "--test_freq 10 --print_freq 10 --arch convnet4 --window 100 --minwindow 0 --totwindow 300 "
+        "--inner_optim Adam --inner_lr 0.001 --lr 0.0003 --syn_strategy flip_rotate --real_strategy flip_rotate "
+        "--fname test",
+        _COMMON
+        | {"dataset": "tiny-imagenet-200", "num_per_class": 10, "train_y": True, "task_sampler_nc": 50}
+        | {"batch_size": 1000, "cctype": 2, "test_freq": 10, "arch": "convnet4", "window": 100, "totwindow": 300}
+        | {"lr": 0.0003, "fname": "test"},
+        "rat-bptt",
+        ("window 100 of 300", "856,648 parameters", "3 x 64 x 64", "about 90 (90,000 real", "5,400,000 in all"),
+    ),
+    "cifar100-ipc1": Command(
+        "--dataset cifar100 --num_per_class 1 --batch_per_class 1 --task_sampler_nc 100 --num_train_eval 8 --train_y "
+        "--world_size 1 --rank 0 --batch_size 5000 --ddtype curriculum --cctype 0 --epoch 60000 --test_freq 50 "
+        "--print_freq 10 --arch convnet --window 90 --minwindow 0 --totwindow 130 --inner_optim Adam "
+        "--inner_lr 0.001 --lr 0.0003 --zca --syn_strategy flip_rotate --real_strategy flip_rotate",
+        _COMMON
+        | {"dataset": "cifar100", "train_y": True, "task_sampler_nc": 100, "batch_size": 5000, "test_freq": 50}
+        | {"window": 90, "totwindow": 130, "lr": 0.0003, "zca": True},
+        "fixed",
+        ("window 90 of 130", "504,036 parameters", "3 x 32 x 32", "about 9 (45,000 real", "540,000 in all"),
+    ),
+    "tiny-imagenet-fixed": Command(
+        "--dataset tiny-imagenet-200 --num_per_class 10 --batch_per_class 1 --task_sampler_nc 50 --train_y "
+        "--num_train_eval 8 --world_size 1 --rank 0 --batch_size 2000 --ddtype curriculum --cctype 0 --epoch 60000 "
+        "--test_freq 10 --print_freq 10 --arch convnet4 --window 90 --minwindow 0 --totwindow 270 "
+        "--inner_optim Adam --inner_lr 0.001 --lr 0.0003 --syn_strategy flip_rotate --real_strategy flip_rotate",
+        _COMMON
+        | {"dataset": "tiny-imagenet-200", "num_per_class": 10, "train_y": True, "task_sampler_nc": 50}
+        | {"batch_size": 2000, "test_freq": 10, "arch": "convnet4", "window": 90, "totwindow": 270, "lr": 0.0003},
+        "fixed",
+        ("window 90 of 270", "856,648 parameters", "3 x 64 x 64", "about 45 (90,000 real", "2,700,000 in all"),
+    ),
+    "imagenet-ipc1": Command(
+        "--dataset imagenet --train_y --num_per_class 1 --batch_per_class 1 --task_sampler_nc 50 --num_train_eval 8 "
+        "--world_size 1 --rank 0 --batch_size 1500 --ddtype curriculum --cctype 0 --epoch 60000 --test_freq 1 "
+        "--print_freq 10 --arch convnet4 --window 80 --minwindow 0 --totwindow 280 --inner_optim Adam "
+        "--inner_lr 0.001 --lr 0.0003 --syn_strategy flip_rotate --real_strategy flip_rotate --workers 4",
+        _COMMON
+        | {"dataset": "imagenet", "train_y": True, "task_sampler_nc": 50, "batch_size": 1500, "test_freq": 1}
+        | {"arch": "convnet4", "window": 80, "totwindow": 280, "lr": 0.0003, "workers": 4},
+        "fixed",
+        ("window 80 of 280", "2,495,848 parameters", "3 x 64 x 64", "about 768 (1,153,050 real", "46,080,000 in all"),
+    ),
+}

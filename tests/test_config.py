@@ -1,0 +1,468 @@
+"""Flags: the golden list, what the ancestors' command lines mean, and every mistake's message."""
+
+import dataclasses
+import json
+from contextlib import redirect_stderr
+from io import StringIO
+from typing import Any
+
+import pytest
+from commands import RAT_BPTT, Command
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from framework.config import (
+    DEFAULTS,
+    FLAGS,
+    Config,
+    UserError,
+    build_parser,
+    check_against_data,
+    differences,
+    parse,
+    validate,
+)
+
+# ---- the golden list -------------------------------------------------------------------------------
+
+# Names on the command lines of RaT-BPTT and AT-BPTT: each must go on working under its own name.
+ANCESTORS = """
+--seed --mp_distributed --world_size --rank --dist-url --dist-backend --workers -j --gpu --root --dataset --arch --lr
+--inner_optim --outer_optim --inner_lr --label_lr_scale --num_per_class --batch_per_class --task_sampler_nc --window
+--minwindow --totwindow --num_train_eval --train_y --batch_size --eps --wd --test_freq --print_freq --start_epoch
+--epochs --epoch --ddtype --cctype --zca --wandb --clip_coef --fname --name --comp_aug --comp_aug_real --syn_strategy
+--real_strategy --ckptname --limit_train --load_ckpt --complete_random
+"""
+OURS = """
+-h --help --im_size --zca_reg --val_fraction --width --depth --truncation --eval_steps --select --baselines --save_dir
+--resume --ckpt_epochs --ckpt_minutes --dry_run --device --nproc --dist_url --dist_backend
+"""
+AUTOMATIC = """
+-d --d --tau --window_weight --window_rule --early_gain --middle_gain --early_patience --middle_patience --probe_every
+"""
+
+
+def options() -> list[str]:
+    return [option for action in build_parser()._actions for option in action.option_strings]
+
+
+def test_the_set_of_flags_is_exactly_this() -> None:
+    assert sorted(options()) == sorted((ANCESTORS + OURS + AUTOMATIC).split())
+
+
+def test_every_flag_is_explained_in_the_help_text(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert not [option for option in options() if option not in text]
+    assert not [name for name, flag in FLAGS.items() if len(flag.help.split()) < 3]
+
+
+# ---- what command lines mean -----------------------------------------------------------------------
+
+
+def changed(config: Config) -> dict[str, Any]:
+    """The fields that differ from their defaults."""
+    return {name: value for name, value in vars(config).items() if value != getattr(DEFAULTS, name)}
+
+
+@pytest.mark.parametrize("command", RAT_BPTT.values(), ids=RAT_BPTT)
+def test_an_example_command_means_this_and_warns_of_nothing(command: Command) -> None:
+    config, warnings = parse(command.arguments)
+    assert changed(config) == command.resolved
+    assert config.policy == command.policy
+    assert warnings == []
+
+
+@pytest.mark.parametrize("name", [name for name, f in FLAGS.items() if getattr(DEFAULTS, name) not in (None, (), "")])
+def test_giving_a_flag_its_default_changes_nothing_and_warns_of_nothing(name: str) -> None:
+    value = getattr(DEFAULTS, name)
+    if isinstance(value, bool):
+        assert value is False  # a switch that cannot be given its default
+        return
+    values = value if isinstance(value, tuple) else (value,)
+    assert parse([f"--{name}", *map(str, values)]) == (DEFAULTS, [])
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("--limit_train", {"limit_train": 5000}),
+        ("--limit_train 70", {"limit_train": 70}),
+        ("-j 3 --dataset imagenet", {"workers": 3, "dataset": "imagenet"}),
+        ("--load_ckpt", {"resume": True}),
+        ("--epoch 7", {"epochs": 7}),
+        ("--eval_steps 5 10", {"eval_steps": (5, 10)}),
+        ("--baselines random full", {"baselines": ("random", "full")}),
+        ("--baselines", {}),
+        ("--lr 1 --lr 2", {"lr": 2.0}),
+        ("--world_size 2 --rank 1 --dist-url tcp://h:1 --dist-backend gloo",
+         {"world_size": 2, "rank": 1, "dist_url": "tcp://h:1", "dist_backend": "gloo"}),
+    ],
+)  # fmt: skip
+def test_a_line_is_read_as(line: str, expected: dict[str, Any]) -> None:
+    config, warnings = parse(line.split())
+    assert changed(config) == expected
+    assert warnings == []
+
+
+@pytest.mark.parametrize(
+    ("line", "policy"),
+    [
+        ("", "bptt"),
+        ("--ddtype standard --window 20 --totwindow 20", "bptt"),
+        ("--ddtype standard --window 19 --totwindow 20", "t-bptt"),
+        ("--ddtype standard --window 19 --cctype 2", "t-bptt"),
+        ("--ddtype curriculum --window 5", "fixed"),
+        ("--ddtype curriculum --cctype 0 --window 20 --totwindow 20", "fixed"),
+        ("--ddtype curriculum --cctype 1", "forward"),
+        ("--ddtype curriculum --cctype 2", "rat-bptt"),
+        ("--ddtype curriculum --cctype 2 --complete_random", "rat-bptt"),
+        *((f"--ddtype curriculum --cctype 2 --truncation {p}", p) for p in ("bptt", "t-bptt", "fixed", "forward")),
+        ("--truncation rat-bptt", "rat-bptt"),
+    ],
+)  # fmt: skip
+def test_policies_follow_the_table_of_the_method(line: str, policy: str) -> None:
+    assert parse(line.split())[0].policy == policy
+
+
+@pytest.mark.parametrize(
+    ("line", "folder"),
+    [
+        ("", "save/digits/IPC_1_bptt_20_20_seed0"),
+        ("--fname _x --seed 3 --window 5", "save/digits/IPC_1_t-bptt_5_20_seed3_x"),
+        ("--save_dir here", "here"),
+    ],
+)
+def test_the_folder_is_named_after_the_run(line: str, folder: str) -> None:
+    assert str(parse(line.split())[0].folder) == folder
+
+
+@pytest.mark.parametrize(("line", "device"), [("", "auto"), ("--gpu 2", "cuda:2"), ("--device cpu", "cpu")])
+def test_gpu_is_another_name_for_a_cuda_device(line: str, device: str) -> None:
+    assert parse(line.split())[0].device_name == device
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        DEFAULTS.lr = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("command", RAT_BPTT.values(), ids=RAT_BPTT)
+def test_json_holds_the_whole_configuration(command: Command) -> None:
+    config, _ = parse(command.arguments)
+    stored = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(config.to_json()).items()}
+    assert Config(**stored) == config
+
+
+# ---- mistakes --------------------------------------------------------------------------------------
+
+
+def refusal(line: str) -> str:
+    """The one line of the ``UserError`` for a command line."""
+    with pytest.raises(UserError) as error:
+        parse(line.split())
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flag", "refused", "accepted"),
+    [
+        ("im_size", "0", "1"),
+        ("zca_reg", "0 -0.1", "1e-9"),
+        ("val_fraction", "-0.01 0.91", "0.01 0.9"),
+        ("limit_train", "0 -5", "1"),
+        ("workers", "-1", "0"),
+        ("width", "0", "1"),
+        ("depth", "0", "1"),
+        ("num_per_class", "0 -1", "1"),
+        ("inner_lr", "0 -1", "1e-9"),
+        ("batch_per_class", "0", "1"),
+        ("task_sampler_nc", "0", "1"),
+        ("window", "0", "1"),
+        ("minwindow", "-1", "0"),
+        ("totwindow", "0", "20"),
+        ("epochs", "0", "1"),
+        ("start_epoch", "-1", "0 99"),
+        ("batch_size", "0", "1"),
+        ("lr", "0 -0.5", "1e-9"),
+        ("label_lr_scale", "0", "0.5"),
+        ("eps", "0", "1e-30"),
+        ("wd", "-0.1", "0"),
+        ("clip_coef", "-0.1 1.01", "0 1"),
+        ("test_freq", "0", "1"),
+        ("num_train_eval", "0", "1"),  # ancestors' fault 9
+        ("eval_steps", "0 -3", "1"),
+        ("print_freq", "0", "1"),
+        ("ckpt_epochs", "0", "1"),
+        ("ckpt_minutes", "0", "0.1"),
+        ("seed", "-1", "0"),
+        ("gpu", "-1", "0"),
+        ("nproc", "0", "1"),
+        ("world_size", "0", "1"),
+        ("rank", "-1", "0"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name_and_the_bound_itself_is_not(
+    flag: str, refused: str, accepted: str
+) -> None:
+    for value in refused.split():
+        message = refusal(f"--{flag} {value}")
+        assert message.startswith(f"--{flag} {value}")
+        assert "give a value" in message
+    for value in accepted.split():
+        parse([f"--{flag}", value])
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+@pytest.mark.parametrize("name", [name for name in FLAGS if isinstance(getattr(DEFAULTS, name), float)])
+def test_numbers_are_finite(name: str, value: str) -> None:
+    message = refusal(f"--{name}={value}")
+    assert message.startswith(f"--{name} ")
+    assert "finite" in message
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--window 21", "--window 21|--totwindow 20"),
+        ("--window 21 --ddtype curriculum", "--window 21|--totwindow 20"),
+        ("--truncation rat-bptt --window 15 --minwindow 6", "--minwindow 6|--window 15|--totwindow 20"),
+        ("--truncation forward --window 20 --minwindow 1", "--minwindow 1|--window 20|--totwindow 20"),
+        ("--num_per_class 3 --batch_per_class 4", "--batch_per_class 4|--num_per_class 3"),
+        ("--start_epoch 100", "--start_epoch 100|--epochs 100"),
+        ("--epochs 3 --start_epoch 7", "--start_epoch 7|--epochs 3"),
+        ("--val_fraction 0", "--val_fraction 0|--select"),
+        ("--eval_steps 10 5", "--eval_steps 10 5|increasing"),
+        ("--eval_steps 5 5", "--eval_steps 5 5|increasing"),
+        ("--gpu 1 --device cpu", "--gpu 1|--device cpu"),
+        ("--gpu 1 --device cuda:0", "--gpu 1|--device cuda:0"),
+        ("--rank 1", "--rank 1|--world_size 1"),
+        ("--world_size 2 --rank 2 --dist-url tcp://h:1", "--rank 2|--world_size 2"),
+        ("--world_size 2", "--world_size|--dist-url"),
+        ("--syn_strategy warp", "--syn_strategy warp|unknown augmentation 'warp'|flip, rotate, scale"),
+        ("--syn_strategy flip-rotate", "--syn_strategy|'flip-rotate'"),
+        ("--syn_strategy flip_none", "--syn_strategy|'none'"),
+        ("--syn_strategy flip__rotate", "--syn_strategy|''"),
+        ("--syn_strategy=", "--syn_strategy|''"),
+        ("--real_strategy flip_warp", "--real_strategy flip_warp|'warp'"),
+        ("--real_strategy flip_rotate_flip", "--real_strategy flip_rotate_flip|twice"),
+    ],
+)
+def test_a_contradiction_names_its_flags(line: str, words: str) -> None:
+    message = refusal(line)
+    assert all(word in message for word in words.split("|")), message
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--gpu 1 --device cuda:1",
+        "--gpu 1 --device cuda",
+        "--truncation bptt --totwindow 5",  # bptt reads no --window, so its default is no contradiction
+        "--truncation rat-bptt --window 14 --minwindow 6",
+        "--num_per_class 4 --batch_per_class 4",
+        "--start_epoch 99",
+        "--select test --val_fraction 0",
+        "--syn_strategy none --real_strategy flip_rotate_scale_crop_color_cutout_mixup",
+    ],
+)
+def test_what_is_no_contradiction_is_allowed(line: str) -> None:
+    parse(line.split())
+
+
+@pytest.mark.parametrize(
+    ("classes", "side", "line", "words"),
+    [
+        (10, 8, "--task_sampler_nc 11", "--task_sampler_nc 11|10 classes"),  # ancestors' fault 11
+        (10, 7, "", "--arch convnet|8 pixels|has 7"),
+        (10, 15, "--arch convnet4", "--arch convnet4|16 pixels|--im_size"),
+        (10, 15, "--depth 4", "depth 4|16 pixels"),
+    ],
+)
+def test_flags_that_do_not_fit_the_data_are_refused(classes: int, side: int, line: str, words: str) -> None:
+    with pytest.raises(UserError) as error:
+        check_against_data(parse(line.split())[0], classes, side)
+    assert all(word in str(error.value) for word in words.split("|")), error.value
+
+
+@pytest.mark.parametrize(
+    ("classes", "side", "line"),
+    [
+        (10, 8, "--task_sampler_nc 10"),
+        (None, 8, "--task_sampler_nc 1000"),
+        (10, 16, "--arch convnet4"),
+        (10, 1, "--depth 1 --im_size 2"),
+    ],
+)
+def test_flags_that_fit_the_data_pass(classes: int | None, side: int, line: str) -> None:
+    config, _ = parse(line.split())
+    check_against_data(config, classes, config.im_size or side)
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("--no_such_flag", "--no_such_flag"),
+        ("positional", "positional"),
+        ("--lr fast", "--lr"),
+        ("--lr", "--lr"),
+        ("--num_per_class 1.5", "--num_per_class"),
+        ("--arch resnet0", "--arch"),
+        ("--cctype 3", "--cctype"),
+        ("--eval_steps", "--eval_steps"),
+        ("--eval_steps 5 x", "--eval_steps"),
+        ("--baselines none", "--baselines"),
+        ("--zca yes", "yes"),
+        # No abbreviations: a new flag must never change what an old command means.
+        ("--epo 3", "--epo"),
+        ("--win 3", "--win"),
+        ("--zc", "--zc"),
+        ("--batch_s=3", "--batch_s"),
+    ],
+)
+def test_what_the_parser_refuses_is_one_line_and_code_2(
+    line: str, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse(line.split())
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    assert word in captured.err
+
+
+# ---- warnings --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flag", "line"),
+    [
+        ("root", "--root elsewhere"),
+        ("zca_reg", "--zca_reg 0.2"),
+        ("val_fraction", "--val_fraction 0.2 --select test"),
+        ("workers", "--workers 2 --dataset cifar10"),
+        ("comp_aug", "--comp_aug --syn_strategy flip"),
+        ("comp_aug", "--comp_aug --syn_strategy none"),
+        ("comp_aug_real", "--comp_aug_real --real_strategy rotate"),
+        ("ddtype", "--ddtype curriculum --truncation fixed"),
+        ("cctype", "--cctype 2"),
+        ("cctype", "--cctype 2 --ddtype curriculum --truncation fixed"),
+        ("window", "--window 5 --truncation bptt"),
+        ("minwindow", "--minwindow 3 --truncation fixed"),
+        ("minwindow", "--minwindow 3"),
+        ("complete_random", "--complete_random --truncation forward"),
+        ("label_lr_scale", "--label_lr_scale 2"),
+        ("eps", "--eps 1e-4 --outer_optim SGD"),
+        ("fname", "--fname x --save_dir y"),
+        ("name", "--name x"),
+        ("nproc", "--nproc 2"),
+        ("dist_url", "--dist-url tcp://h:1"),
+        ("dist_backend", "--dist-backend gloo"),
+    ],
+)
+def test_a_flag_that_cannot_matter_gets_one_warning(flag: str, line: str) -> None:
+    about = [warning for warning in parse(line.split())[1] if warning.startswith(f"--{flag} is not read")]
+    assert len(about) == 1
+    assert FLAGS[flag].read_by in about[0]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--root elsewhere --dataset cifar10",
+        "--zca --zca_reg 0.2",
+        "--val_fraction 0.2",
+        "--workers 2 --dataset imagefolder",
+        "--comp_aug --comp_aug_real",
+        "--ddtype curriculum --cctype 1 --minwindow 3 --window 5",
+        "--truncation rat-bptt --complete_random --window 5 --minwindow 3",
+        "--train_y --label_lr_scale 2",
+        "--eps 1e-4",
+        "--fname x",
+        "--wandb --name x",
+        "--mp_distributed --nproc 2 --dist-backend gloo",
+    ],
+)
+def test_a_flag_that_matters_gets_no_warning(line: str) -> None:
+    assert parse(line.split())[1] == []
+
+
+def test_selecting_on_the_test_set_is_warned_of() -> None:
+    (warning,) = parse(["--select", "test"])[1]
+    assert "--select test" in warning
+    assert "optimistic" in warning
+
+
+# ---- resuming --------------------------------------------------------------------------------------
+
+FREE = """
+root workers epochs baselines save_dir fname resume print_freq ckpt_epochs ckpt_minutes wandb name dry_run device gpu
+rank dist_url dist_backend
+"""
+
+
+def another(value: Any) -> Any:
+    """A value that differs from ``value``."""
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return value + 1
+        case str():
+            return value + "x"
+        case _:
+            return (7,) if isinstance(value, tuple) else 7
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_resumed_run_may_change_only_what_cannot_change_its_result(name: str) -> None:
+    saved, value = json.loads(DEFAULTS.to_json()), another(getattr(DEFAULTS, name))
+    found = differences(saved, dataclasses.replace(DEFAULTS, **{name: value}))
+    assert len(found) == (name not in FREE.split())
+    assert all(text.startswith((f"--{name} was ", f"-{name} was ")) for text in found)
+
+
+def test_a_saved_configuration_without_a_flag_differs_in_it() -> None:
+    saved = json.loads(DEFAULTS.to_json())
+    del saved["lr"], saved["name"]
+    assert differences(saved, DEFAULTS) == ["--lr was (absent) and is 0.01"]
+
+
+# ---- anything at all -------------------------------------------------------------------------------
+
+WORDS = ["", "0", "1", "2", "7", "25", "-1", "0.5", "nan", "1e400", "9" * 30, "x", "none", "flip_rotate", "é", "a b"]
+WORDS += sorted({str(choice) for flag in FLAGS.values() for choice in flag.choices or ()})
+OPTIONS = sorted(set((ANCESTORS + OURS + AUTOMATIC).split()) - {"-h", "--help"})
+tokens = st.lists(st.one_of(st.sampled_from(OPTIONS), st.sampled_from(WORDS)), max_size=8)
+pairs = st.lists(st.tuples(st.sampled_from(OPTIONS), st.sampled_from(WORDS)), max_size=5).map(lambda p: sum(p, ()))
+
+
+def outcome(arguments: list[str]) -> tuple[Config, list[str]] | str:
+    """The configuration and warnings, or what a refused line makes the program say."""
+    said = StringIO()
+    try:
+        with redirect_stderr(said):
+            return parse(arguments)
+    except UserError as error:
+        return f"main.py: error: {error}\n"
+    except SystemExit as stop:
+        return said.getvalue() if stop.code == 2 else f"exit code {stop.code}"
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.one_of(tokens, pairs))
+def test_any_command_line_is_read_or_refused_in_one_line(arguments: list[str]) -> None:
+    result = outcome(arguments)
+    if isinstance(result, str):
+        assert result.startswith("main.py: error: ")
+        assert result.count("\n") == 1
+        return
+    config, warnings = result
+    assert 1 <= config.window <= config.totwindow or config.policy == "bptt"
+    assert config.batch_per_class <= config.num_per_class
+    assert all(warning.startswith("-") for warning in warnings)
+    assert not set(validate(config)) - set(warnings)

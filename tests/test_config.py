@@ -75,14 +75,21 @@ def test_an_example_command_means_this_and_warns_of_nothing(command: Command) ->
     assert warnings == []
 
 
-@pytest.mark.parametrize("name", [name for name, f in FLAGS.items() if getattr(DEFAULTS, name) not in (None, (), "")])
+SWITCHES = [name for name in FLAGS if isinstance(getattr(DEFAULTS, name), bool)]
+VALUES = [name for name in FLAGS if name not in SWITCHES and getattr(DEFAULTS, name) not in (None, (), "")]
+
+
+@pytest.mark.parametrize("name", VALUES)
 def test_giving_a_flag_its_default_changes_nothing_and_warns_of_nothing(name: str) -> None:
     value = getattr(DEFAULTS, name)
-    if isinstance(value, bool):
-        assert value is False  # a switch that cannot be given its default
-        return
     values = value if isinstance(value, tuple) else (value,)
     assert parse([f"--{name}", *map(str, values)]) == (DEFAULTS, [])
+
+
+def test_switches_are_off_until_given() -> None:
+    assert not any(getattr(DEFAULTS, name) for name in SWITCHES)
+    on, _ = parse([f"--{name}" for name in SWITCHES])
+    assert all(getattr(on, name) for name in SWITCHES)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +128,10 @@ def test_a_line_is_read_as(line: str, expected: dict[str, Any]) -> None:
         ("--ddtype curriculum --cctype 2 --complete_random", "rat-bptt"),
         *((f"--ddtype curriculum --cctype 2 --truncation {p}", p) for p in ("bptt", "t-bptt", "fixed", "forward")),
         ("--truncation rat-bptt", "rat-bptt"),
+        ("--ddtype curriculum --cctype 2 -d 3", "at-bptt"),
+        ("--ddtype curriculum --cctype 2 --d 0", "at-bptt"),
+        ("--ddtype curriculum --cctype 1 -d 3", "forward"),
+        ("--ddtype curriculum --cctype 2 -d 3 --truncation rat-bptt", "rat-bptt"),
     ],
 )  # fmt: skip
 def test_policies_follow_the_table_of_the_method(line: str, policy: str) -> None:
@@ -184,6 +195,8 @@ def refusal(line: str) -> str:
         ("window", "0", "1"),
         ("minwindow", "-1", "0"),
         ("totwindow", "0", "20"),
+        ("tau", "0 -1", "1e-9"),
+        ("probe_every", "0", "1"),
         ("epochs", "0", "1"),
         ("start_epoch", "-1", "0 99"),
         ("batch_size", "0", "1"),
@@ -231,6 +244,13 @@ def test_numbers_are_finite(name: str, value: str) -> None:
         ("--window 21 --ddtype curriculum", "--window 21|--totwindow 20"),
         ("--truncation rat-bptt --window 15 --minwindow 6", "--minwindow 6|--window 15|--totwindow 20"),
         ("--truncation forward --window 20 --minwindow 1", "--minwindow 1|--window 20|--totwindow 20"),
+        ("--truncation at-bptt", "--truncation at-bptt|-d"),
+        ("--truncation at-bptt-windows", "--truncation at-bptt-windows|-d"),
+        ("--ddtype curriculum --cctype 2 -d 3 --window 15 --minwindow 6", "--minwindow 6|--window 15|--totwindow 20"),
+        ("--early_patience 0", "--early_patience 0|0.15T"),
+        ("--early_patience=-0.5T", "--early_patience"),
+        ("--middle_patience 3.5", "--middle_patience 3.5|0.15T"),
+        ("--middle_patience T", "--middle_patience T|0.15T"),
         ("--num_per_class 3 --batch_per_class 4", "--batch_per_class 4|--num_per_class 3"),
         ("--start_epoch 100", "--start_epoch 100|--epochs 100"),
         ("--epochs 3 --start_epoch 7", "--start_epoch 7|--epochs 3"),
@@ -355,6 +375,11 @@ def test_what_the_parser_refuses_is_one_line_and_code_2(
         ("minwindow", "--minwindow 3 --truncation fixed"),
         ("minwindow", "--minwindow 3"),
         ("complete_random", "--complete_random --truncation forward"),
+        ("d", "-d 3"),
+        ("d", "-d 3 --truncation at-bptt-positions"),
+        ("tau", "--tau 2 --ddtype curriculum --cctype 2"),
+        ("window_rule", "--window_rule public --truncation at-bptt-positions"),
+        ("probe_every", "--probe_every 2"),
         ("label_lr_scale", "--label_lr_scale 2"),
         ("eps", "--eps 1e-4 --outer_optim SGD"),
         ("fname", "--fname x --save_dir y"),
@@ -365,7 +390,11 @@ def test_what_the_parser_refuses_is_one_line_and_code_2(
     ],
 )
 def test_a_flag_that_cannot_matter_gets_one_warning(flag: str, line: str) -> None:
-    about = [warning for warning in parse(line.split())[1] if warning.startswith(f"--{flag} is not read")]
+    about = [
+        warning
+        for warning in parse(line.split())[1]
+        if warning.startswith((f"--{flag} is not read", f"-{flag} is not read"))
+    ]
     assert len(about) == 1
     assert FLAGS[flag].read_by in about[0]
 
@@ -380,6 +409,8 @@ def test_a_flag_that_cannot_matter_gets_one_warning(flag: str, line: str) -> Non
         "--comp_aug --comp_aug_real",
         "--ddtype curriculum --cctype 1 --minwindow 3 --window 5",
         "--truncation rat-bptt --complete_random --window 5 --minwindow 3",
+        "--ddtype curriculum --cctype 2 -d 3 --tau 2 --window_rule public --window_weight softmax --early_gain 2",
+        "--truncation at-bptt-positions --tau 2 --middle_patience 0.05E --early_patience 4 --minwindow 0",
         "--train_y --label_lr_scale 2",
         "--eps 1e-4",
         "--fname x",

@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from framework.augment import Augmentation
-from framework.distill_higher import RealBatch, higher_engine
+from framework.distill_higher import higher_engine
+from framework.engines import RealBatch
 from framework.inner import Adam, State
 from framework.networks import FlatNetwork, build
 from framework.preview import window_bytes

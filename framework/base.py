@@ -14,8 +14,9 @@ from framework import checkpoint, data, report
 from framework.assemble import assemble
 from framework.assess import Assessor, select_best
 from framework.config import Config, UserError
-from framework.distill_higher import RealBatch, outer_gradient
+from framework.distill_higher import ENGINES, outer_gradient
 from framework.distributed import Comm
+from framework.engines import RealBatch
 from framework.inner import probe_norms
 from framework.interrupt import Interrupted, StopRequest
 from framework.rng import generator
@@ -140,7 +141,8 @@ class Run:
             draw.to(self.device),
         )
         s = parts.set
-        result = outer_gradient(parts.network, parts.rule, theta, s.images, s.labels, plan, window, real)
+        engine = ENGINES[self.config.engine_name]
+        result = outer_gradient(engine, parts.network, parts.rule, theta, s.images, s.labels, plan, window, real)
         gradients = [gradient for gradient in result.grads if gradient is not None]
         loss, accuracy, *gradients = self.comm.average([result.loss, result.accuracy, *gradients])
         norm, clip = s.update(Grads(gradients[0], gradients[1] if s.learn_labels else None))
@@ -217,7 +219,7 @@ class Run:
                 f"epoch {epoch}: {entry['split']} accuracy {report.percent(entry['accuracy'], deviation)} % after "
                 f"{entry['best_length']} steps (best {report.percent(best['accuracy'], None)} at epoch {best['epoch']})"
             )
-            self.reporter.log("evaluation", p.step, **entry)
+            self.reporter.log("evaluation", p.step, seconds=self._seconds(), **entry)
             self.reporter.pictures("synthetic images", self.assessor.pictures(s.images), p.step)
         p.history.append(entry)
         p.best = best
@@ -269,10 +271,11 @@ class Run:
             self.reporter.say(
                 f"--batch_size {c.batch_size}: only {self.parts.batch_size} real training images; using all"
             )
+        validation = 0 if real.val is None else len(real.val)
         self.reporter.say(
-            f"{c.policy} on {c.dataset}: {len(self.parts.set.images)} synthetic images, {len(real.train)} real "
-            f"({0 if real.val is None else len(real.val)} more for validation), {self.parts.steps_per_epoch} outer "
-            f"steps per epoch, {self.parts.network.size:,} parameters, {self.device}, into {self.folder}"
+            f"{c.policy} on {c.dataset}, engine {c.engine_name}, {self.device}: {len(self.parts.set.images)} synthetic "
+            f"images, {len(real.train)} real ({validation} more for validation), {self.parts.steps_per_epoch} outer "
+            f"steps per epoch, {self.parts.network.size:,} parameters, into {self.folder}"
         )
 
     def _seconds(self) -> float:

@@ -154,6 +154,12 @@ class Config:
     probe_every: int = _flag(1, "automatic truncation", "epochs for which one probe of the gradient norms is used",
         minimum=1, **_policy_in(*AUTOMATIC))
 
+    # Meta-gradient
+    engine: str = _flag("auto", "meta-gradient",
+        "how the window is differentiated: higher (graph of the whole window; the reference), replay (the same "
+        "gradient, one step at a time, in a fraction of the memory), or auto (replay)",
+        choices=("auto", "higher", "replay"))
+
     # Outer loop
     epochs: int = _flag(100, "outer loop", "passes over the real training set", aliases=("--epoch",), minimum=1,
         resume="free")
@@ -234,6 +240,11 @@ class Config:
         if self.ddtype == "standard":
             return "bptt" if self.window == self.totwindow else "t-bptt"
         return ("fixed", "forward", "rat-bptt" if self.d is None else "at-bptt")[self.cctype]
+
+    @property
+    def engine_name(self) -> str:
+        """The engine that --engine stands for."""
+        return "replay" if self.engine == "auto" else self.engine
 
     @property
     def folder(self) -> Path:

@@ -1,10 +1,9 @@
 """The inner loop of one outer step: fresh network, prefix, differentiated window, meta-gradient.
 
-The window is unrolled with ``higher`` (Grefenstette et al. 2019, arXiv 1910.01727), as in RaT-BPTT
-and AT-BPTT: the graph of the whole window is kept and differentiated once.
+The reference engine lives here: the window is unrolled with ``higher`` (Grefenstette et al. 2019, arXiv
+1910.01727), as in RaT-BPTT and AT-BPTT, and the graph of the whole window is kept and differentiated once.
+The engines of ``framework.engines`` compute the same gradient in other ways.
 """
-
-from dataclasses import dataclass
 
 import higher
 import torch
@@ -12,29 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from framework import inner
-from framework.augment import Draw, apply
+from framework.augment import apply
+from framework.engines import Engine, MetaGradient, RealBatch, real_loss, replay_engine
 from framework.inner import Optimizer, State
 from framework.networks import FlatNetwork
 from framework.synthetic import Grads, Plan
 from framework.truncation import Window
-
-
-@dataclass(frozen=True)
-class RealBatch:
-    """Real images that judge the trained inner network, and their augmentation."""
-
-    images: Tensor  # (B, C, H, W)
-    labels: Tensor  # (B, K) class weights
-    draw: Draw
-
-
-@dataclass(frozen=True)
-class MetaGradient:
-    """What one outer step returns; ``loss`` and ``accuracy`` (a fraction) are () on the device."""
-
-    loss: Tensor
-    accuracy: Tensor
-    grads: Grads
 
 
 class _DifferentiableOptimizer(higher.optim.DifferentiableOptimizer):  # type: ignore[misc]
@@ -55,26 +37,10 @@ class _DifferentiableOptimizer(higher.optim.DifferentiableOptimizer):  # type: i
         self.steps += 1
 
 
-def real_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy and accuracy (a fraction) of logits (B, K) under class weights (B, K)."""
-    accuracy = (logits.detach().argmax(1) == labels.argmax(1)).to(logits.dtype).mean()
-    return F.cross_entropy(logits, labels), accuracy
-
-
 def higher_engine(
     network: FlatNetwork, rule: Optimizer, state: State, images: Tensor, labels: Tensor, plan: Plan, real: RealBatch
 ) -> MetaGradient:
-    """Differentiate the real loss through ``len(plan)`` inner steps, keeping the graph of all of them.
-
-    Args:
-        network: f.
-        rule: the inner optimiser.
-        state: where the window starts; no gradient flows into it.
-        images: (N, C, H, W), the synthetic images.
-        labels: (N, K); differentiated too if they require a gradient.
-        plan: the window's batches.
-        real: the batch that defines the outer loss.
-    """
+    """Keep the graph of all inner steps of the window and differentiate it once; see ``engines.Engine``."""
     with torch.no_grad():
         for parameter, value in zip(network.module.parameters(), network.unflatten(state.theta), strict=True):
             parameter.copy_(value)
@@ -94,7 +60,11 @@ def higher_engine(
     return MetaGradient(loss.detach(), accuracy, Grads(gradients[0], gradients[1] if len(inputs) == 2 else None))
 
 
+ENGINES: dict[str, Engine] = {"higher": higher_engine, "replay": replay_engine}
+
+
 def outer_gradient(
+    engine: Engine,
     network: FlatNetwork,
     rule: Optimizer,
     theta: Tensor,
@@ -107,9 +77,10 @@ def outer_gradient(
     """One outer step's meta-gradient (METHOD section 1): prefix, then the differentiated window.
 
     Args:
+        engine: differentiates the window.
         theta: (P,) parameters of a fresh network.
         plan: at least ``window.start + window.length`` inner steps.
     """
     prefix, inside = plan[: window.start], plan[window.start : window.start + window.length]
     state = inner.train(network, rule, State.fresh(theta), images.detach(), labels.detach(), prefix)
-    return higher_engine(network, rule, state, images, labels, inside, real)
+    return engine(network, rule, state, images, labels, inside, real)

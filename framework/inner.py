@@ -66,6 +66,28 @@ class Adam:
         denominator = root / (1 - self.beta2**t) ** 0.5 + self.eps
         return State(state.theta - self.lr / (1 - self.beta1**t) * m / denominator, m, v, t)
 
+    def pullback(self, cotangent: State, new: State, grad: Tensor) -> tuple[State, Tensor]:
+        """The vector-Jacobian product of ``step``.
+
+        Args:
+            cotangent: of the state that ``step`` returned.
+            new: that state.
+            grad: the gradient that ``step`` was given.
+
+        Returns:
+            The cotangents of the state and of the gradient that ``step`` was given.
+        """
+        correction2 = (1 - self.beta2**new.t) ** 0.5
+        root = new.v.sqrt()
+        denominator = root / correction2 + self.eps
+        a = self.lr / (1 - self.beta1**new.t) * cotangent.theta / denominator
+        m = cotangent.m - a
+        # The derivative of the square root at 0 is taken as 0; see safe_sqrt.
+        slope = torch.where(root > 0, a * new.m / (2 * correction2 * denominator * root), 0.0)
+        v = cotangent.v + slope
+        w = (1 - self.beta1) * m + 2 * (1 - self.beta2) * grad * v
+        return State(cotangent.theta, self.beta1 * m, self.beta2 * v, new.t - 1), w
+
 
 @dataclass(frozen=True)
 class SGD:
@@ -79,6 +101,12 @@ class SGD:
         """One update; differentiable in every tensor of ``state`` and in ``grad``."""
         m = self.momentum * state.m + grad + self.weight_decay * state.theta
         return State(state.theta - self.lr * m, m, state.v, state.t + 1)
+
+    def pullback(self, cotangent: State, new: State, grad: Tensor) -> tuple[State, Tensor]:
+        """The vector-Jacobian product of ``step``; see ``Adam.pullback``."""
+        w = cotangent.m - self.lr * cotangent.theta
+        theta = cotangent.theta + self.weight_decay * w
+        return State(theta, self.momentum * w, cotangent.v, new.t - 1), w
 
 
 Optimizer = Adam | SGD

@@ -51,7 +51,11 @@ def preview(config: Config) -> str:
     batch = (c.task_sampler_nc or classes) * c.batch_per_class
     length = c.totwindow if c.policy == "bptt" else min(c.window + (c.d or 0), c.totwindow)  # the longest there can be
     window = window_bytes(module, info.channels, info.image_size, length, batch)
-    lines = [c.to_json(), "", f"method: {c.policy}, at most {length} of {c.totwindow} inner steps differentiated, engine higher"]
+    lines = [
+        c.to_json(),
+        "",
+        f"method: {c.policy}, at most {length} of {c.totwindow} inner steps differentiated, engine {c.engine_name}",
+    ]
     lines.append(f"device: {device}")
     lines.append(
         f"network: {c.arch}, {parameters:,} parameters, {info.channels} x {info.image_size} x {info.image_size} images"

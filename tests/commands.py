@@ -45,7 +45,7 @@ RAT_BPTT = {
         | {"dataset": "cifar10", "num_per_class": 10, "batch_per_class": 10, "batch_size": 5000, "cctype": 2}
         | {"test_freq": 25, "window": 60, "totwindow": 200, "lr": 0.001, "zca": True, "fname": "60_200"},
         "rat-bptt",
-        ("window 60 of 200", "319,626 parameters", "3 x 32 x 32", "about 9 (45,000 real", "540,000 in all"),
+        ("60 of 200 inner steps", "319,626 parameters", "3 x 32 x 32", "about 9 (45,000 real", "540,000 in all"),
     ),
     "cifar100-ipc10": Command(
         "--dataset cifar100 --num_per_class 10 --batch_per_class 1 --train_y --task_sampler_nc 100 "
@@ -58,7 +58,7 @@ RAT_BPTT = {
         | {"cctype": 2, "test_freq": 25, "window": 100, "totwindow": 300, "lr": 0.001, "zca": True}
         | {"fname": "train_y"},
         "rat-bptt",
-        ("window 100 of 300", "504,036 parameters", "3 x 32 x 32", "about 9 (45,000 real", "540,000 in all"),
+        ("100 of 300 inner steps", "504,036 parameters", "3 x 32 x 32", "about 9 (45,000 real", "540,000 in all"),
     ),
     "tiny-imagenet-ipc10": Command(
         "--dataset tiny-imagenet-200 --num_per_class 10 --batch_per_class 1 --task_sampler_nc 50 --train_y "
@@ -71,7 +71,7 @@ RAT_BPTT = {
         | {"batch_size": 1000, "cctype": 2, "test_freq": 10, "arch": "convnet4", "window": 100, "totwindow": 300}
         | {"lr": 0.0003, "fname": "test"},
         "rat-bptt",
-        ("window 100 of 300", "856,648 parameters", "3 x 64 x 64", "about 90 (90,000 real", "5,400,000 in all"),
+        ("100 of 300 inner steps", "856,648 parameters", "3 x 64 x 64", "about 90 (90,000 real", "5,400,000 in all"),
     ),
     "cifar100-ipc1": Command(
         "--dataset cifar100 --num_per_class 1 --batch_per_class 1 --task_sampler_nc 100 --num_train_eval 8 --train_y "
@@ -82,7 +82,7 @@ RAT_BPTT = {
         | {"dataset": "cifar100", "train_y": True, "task_sampler_nc": 100, "batch_size": 5000, "test_freq": 50}
         | {"window": 90, "totwindow": 130, "lr": 0.0003, "zca": True},
         "fixed",
-        ("window 90 of 130", "504,036 parameters", "3 x 32 x 32", "about 9 (45,000 real", "540,000 in all"),
+        ("90 of 130 inner steps", "504,036 parameters", "3 x 32 x 32", "about 9 (45,000 real", "540,000 in all"),
     ),
     "tiny-imagenet-fixed": Command(
         "--dataset tiny-imagenet-200 --num_per_class 10 --batch_per_class 1 --task_sampler_nc 50 --train_y "
@@ -93,7 +93,7 @@ RAT_BPTT = {
         | {"dataset": "tiny-imagenet-200", "num_per_class": 10, "train_y": True, "task_sampler_nc": 50}
         | {"batch_size": 2000, "test_freq": 10, "arch": "convnet4", "window": 90, "totwindow": 270, "lr": 0.0003},
         "fixed",
-        ("window 90 of 270", "856,648 parameters", "3 x 64 x 64", "about 45 (90,000 real", "2,700,000 in all"),
+        ("90 of 270 inner steps", "856,648 parameters", "3 x 64 x 64", "about 45 (90,000 real", "2,700,000 in all"),
     ),
     "imagenet-ipc1": Command(
         "--dataset imagenet --train_y --num_per_class 1 --batch_per_class 1 --task_sampler_nc 50 --num_train_eval 8 "
@@ -104,6 +104,6 @@ RAT_BPTT = {
         | {"dataset": "imagenet", "train_y": True, "task_sampler_nc": 50, "batch_size": 1500, "test_freq": 1}
         | {"arch": "convnet4", "window": 80, "totwindow": 280, "lr": 0.0003, "workers": 4},
         "fixed",
-        ("window 80 of 280", "2,495,848 parameters", "3 x 64 x 64", "about 768 (1,153,050 real", "46,080,000 in all"),
+        ("80 of 280 inner steps", "2,495,848 parameters", "3 x 64 x 64", "about 768 (1,153,050", "46,080,000 in all"),
     ),
 }

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from framework.augment import Augmentation
-from framework.distill_higher import RealBatch
+from framework.engines import RealBatch
 from framework.networks import FlatNetwork, build
 from framework.rng import generator
 from framework.synthetic import ClassSampler, Plan, noise_images, one_hot_labels

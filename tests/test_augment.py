@@ -309,9 +309,10 @@ def test_composition_uses_every_operation_on_every_batch(strategy: str) -> None:
 
 
 def uniform(values: Tensor, low: float, high: float) -> bool:
-    """Whether values fill low .. high evenly: bounds, and mean and deviation within 5 standard errors."""
+    """Whether values fill low .. high evenly, up to both ends; mean and deviation within 5 standard errors."""
     flat, spread = values.flatten().double(), high - low
-    inside = bool((flat >= low).all() and (flat <= high).all())
+    margin = 10 / len(flat) * spread  # missed by chance once in 20,000 times
+    inside = bool(low <= flat.min() < low + margin and high - margin < flat.max() <= high)
     error = 5 / math.sqrt(len(flat))
     return (
         inside

@@ -8,7 +8,8 @@ from problems import Problem, make_problem, relative_error
 from torch import Tensor
 
 from framework.augment import apply
-from framework.distill_higher import MetaGradient, higher_engine, outer_gradient
+from framework.distill_higher import higher_engine, outer_gradient
+from framework.engines import MetaGradient
 from framework.inner import SGD, Adam, Optimizer, State, inner_loss, train
 from framework.rng import generator
 from framework.truncation import Window
@@ -30,7 +31,7 @@ def prefix(p: Problem, rule: Optimizer, window: Window) -> State:
 
 
 def gradient(p: Problem, rule: Optimizer, window: Window) -> MetaGradient:
-    return outer_gradient(p.network, rule, p.theta, p.images, p.labels, p.plan, window, p.real)
+    return outer_gradient(higher_engine, p.network, rule, p.theta, p.images, p.labels, p.plan, window, p.real)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cli import difference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import CPU
@@ -83,7 +82,7 @@ def ece(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 60), st.integers(6, 12), st.integers(0, 1000), st.floats(0.01, 20), st.integers(1, 70))
+@given(st.integers(1, 60), st.integers(6, 40), st.integers(0, 1000), st.floats(0.01, 20), st.integers(1, 70))
 def test_scores_are_those_of_sklearn_and_of_the_paper(
     count: int, classes: int, seed: int, scale: float, batch_size: int
 ) -> None:
@@ -97,6 +96,20 @@ def test_scores_are_those_of_sklearn_and_of_the_paper(
     if chosen.min() > 1e-12:  # sklearn clips probabilities
         assert found.loss == pytest.approx(log_loss(known, probabilities, labels=every), rel=1e-9)
     assert found.ece == pytest.approx(ece(probabilities, known), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("confidences", "expected"),
+    [
+        ([0.06, 0.1], (0.06 + 0.9) / 2),  # wrong and right in different bins: their errors add up
+        ([0.08, 0.1], (0.9 - 0.08) / 2),  # in the same bin they offset each other
+        ([0.9, 0.99], (0.9 + 0.01) / 2),
+        ([0.95, 0.99], (0.95 - 0.01) / 2),
+    ],
+)
+def test_calibration_errors_offset_each_other_within_a_bin_only(confidences: list[float], expected: float) -> None:
+    probabilities = torch.tensor([[c] + [(1 - c) / 29] * 29 for c in confidences], dtype=torch.float64)
+    assert scored(probabilities.log(), torch.tensor([1, 0])).ece == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 5])
@@ -192,14 +205,12 @@ def test_an_evaluation_depends_on_seed_and_key_alone() -> None:
     assert not torch.equal(first, thetas("a", seed=1))
 
 
-@pytest.mark.parametrize("lengths", [(40, 110), (60, 110), (110,)])
-def test_a_longer_training_continues_the_shorter_one(lengths: tuple[int, ...]) -> None:
-    """Lengths asked for in between change nothing, wherever they fall."""
-    (reference,) = thetas("a", lengths=(110,))
-    *_, last = thetas("a", lengths=lengths)
-    assert last.shape == reference.shape
-    # Plans are drawn in chunks that end at each length, so only runs cut at the same places agree to the bit.
-    assert torch.equal(last, reference) == (lengths == (110,))
+UNALIGNED = pytest.mark.xfail(reason="a length asked for in between shifts the chunks of random choices", strict=True)
+
+
+@pytest.mark.parametrize("lengths", [(50, 110), (50, 100, 110), pytest.param((40, 110), marks=UNALIGNED)])
+def test_asking_for_shorter_lengths_too_changes_nothing(lengths: tuple[int, ...]) -> None:
+    assert torch.equal(thetas("a", lengths=lengths)[-1], thetas("a", lengths=(110,))[0])
 
 
 def test_every_step_is_counted_once() -> None:
@@ -337,11 +348,6 @@ def test_the_full_baseline_trains_on_every_real_image(real: RealData) -> None:
 def test_a_baseline_is_evaluated_like_any_set(baseline: Callable[..., Candidate], real: RealData) -> None:
     sampler = ClassSampler(CLASSES, 4, CLASSES, 1, Augmentation("flip", True, SIDE))
     candidate = baseline(real, sampler, 2, (2, 4), 0)
-    runs = [evaluator().select_and_test(candidate, real_split(1), real.test, "key") for _ in range(2)]
-    assert (
-        difference(
-            [vars(s) for row in runs[0][1].scores for s in row], [vars(s) for row in runs[1][1].scores for s in row]
-        )
-        is None
-    )
-    assert runs[0][0] in (2, 4)
+    one, two = (evaluator().select_and_test(candidate, real_split(1), real.test, "key") for _ in range(2))
+    assert one == two
+    assert one[0] in (2, 4)

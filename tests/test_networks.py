@@ -192,7 +192,8 @@ def test_fresh_networks_follow_pytorchs_own_distribution() -> None:
             continue
         assert our.abs().max() <= bounds[layer]
         assert their.abs().max() <= bounds[layer]
-        assert our.abs().max() > 0.99 * bounds[layer]
+        assert our.max() > 0.99 * bounds[layer]
+        assert our.min() < -0.99 * bounds[layer]
         error = 5 * bounds[layer] * math.sqrt(2 / our.numel())
         assert abs(our.mean() - their.mean()) < error
         assert abs(our.std() - their.std()) < error

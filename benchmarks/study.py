@@ -1,0 +1,166 @@
+"""Run variants of one distillation over several seeds, and put them in one table.
+
+    python benchmarks/study.py --out DIR --variant NAME "FLAGS" [--variant ...] --seeds 0 1 2 -- COMMON FLAGS
+
+Every run has a folder of its own, ``DIR/NAME/seedN``; a study that was stopped (by hand, or by ``--minutes``)
+continues where it was when started again. Ends in ``DIR/results.md`` and ``DIR/results.json``. Used by
+``scripts/ablation.sh`` and ``scripts/sensitivity.sh``.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run."""
+
+    variant: str
+    seed: int
+    flags: list[str]
+    folder: Path
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """``summary.json`` of the finished run, None before."""
+        path = self.folder / "summary.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The run's evaluations so far, in order."""
+        path = self.folder / "metrics.jsonl"
+        records = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
+        return [record for record in records if record["kind"] == "evaluation"]
+
+    def accuracy_at(self, seconds: float) -> float:
+        """Validation accuracy of the best snapshot that was there after this many seconds."""
+        return max((e["accuracy"] for e in self.evaluations if e["seconds"] <= seconds), default=0.0)
+
+
+def run(job: Job, deadline: float, threads: int) -> None:
+    """Start or continue a run; at the deadline ask it to checkpoint and stop."""
+    if job.summary is not None or time.monotonic() > deadline:
+        return
+    job.folder.mkdir(parents=True, exist_ok=True)
+    command = [
+        sys.executable,
+        "main.py",
+        *job.flags,
+        "--seed",
+        str(job.seed),
+        "--save_dir",
+        str(job.folder),
+        "--resume",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    print(f"{job.variant}, seed {job.seed}: {' '.join(command[1:])}", flush=True)
+    with open(job.folder / "output.txt", "a") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.wait()
+            return
+    if process.returncode != 0:
+        tail = (job.folder / "output.txt").read_text().splitlines()[-1]
+        raise SystemExit(f"{job.variant}, seed {job.seed} failed ({process.returncode}): {tail}")
+
+
+def mean_and_deviation(values: list[float]) -> dict[str, float | None]:
+    """In percent; no deviation for a single value."""
+    return {
+        "mean": 100 * statistics.fmean(values),
+        "deviation": 100 * statistics.stdev(values) if len(values) > 1 else None,
+    }
+
+
+def collect(jobs: list[Job]) -> dict[str, Any]:
+    """What the finished runs show, by variant."""
+    finished = [job for job in jobs if job.summary is not None]
+    if not finished:
+        return {"variants": {}}
+    # Evaluations cost every variant the same; the fastest run's end is the time all are compared at.
+    equal_time = min(job.evaluations[-1]["seconds"] for job in finished)
+    variants = {}
+    for name in dict.fromkeys(job.variant for job in finished):
+        runs = [job for job in finished if job.variant == name]
+        summaries = [job.summary for job in runs]
+        accuracies = [s["results"]["distilled"]["top1"] for s in summaries if s]
+        variants[name] = {
+            "n": len(runs),
+            "seeds": [job.seed for job in runs],
+            "test accuracy, equal outer steps": mean_and_deviation(accuracies),
+            "validation accuracy, equal time": mean_and_deviation([job.accuracy_at(equal_time) for job in runs]),
+            "seconds": statistics.fmean(job.evaluations[-1]["seconds"] for job in runs),
+            "per seed": accuracies,
+        }
+    first = finished[0].summary or {}
+    about = {key: first[key] for key in ("dataset", "device", "torch", "python", "outer_steps", "epochs")}
+    return {**about, "equal time, seconds": equal_time, "flags": finished[0].flags, "variants": variants}
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    columns = ("test accuracy, equal outer steps", "validation accuracy, equal time")
+    lines = [f"| variant | {columns[0]} (%) | {columns[1]} (%) | seconds | n |", "| --- | --- | --- | --- | --- |"]
+    for name, row in results["variants"].items():
+        cells = []
+        for column in columns:
+            deviation = row[column]["deviation"]
+            cells.append(f"{row[column]['mean']:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}"))
+        lines.append(f"| {name} | {' | '.join(cells)} | {row['seconds']:.0f} | {row['n']} |")
+    if results["variants"]:
+        lines += [
+            "",
+            f"± is one standard deviation over seeds. {results['dataset']}, {results['outer_steps']} outer steps, equal "
+            f"time after {results['equal time, seconds']:.0f} s; {results['device']}, torch {results['torch']}.",
+        ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse, run what is missing, collect."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the study")
+    parser.add_argument("--variant", nargs=2, action="append", metavar=("NAME", "FLAGS"), required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="stop after this time; run again to continue"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
+    parser.add_argument("common", nargs="*", help="flags of main.py for every run, after --")
+    a = parser.parse_args()
+    out = a.out.resolve()
+    jobs = [
+        Job(name, seed, [*a.common, *flags.split()], out / name.replace(" ", "_") / f"seed{seed}")
+        for seed in a.seeds
+        for name, flags in a.variant
+    ]
+    deadline = time.monotonic() + 60 * a.minutes
+    threads = max(1, (os.cpu_count() or 1) // a.jobs)
+    with ThreadPoolExecutor(a.jobs) as pool:
+        list(pool.map(lambda job: run(job, deadline, threads), jobs))
+    results = collect(jobs)
+    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    (out / "results.md").write_text(table(results) + "\n")
+    print(table(results))
+    missing = sum(job.summary is None for job in jobs)
+    if missing:
+        print(f"{missing} of {len(jobs)} runs are not finished: start the same command again to continue")
+
+
+if __name__ == "__main__":
+    main()

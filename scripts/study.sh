@@ -1,0 +1,31 @@
+# Sourced by ablation.sh and sensitivity.sh: the settings of a study's data set, and its start.
+# Usage of both: [--dataset digits|mnist|...] [--out DIR] [--seeds 0 1 2] [--minutes M] [--jobs N] [-- FLAGS OF main.py]
+source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
+
+dataset=digits out="" study=() extra=()
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --dataset) dataset=$2; shift 2 ;;
+    --out) out=$2; shift 2 ;;
+    --) shift; extra=("$@"); break ;;
+    *) study+=("$1"); shift ;;
+  esac
+done
+
+inner=(--inner_optim Adam --inner_lr 0.005 --syn_strategy none --real_strategy none --num_train_eval 5)
+case "$dataset" in
+  digits) # the quickstart's settings
+    inner+=(--depth 1 --width 64 --window 15 --totwindow 30 --batch_size 400 --lr 0.005 --epochs 240 --test_freq 20
+      --eval_steps 30 60 120) radius=5 ;;
+  mnist) # grey 28x28 images: like digits with a deeper network, fewer and shorter passes over more data
+    inner+=(--depth 3 --width 32 --window 15 --totwindow 30 --batch_size 500 --limit_train 5000 --lr 0.005 --epochs 30
+      --test_freq 3 --eval_steps 30 60 120) radius=5 ;;
+  *) # the AT-BPTT README's CIFAR-10 settings; override after --
+    inner=(--inner_optim Adam --inner_lr 0.001 --lr 0.001 --window 40 --totwindow 200 --batch_size 5000 --zca) radius=10 ;;
+esac
+
+start_study() { # NAME, then --variant NAME FLAGS ...
+  local name=$1; shift
+  exec "$PYTHON" benchmarks/study.py --out "${out:-save/$dataset/$name}" "$@" ${study[@]+"${study[@]}"} -- \
+    --dataset "$dataset" "${inner[@]}" ${extra[@]+"${extra[@]}"}
+}

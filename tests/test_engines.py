@@ -1,0 +1,113 @@
+"""Every engine against ``higher``, in float64 and with tight tolerances."""
+
+import pytest
+import torch
+from problems import Problem, make_problem, relative_error
+from torch import Tensor
+
+from framework import engines
+from framework.distill_higher import higher_engine, outer_gradient
+from framework.engines import MetaGradient, replay_engine
+from framework.inner import SGD, Adam, Optimizer, State
+from framework.rng import generator
+from framework.truncation import Window
+
+RULES = [Adam(1e-2), SGD(0.1)]
+STRATEGIES = ["none", "flip", "rotate", "scale", "crop", "color", "cutout", "mixup", "flip_rotate_scale_crop_mixup"]
+
+
+def assert_same(result: MetaGradient, reference: MetaGradient, tolerance: float = 1e-9) -> None:
+    assert relative_error(result.loss, reference.loss) < 1e-10
+    assert float(result.accuracy) == pytest.approx(float(reference.accuracy), abs=1e-12)
+    assert relative_error(result.grads.images, reference.grads.images) < tolerance
+    assert (result.grads.labels is None) == (reference.grads.labels is None)
+    if result.grads.labels is not None and reference.grads.labels is not None:
+        assert relative_error(result.grads.labels, reference.grads.labels) < tolerance
+
+
+def both(p: Problem, rule: Optimizer, window: Window) -> tuple[MetaGradient, MetaGradient]:
+    replay, reference = (
+        outer_gradient(engine, p.network, rule, p.theta, p.images, p.labels, p.plan, window, p.real)
+        for engine in (replay_engine, higher_engine)
+    )
+    return replay, reference
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("compose", [False, True])
+def test_replay_is_exact_for_every_augmentation(rule: Optimizer, strategy: str, compose: bool) -> None:
+    p = make_problem(9, strategy, compose=compose)
+    assert_same(*both(p, rule, Window(5, 4)))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize(
+    "window", [Window(4, 1), Window(4, 2), Window(4, 20), Window(4, 60), Window(0, 1), Window(0, 12)]
+)
+def test_replay_is_exact_for_every_window(rule: Optimizer, window: Window) -> None:
+    p = make_problem(sum(window), width=4)
+    assert_same(*both(p, rule, window))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+def test_replay_is_exact_for_sampled_classes_and_images(rule: Optimizer) -> None:
+    p = make_problem(10, classes=4, ipc=5, batch_per_class=3, depth=1, channels=1, side=6)
+    assert_same(*both(p, rule, Window(3, 7)))
+
+
+def test_labels_that_are_not_learnt_get_no_gradient() -> None:
+    assert_same(*both(make_problem(6, soft=False), Adam(1e-2), Window(2, 4)))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4])
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+def test_chunks_of_the_batch_change_nothing(chunk: int, rule: Optimizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = make_problem(7, "rotate_mixup", compose=True)
+    whole = both(p, rule, Window(3, 4))[1]
+    monkeypatch.setattr(engines, "CHUNK", chunk)
+    assert_same(both(p, rule, Window(3, 4))[0], whole)
+
+
+def test_replay_survives_parameters_without_gradient() -> None:
+    """v = 0: both engines take the square root's derivative as 0."""
+    p = make_problem(3, "none")
+    start = State.fresh(torch.zeros_like(p.theta))
+    results = [engine(p.network, Adam(1e-2), start, p.images, p.labels, p.plan, p.real)
+               for engine in (replay_engine, higher_engine)]  # fmt: skip
+    assert results[0].grads.labels is not None
+    assert results[1].grads.labels is not None
+    assert relative_error(results[0].grads.labels, results[1].grads.labels) < 1e-9
+    assert torch.allclose(results[0].grads.images, results[1].grads.images, atol=1e-15)
+
+
+def test_replay_leaves_no_graph_and_no_gradient_behind() -> None:
+    p = make_problem(5)
+    result = both(p, Adam(1e-2), Window(1, 4))[0]
+    assert p.images.grad is None
+    assert p.labels.grad is None
+    assert not result.loss.requires_grad
+    assert not result.grads.images.requires_grad
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+def test_pullback_is_the_steps_vector_jacobian_product(rule: Optimizer) -> None:
+    gen = generator(0, "pullback")
+
+    def vector() -> Tensor:
+        return torch.randn(20, generator=gen, dtype=torch.float64)
+
+    theta, m, v, grad = vector(), vector(), vector().square(), vector()
+    v[:3], grad[:3], m[:3] = 0, 0, 0  # never received a gradient
+    leaves = [tensor.requires_grad_() for tensor in (theta, m, v, grad)]
+    new = rule.step(State(theta, m, v, 6), grad)
+    cotangents = [vector(), vector(), vector()]
+    if isinstance(rule, SGD):
+        cotangents[2].zero_()
+    expected = torch.autograd.grad([new.theta, new.m, new.v], leaves, cotangents, allow_unused=True)
+    back, w = rule.pullback(State(*cotangents), new.detach(), grad.detach())
+    for value, reference in zip((back.theta, back.m, back.v, w), expected, strict=True):
+        assert torch.allclose(
+            value, torch.zeros_like(value) if reference is None else reference, rtol=1e-12, atol=1e-14
+        )
+    assert back.t == 6

@@ -1,0 +1,327 @@
+"""What a person sees: metrics, TensorBoard, tables and pictures."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from framework import report
+from framework.config import UserError
+from framework.data import Standardise
+from framework.report import Reporter, accuracy_plot, image_grid, natural_images, percent, result_table
+
+# ---- metrics ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def open_reporter(tmp_path: Path) -> Iterator[Callable[..., Reporter]]:
+    """Opens reporters on ``tmp_path`` and closes them in the end."""
+    opened: list[Reporter] = []
+
+    def opener(**arguments: Any) -> Reporter:
+        opened.append(Reporter(tmp_path, 100, **arguments))
+        return opened[-1]
+
+    yield opener
+    for reporter in opened:
+        reporter.close()
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """The metrics; anything that is not one JSON object a line, in the strict sense, is an error."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    text = (folder / "metrics.jsonl").read_text()
+    assert text.endswith("\n") or text == ""
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_metrics_are_json_lines_that_can_be_read_at_once(
+    tmp_path: Path, open_reporter: Callable[..., Reporter]
+) -> None:
+    reporter = open_reporter()
+    reporter.log("step", 1, loss=0.1, window_start=3)
+    reporter.log("evaluation", 2, split="val", scores=[{"top1": 0.5, "top1_std": None}])
+    assert lines(tmp_path) == [
+        {"kind": "step", "step": 1, "loss": 0.1, "window_start": 3},
+        {"kind": "evaluation", "step": 2, "split": "val", "scores": [{"top1": 0.5, "top1_std": None}]},
+    ]
+    assert reporter.records == 2
+
+
+@pytest.mark.xfail(reason="json.dumps writes NaN and Infinity, which are no JSON", strict=True)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_metrics_that_are_not_finite_are_json_too(
+    value: float, tmp_path: Path, open_reporter: Callable[..., Reporter]
+) -> None:
+    open_reporter().log("step", 1, loss=value)
+    assert lines(tmp_path)[0]["step"] == 1
+
+
+def test_tensorboard_holds_every_number_and_picture(tmp_path: Path, open_reporter: Callable[..., Reporter]) -> None:
+    reporter = open_reporter()
+    for step in (1, 2, 3):
+        reporter.log("step", step, loss=0.5 / step, window_start=step, text="no number", missing=None)
+    reporter.pictures("distilled", torch.rand(4, 3, 8, 8), 3)
+    reporter.close()
+    assert scalars(tmp_path) == {
+        "step/loss": [(1, 0.5), (2, 0.25), (3, pytest.approx(0.5 / 3))],
+        "step/window_start": [(1, 1.0), (2, 2.0), (3, 3.0)],
+    }
+    assert EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()["images"] == ["distilled"]
+
+
+def test_resuming_drops_the_records_of_steps_that_are_taken_again(
+    tmp_path: Path, open_reporter: Callable[..., Reporter]
+) -> None:
+    first = open_reporter()
+    for step in (1, 2, 3, 4):
+        first.log("step", step, loss=float(step))
+    first.close()
+    second = open_reporter(step=2, records=2)
+    assert second.records == 2
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+    second.log("step", 3, loss=30.0)
+    second.close()
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+    assert scalars(tmp_path)["step/loss"] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+    assert second.bar.initial == 2
+    assert second.bar.total == 100
+
+
+GOOD = '{"kind": "step", "step": 1}\n'
+SHORT = pytest.mark.xfail(reason="a line that was cut off within the records is kept", strict=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "records", "kept"),
+    [
+        pytest.param("", 0, 0, id="nothing"),
+        pytest.param(GOOD * 3, 0, 0, id="another run"),
+        pytest.param(GOOD * 2 + GOOD[:9], 2, 2, id="cut off after the checkpoint"),
+        pytest.param(GOOD * 2, 3, 2, id="a line lost"),
+        pytest.param(GOOD * 2 + GOOD[:9], 3, 2, id="half a line lost", marks=SHORT),
+        pytest.param(GOOD * 2 + GOOD[:-1], 3, 2, id="a line's end lost", marks=SHORT),
+    ],
+)
+def test_whatever_was_left_the_metrics_stay_readable(
+    text: str, records: int, kept: int, tmp_path: Path, open_reporter: Callable[..., Reporter]
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text(text)
+    reporter = open_reporter(step=records, records=records)
+    reporter.log("step", 9)
+    assert [line["step"] for line in lines(tmp_path)] == [1] * kept + [9]
+    assert reporter.records == kept + 1
+
+
+def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot write"):
+        Reporter(tmp_path / "missing", 10)
+
+
+def test_a_full_disk_is_a_user_error_that_says_how_to_go_on(
+    open_reporter: Callable[..., Reporter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reporter = open_reporter()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(reporter.board, "add_scalar", full)
+    with pytest.raises(UserError, match=r"No space left on device.*--resume"):
+        reporter.log("step", 1, loss=0.5)
+
+
+# ---- tables ----------------------------------------------------------------------------------------
+
+
+def summary(select: str = "val") -> dict[str, Any]:
+    row = {"top1": 0.6123, "top1_std": 0.0084, "top5": 0.95, "top5_std": 0.0, "ece": 0.0312, "ece_std": None}
+    return {
+        "dataset": "digits",
+        "select": select,
+        "results": {
+            "distilled": {"name": "10 distilled images", "networks": 5, "steps": 300, **row},
+            "random": {"name": "10 random real images", "networks": 1, "steps": 600, **row, "top1_std": None},
+        },
+        "files": {"images": "save/x/distilled.safetensors"},
+    }
+
+
+def test_the_table_shows_every_row_with_its_deviations() -> None:
+    text = result_table(summary())
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    assert rows[0] == ["digits, trained on", "top-1 %", "top-5 %", "ECE %", "networks", "steps"]
+    assert rows[2:] == [
+        ["10 distilled images", "61.2 ± 0.8", "95.0 ± 0.0", "3.1", "5", "300"],
+        ["10 random real images", "61.2", "95.0 ± 0.0", "3.1", "1", "600"],
+    ]
+    assert "images: save/x/distilled.safetensors" in text.splitlines()
+
+
+def test_a_result_selected_on_the_test_set_says_so() -> None:
+    """Ancestors' fault 19."""
+    assert "TEST SET" in result_table(summary("test"))
+    assert "optimistic" in result_table(summary("test"))
+    assert "TEST SET" not in result_table(summary("val"))
+    assert "validation split" in result_table(summary("val"))
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "text"), [(0.6123, 0.0084, "61.2 ± 0.8"), (1.0, 0.0, "100.0 ± 0.0"), (0.0, None, "0.0")]
+)
+def test_percentages_come_from_fractions(mean: float, deviation: float | None, text: str) -> None:
+    assert percent(mean, deviation) == text
+
+
+def test_a_summary_is_read_back_and_none_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps(summary()))
+    assert report.read_summary(tmp_path / "summary.json") == summary()
+    assert report.read_summary(tmp_path / "missing.json") == {}
+
+
+NO_OBJECT = pytest.mark.xfail(reason="JSON that is no object raises TypeError", strict=True)
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"", b"\xff", *(pytest.param(text, marks=NO_OBJECT) for text in (b"[1]", b"3", b"null"))]
+)
+def test_a_damaged_summary_is_a_user_error(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_bytes(content)
+    with pytest.raises(UserError, match="summary.json"):
+        report.read_summary(tmp_path / "summary.json")
+
+
+# ---- pictures --------------------------------------------------------------------------------------
+
+
+def picture(path: Path) -> np.ndarray:
+    """A PNG's pixels, (H, W, 3) in 0..255."""
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))
+
+
+def solid(*colours: tuple[float, ...], side: int = 6) -> Tensor:
+    """One image of a single colour for each of ``colours``."""
+    return torch.tensor(colours).view(len(colours), -1, 1, 1).expand(-1, -1, side, side)
+
+
+RED, GREEN, BLUE, CYAN, PINK, GOLD = (1.0, 0, 0), (0, 1.0, 0), (0, 0, 1.0), (0, 1.0, 1.0), (1.0, 0, 1.0), (1.0, 0.8, 0)
+
+
+def centre(pixels: np.ndarray, colour: tuple[float, ...]) -> tuple[float, float]:
+    """Row and column of the middle of everything of that colour."""
+    at = np.argwhere((np.abs(pixels - 255 * np.array(colour)) < 2).all(-1))
+    assert len(at) > 100
+    return tuple(at.mean(0))
+
+
+def test_the_grid_has_one_row_per_class_and_one_column_per_image(tmp_path: Path) -> None:
+    colours = (RED, GREEN, BLUE, CYAN, PINK, GOLD)
+    image_grid(solid(*colours), ["a", "b", "c"], tmp_path / "grid.png")
+    pixels = picture(tmp_path / "grid.png")
+    (red, green), (blue, cyan), (pink, gold) = ([centre(pixels, c) for c in colours[i : i + 2]] for i in (0, 2, 4))
+    for left, right in ((red, green), (blue, cyan), (pink, gold)):
+        assert abs(left[0] - right[0]) < 2
+        assert left[1] < right[1]
+    for column in ((red, blue, pink), (green, cyan, gold)):
+        assert column[0][0] < column[1][0] < column[2][0]
+        assert np.ptp([at[1] for at in column]) < 2
+
+
+def test_the_grid_shows_the_first_images_where_a_class_has_many(tmp_path: Path) -> None:
+    image_grid(solid(RED, GREEN, BLUE, CYAN), ["a", "b"], tmp_path / "grid.png", columns=1)
+    pixels = picture(tmp_path / "grid.png")
+    assert centre(pixels, RED)[0] < centre(pixels, BLUE)[0]
+    for hidden in (GREEN, CYAN):
+        assert not (np.abs(pixels - 255 * np.array(hidden)) < 2).all(-1).any()
+
+
+def test_grey_images_are_shown_on_a_fixed_scale(tmp_path: Path) -> None:
+    """Not stretched: a dark image stays dark beside no other."""
+    image_grid(solid((0.25,), (0.75,)), ["a", "b"], tmp_path / "grid.png")
+    pixels = picture(tmp_path / "grid.png")
+    assert centre(pixels, (0.25,) * 3)[0] < centre(pixels, (0.75,) * 3)[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["n01440764", "é", pytest.param(r"$\foo$", marks=pytest.mark.xfail(reason="read as TeX", strict=True))]
+)
+def test_any_class_name_can_be_drawn(name: str, tmp_path: Path) -> None:
+    image_grid(solid(RED), [name], tmp_path / "grid.png")
+    centre(picture(tmp_path / "grid.png"), RED)
+
+
+@pytest.mark.parametrize("entries", [1, 3])
+def test_the_plot_is_a_picture_with_a_curve_for_each_length(entries: int, tmp_path: Path) -> None:
+    scores = [{"top1": 0.5, "top1_std": 0.01}, {"top1": 0.6, "top1_std": None}]
+    history = [{"epoch": 5 * i, "split": "val", "lengths": [300, 600], "scores": scores} for i in range(entries)]
+    accuracy_plot(history, tmp_path / "accuracy.png")
+    pixels = picture(tmp_path / "accuracy.png")
+    for colour in ("1f77b4", "ff7f0e"):  # the first two of matplotlib's cycle
+        rgb = np.array([int(colour[i : i + 2], 16) for i in (0, 2, 4)])
+        assert (np.abs(pixels - rgb) < 3).all(-1).sum() > 10
+
+
+def test_pictures_replace_an_older_one_and_leave_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "grid.png").write_bytes(b"old")
+    image_grid(solid(RED), ["a"], tmp_path / "grid.png")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["grid.png"]
+    centre(picture(tmp_path / "grid.png"), RED)
+
+
+STANDARD = Standardise(torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3]))
+
+
+def test_natural_images_are_stretched_to_the_real_contrast_and_unprocessed() -> None:
+    gen = torch.Generator().manual_seed(0)
+    images = 0.01 * torch.randn(4, 3, 8, 8, generator=gen) + 0.1
+    natural = natural_images(images, STANDARD, 0.7)
+    assert natural.dtype == torch.float32
+    for image, result in zip(images.double().numpy(), natural.numpy(), strict=True):
+        stretched = (image - image.mean()) / image.std(ddof=1) * 0.7 + image.mean()
+        expected = stretched * np.array([0.2, 0.25, 0.3])[:, None, None] + np.array([0.4, 0.5, 0.6])[:, None, None]
+        assert np.allclose(result, expected.clip(0, 1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e-3, 1.0, 1e3])
+def test_natural_images_lie_between_0_and_1_and_even_the_faintest_are_visible(scale: float) -> None:
+    images = scale * torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    natural = natural_images(images, STANDARD, 1.0)
+    assert natural.min() >= 0
+    assert natural.max() <= 1
+    assert scale > 1 or natural.flatten(1).std(dim=1).min() > 0.1
+
+
+def test_a_flat_image_is_shown_flat() -> None:
+    natural = natural_images(torch.zeros(1, 3, 8, 8), STANDARD, 1.0)
+    assert torch.allclose(natural[0].movedim(0, -1), torch.tensor([0.4, 0.5, 0.6]), rtol=0, atol=1e-6)
+
+
+# ---- facts a figure depends on ---------------------------------------------------------------------
+
+
+def test_the_environment_names_device_and_versions() -> None:
+    facts = report.environment(torch.device("cpu"))
+    assert facts["torch"] == torch.__version__
+    assert facts["device"].startswith("cpu")
+    with open("/proc/self/status") as status:
+        (peak,) = (int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
+    assert (
+        0.95 * peak < facts["peak_memory_mb"] < 50 * peak
+    )  # a parent's peak may count; a wrong unit is 1024 times off

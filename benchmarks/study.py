@@ -125,7 +125,7 @@ def table(results: dict[str, Any]) -> str:
     if results["variants"]:
         lines += [
             "",
-            f"± is one standard deviation over seeds. {results['dataset']}, {results['outer_steps']} outer steps, equal "
+            f"± is the deviation over seeds. {results['dataset']}, {results['outer_steps']} outer steps, equal "
             f"time after {results['equal time, seconds']:.0f} s; {results['device']}, torch {results['torch']}.",
         ]
     return "\n".join(lines)

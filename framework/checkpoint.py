@@ -7,7 +7,9 @@ the target. Checkpoints hold tensors and plain Python values only and are read w
 
 import json
 import os
+import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,11 +36,15 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        temporary.unlink(missing_ok=True)
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
         raise UserError(
             f"cannot write {path}: {reason}; free space or fix the folder's permissions, then continue with --resume"
         ) from error
+    finally:
+        with suppress(
+            OSError
+        ):  # after a success, or where the folder itself is the trouble, there is nothing to remove
+            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -58,6 +64,9 @@ def load(path: Path) -> dict[str, Any]:
         UserError: the file is missing, damaged, or not one of ours.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load itself does not look at the checksums
+            if (damaged := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"checksum of {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such checkpoint; check --save_dir") from error

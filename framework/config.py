@@ -362,14 +362,15 @@ def _check_range(name: str, value: Any) -> None:
 
 def _check_strategy(name: str, strategy: str) -> None:
     names = strategy.split("_")
+    shown = strategy if strategy.isprintable() else repr(strategy)  # errors are one line
     if strategy == "none":
         return
     for part in names:
         if part not in OPERATIONS:
-            raise UserError(f"--{name} {strategy}: unknown augmentation '{part}'; join any of {AUGMENTATIONS} "
+            raise UserError(f"--{name} {shown}: unknown augmentation {part!r}; join any of {AUGMENTATIONS} "
                             "by '_', or give none")  # fmt: skip
     if len(set(names)) < len(names):
-        raise UserError(f"--{name} {strategy}: names an augmentation twice; name each once")
+        raise UserError(f"--{name} {shown}: names an augmentation twice; name each once")
 
 
 def validate(config: Config) -> list[str]:

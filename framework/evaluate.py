@@ -137,11 +137,15 @@ class Evaluator:
         """Parameters of one fresh network after each of ``lengths`` (increasing) steps on ``data``."""
         gen = generator(self.seed, "evaluation", *key)
         state = State.fresh(self.network.init(gen))
+        plan = data.sampler.plan(0, gen)
         for length in lengths:
             while state.t < length:
-                steps = min(_CHUNK, length - state.t)
-                plan = data.sampler.plan(steps, gen).to(self.network.device)
-                state = inner.train(self.network, self.rule, state, data.images, data.labels, plan)
+                # Always drawn in whole chunks: what is drawn must not depend on which lengths are asked for.
+                if not len(plan):
+                    plan = data.sampler.plan(_CHUNK, gen).to(self.network.device)
+                steps = min(len(plan), length - state.t)
+                state = inner.train(self.network, self.rule, state, data.images, data.labels, plan[:steps])
+                plan = plan[steps:]
                 self.tick(steps)
             yield state.theta
 

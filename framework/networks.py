@@ -62,8 +62,9 @@ def build(
         KeyError: unknown name.
         ValueError: the image is too small for the depth.
     """
+    named_depth = DEPTHS[arch]
     with torch.random.fork_rng(devices=[]):  # layers initialise themselves from the global stream; leave it alone
-        return ConvNet(channels, image_size, num_classes, width=width, depth=depth or DEPTHS[arch])
+        return ConvNet(channels, image_size, num_classes, width=width, depth=depth or named_depth)
 
 
 class FlatNetwork:

@@ -49,7 +49,8 @@ def preview(config: Config) -> str:
     parameters = sum(parameter.numel() for parameter in module.parameters())
     floats = activation_floats(module, info.channels, info.image_size)
     batch = (c.task_sampler_nc or classes) * c.batch_per_class
-    length = c.totwindow if c.policy == "bptt" else min(c.window + (c.d or 0), c.totwindow)  # the longest there can be
+    radius = c.d if c.d is not None and c.policy in ("at-bptt", "at-bptt-windows") else 0
+    length = c.totwindow if c.policy == "bptt" else min(c.window + radius, c.totwindow)  # the longest there can be
     window = window_bytes(module, info.channels, info.image_size, length, batch)
     lines = [
         c.to_json(),
@@ -86,7 +87,7 @@ def preview(config: Config) -> str:
 
 def _size(count: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
+        if count < 999.5:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"

@@ -1,6 +1,7 @@
 """What a person sees of a run: progress bar, metrics, TensorBoard, pictures, tables."""
 
 import json
+import math
 import platform
 import resource
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -50,14 +52,18 @@ class Reporter:
     def _keep(self, records: int) -> int:
         """Drop records of steps that a resumed run will take again; returns how many are left."""
         path = self.folder / METRICS
-        lines = path.read_text().splitlines(keepends=True)[:records] if path.exists() else []
-        write_text(path, "".join(lines))
-        return len(lines)
+        kept = []
+        for line in path.read_text().splitlines(keepends=True)[:records] if path.exists() else []:
+            if not line.endswith("}\n"):  # cut short by a power failure
+                break
+            kept.append(line)
+        write_text(path, "".join(kept))
+        return len(kept)
 
     def log(self, kind: str, step: int, **values: Any) -> None:
         """Record one event: to the JSON lines as it is, its numbers to TensorBoard under ``kind/``."""
         with self._writing():
-            self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self._file.write(json.dumps(_finite({"kind": kind, "step": step, **values}), allow_nan=False) + "\n")
             self.records += 1
             for name, value in values.items():
                 if isinstance(value, int | float):
@@ -102,6 +108,15 @@ class Reporter:
             self._file.close()
 
 
+def _finite(value: Any) -> Any:
+    """``value`` with None for NaN and infinity, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def mirror_to_wandb(name: str, config: dict[str, Any], folder: Path) -> None:
     """Send everything written to TensorBoard to Weights & Biases as well.
 
@@ -129,18 +144,23 @@ def natural_images(images: Tensor, preprocess: Preprocess, contrast: float) -> T
 
 def image_grid(pictures: Tensor, class_names: Sequence[str], path: Path, columns: int = 10) -> None:
     """Draw pictures (K * ipc, C, H, W) in [0, 1] as a PNG: one row per class with its name."""
-    per_class = min(len(pictures) // len(class_names), columns)
     rows = len(class_names)
+    by_class = pictures.cpu().unflatten(0, (rows, -1))[:, :columns]
+    per_class, side = by_class.shape[1], by_class.shape[-1]
+    gap = max(1, side // 16)
+    # One image for all: an axes for each would take minutes for a thousand classes.
+    tiles = F.pad(by_class, (0, gap, 0, gap), value=1.0).permute(0, 3, 1, 4, 2)
+    sheet = tiles.reshape(rows * (side + gap), per_class * (side + gap), -1)
+    if sheet.shape[-1] == 1:
+        sheet = sheet.expand(-1, -1, 3)
     figure = Figure(figsize=(1.4 + per_class, rows))
-    axes = figure.subplots(rows, per_class, squeeze=False)
-    by_class = pictures.cpu().unflatten(0, (rows, -1))
-    for row in range(rows):
-        for column in range(per_class):
-            ax = axes[row, column]
-            ax.imshow(by_class[row, column].movedim(0, -1).numpy().squeeze(), cmap="gray", vmin=0, vmax=1)
-            ax.set_xticks([])
-            ax.set_yticks([])
-        axes[row, 0].set_ylabel(class_names[row], rotation=0, ha="right", va="center")
+    ax = figure.add_axes((1.4 / (1.4 + per_class), 0, per_class / (1.4 + per_class), 1))
+    ax.imshow(sheet.numpy(), interpolation="nearest")
+    ax.set_xticks([])
+    middles = [row * (side + gap) + side / 2 for row in range(rows)]
+    ax.set_yticks(middles, labels=list(class_names), parse_math=False)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
     _save(figure, path)
 
 
@@ -235,7 +255,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     """
     try:
         return dict(json.loads(path.read_text())) if path.exists() else {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); delete it, --resume makes it again") from error
 
 

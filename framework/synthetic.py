@@ -1,5 +1,6 @@
 """The synthetic set: its images and labels, how batches of it are drawn, how it is updated."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -158,14 +159,14 @@ class SyntheticSet:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue exactly."""
-        return {**self.snapshot(), "optimizer": self.optimizer.state_dict(), "norm_ema": self.norm_ema}
+        return {**self.snapshot(), "optimizer": deepcopy(self.optimizer.state_dict()), "norm_ema": self.norm_ema}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self.images.copy_(state["images"])
         self.labels.copy_(state["labels"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
         ema = state["norm_ema"]
         self.norm_ema = None if ema is None else ema.to(self.images.device)
 

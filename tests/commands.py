@@ -1,4 +1,4 @@
-"""The example commands of the RaT-BPTT README, as data, and what each of them means."""
+"""The example commands of the RaT-BPTT and AT-BPTT READMEs, as data, and what each of them means."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -106,4 +106,48 @@ RAT_BPTT = {
         "fixed",
         ("80 of 280 inner steps", "2,495,848 parameters", "3 x 64 x 64", "about 768 (1,153,050", "46,080,000 in all"),
     ),
+}
+
+AT_BPTT = {
+    "cifar10-ipc10": Command(
+        "--dataset cifar10 --num_per_class 10 --batch_per_class 10 --num_train_eval 8 --world_size 1 --rank 0 "
+        "--batch_size 5000 --ddtype curriculum --cctype 2 --epoch 60000 --test_freq 25 --print_freq 10 "
+        "--arch convnet --window 40 --minwindow 0 --totwindow 200 --inner_optim Adam --inner_lr 0.001 --lr 0.001 "
+        "--zca --syn_strategy flip_rotate --real_strategy flip_rotate --fname 60_200 --seed 0 -d 10 --mp_distributed",
+        _COMMON
+        | {"dataset": "cifar10", "num_per_class": 10, "batch_per_class": 10, "batch_size": 5000, "cctype": 2}
+        | {"test_freq": 25, "window": 40, "totwindow": 200, "lr": 0.001, "zca": True, "fname": "60_200"}
+        | {"d": 10, "mp_distributed": True},
+        "at-bptt",
+        ("at most 50 of 200 inner steps", "320,010 parameters", "3 x 32 x 32", "about 9 (45,000 real"),
+    ),
+    "cifar100-ipc10": Command(
+        "--dataset cifar100 --num_per_class 10 --batch_per_class 1 --train_y --task_sampler_nc 100 "
+        "--num_train_eval 8 --world_size 1 --rank 0 --batch_size 1000 --ddtype curriculum --cctype 2 --epoch 60000 "
+        "--test_freq 25 --print_freq 10 --arch convnet --window 100 --minwindow 0 --totwindow 300 "
+        "--inner_optim Adam --inner_lr 0.001 --lr 0.001 --zca --syn_strategy flip_rotate "
+        "--real_strategy flip_rotate --fname train_y -d 20 --mp_distributed",
+        _COMMON
+        | {"dataset": "cifar100", "num_per_class": 10, "train_y": True, "task_sampler_nc": 100, "batch_size": 1000}
+        | {"cctype": 2, "test_freq": 25, "window": 100, "totwindow": 300, "lr": 0.001, "zca": True}
+        | {"fname": "train_y", "d": 20, "mp_distributed": True},
+        "at-bptt",
+        ("at most 120 of 300 inner steps", "504,036 parameters", "3 x 32 x 32", "about 45 (45,000 real"),
+    ),
+    "tiny-imagenet-ipc10": Command(
+        "--dataset tiny-imagenet-200 --num_per_class 10 --batch_per_class 1 --task_sampler_nc 50 --train_y "
+        "--num_train_eval 8 --world_size 1 --rank 0 --batch_size 1000 --ddtype curriculum --cctype 2 --epoch 60000 "
+        "--test_freq 10 --print_freq 10 --arch convnet4 --window 100 --minwindow 0 --totwindow 300 "
+        "--inner_optim Adam --inner_lr 0.001 --lr 0.0003 --syn_strategy flip_rotate --real_strategy flip_rotate "
+        "--fname test -d 30 --mp_distributed",
+        _COMMON
+        | {"dataset": "tiny-imagenet-200", "num_per_class": 10, "train_y": True, "task_sampler_nc": 50}
+        | {"batch_size": 1000, "cctype": 2, "test_freq": 10, "arch": "convnet4", "window": 100, "totwindow": 300}
+        | {"lr": 0.0003, "fname": "test", "d": 30, "mp_distributed": True},
+        "at-bptt",
+        ("at most 130 of 300 inner steps", "856,648 parameters", "3 x 64 x 64", "about 90 (90,000 real"),
+    ),
+}
+COMMANDS = {f"rat-bptt {name}": c for name, c in RAT_BPTT.items()} | {
+    f"at-bptt {name}": c for name, c in AT_BPTT.items()
 }

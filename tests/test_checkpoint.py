@@ -112,18 +112,13 @@ def test_a_place_that_cannot_be_written_is_a_user_error(place: str, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-CLEANING = pytest.mark.xfail(reason="removing the temporary file that never was raises in its turn", strict=True)
-
-
 @pytest.mark.parametrize("name", ["file/last.pt", "n" * 300])
-@CLEANING
 def test_a_name_that_cannot_exist_is_a_user_error(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(UserError):
         checkpoint.save(tmp_path / name, STATE)
 
 
-@pytest.mark.xfail(reason="only OSError and RuntimeError are cleaned up after", strict=True)
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, pickle.PicklingError])
 def test_an_interrupted_write_leaves_no_temporary_file(interruption: type[BaseException], tmp_path: Path) -> None:
     def write(file: BinaryIO) -> None:
@@ -190,7 +185,6 @@ def test_a_damaged_checkpoint_is_refused(how: str, tmp_path: Path) -> None:
     assert str(path) in one_line(error)
 
 
-@pytest.mark.xfail(reason="torch.load does not check the sums in its zip file", strict=True)
 def test_a_bit_flipped_in_a_tensor_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     checkpoint.save(path, {"images": torch.full((1000,), 1.5)})

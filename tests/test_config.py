@@ -7,7 +7,7 @@ from io import StringIO
 from typing import Any
 
 import pytest
-from commands import RAT_BPTT, Command
+from commands import COMMANDS, Command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,7 +35,7 @@ ANCESTORS = """
 """
 OURS = """
 -h --help --im_size --zca_reg --val_fraction --width --depth --truncation --eval_steps --select --baselines --save_dir
---resume --ckpt_epochs --ckpt_minutes --dry_run --device --nproc --dist_url --dist_backend
+--resume --ckpt_epochs --ckpt_minutes --dry_run --device --nproc --dist_url --dist_backend --engine
 """
 AUTOMATIC = """
 -d --d --tau --window_weight --window_rule --early_gain --middle_gain --early_patience --middle_patience --probe_every
@@ -67,7 +67,7 @@ def changed(config: Config) -> dict[str, Any]:
     return {name: value for name, value in vars(config).items() if value != getattr(DEFAULTS, name)}
 
 
-@pytest.mark.parametrize("command", RAT_BPTT.values(), ids=RAT_BPTT)
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_an_example_command_means_this_and_warns_of_nothing(command: Command) -> None:
     config, warnings = parse(command.arguments)
     assert changed(config) == command.resolved
@@ -160,7 +160,7 @@ def test_a_configuration_cannot_be_changed() -> None:
         DEFAULTS.lr = 1.0  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("command", RAT_BPTT.values(), ids=RAT_BPTT)
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_json_holds_the_whole_configuration(command: Command) -> None:
     config, _ = parse(command.arguments)
     stored = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(config.to_json()).items()}

@@ -55,7 +55,6 @@ def test_an_unknown_name_is_a_key_error() -> None:
         build("no_such_net", 3, 32, 10)
 
 
-@pytest.mark.xfail(reason="build looks the name up only where no depth is given", strict=True)
 def test_an_unknown_name_is_a_key_error_with_a_depth_too() -> None:
     with pytest.raises(KeyError, match="no_such_net"):
         build("no_such_net", 3, 32, 10, depth=2)

@@ -1,7 +1,6 @@
 """The benchmark scripts run the published commands, and pass extra flags through."""
 
 import os
-import shlex
 import subprocess
 from pathlib import Path
 
@@ -12,15 +11,15 @@ from framework.config import parse
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 PUBLISHED = {
-    "cifar10_ipc10.sh": AT_BPTT["cifar10"],
-    "cifar100_ipc10.sh": AT_BPTT["cifar100"],
-    "tiny_imagenet_ipc10.sh": AT_BPTT["tiny-imagenet-200"],
-    "rat_bptt/cifar10_ipc10.sh": RAT_BPTT["A"],
-    "rat_bptt/cifar100_ipc10.sh": RAT_BPTT["B"],
-    "rat_bptt/tiny_imagenet_ipc10.sh": RAT_BPTT["C"],
-    "rat_bptt/cifar100_ipc1_fixed.sh": RAT_BPTT["D"],
-    "rat_bptt/tiny_imagenet_ipc10_fixed.sh": RAT_BPTT["E"],
-    "rat_bptt/imagenet_ipc1_fixed.sh": RAT_BPTT["F"],
+    "cifar10_ipc10.sh": AT_BPTT["cifar10-ipc10"],
+    "cifar100_ipc10.sh": AT_BPTT["cifar100-ipc10"],
+    "tiny_imagenet_ipc10.sh": AT_BPTT["tiny-imagenet-ipc10"],
+    "rat_bptt/cifar10_ipc10.sh": RAT_BPTT["cifar10-ipc10"],
+    "rat_bptt/cifar100_ipc10.sh": RAT_BPTT["cifar100-ipc10"],
+    "rat_bptt/tiny_imagenet_ipc10.sh": RAT_BPTT["tiny-imagenet-ipc10"],
+    "rat_bptt/cifar100_ipc1_fixed.sh": RAT_BPTT["cifar100-ipc1"],
+    "rat_bptt/tiny_imagenet_ipc10_fixed.sh": RAT_BPTT["tiny-imagenet-fixed"],
+    "rat_bptt/imagenet_ipc1_fixed.sh": RAT_BPTT["imagenet-ipc1"],
 }
 BENCHMARKS = sorted(str(path.relative_to(SCRIPTS)) for path in SCRIPTS.rglob("*_ipc*.sh"))
 
@@ -36,7 +35,7 @@ def flags_of(script: str, *extra: str) -> list[str]:
 
 @pytest.mark.parametrize("script", PUBLISHED)
 def test_a_published_command_is_run_as_it_was_published(script: str) -> None:
-    assert parse(flags_of(script)) == parse(shlex.split(PUBLISHED[script]))
+    assert parse(flags_of(script)) == parse(PUBLISHED[script].arguments)
 
 
 @pytest.mark.parametrize("script", BENCHMARKS)

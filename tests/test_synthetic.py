@@ -286,7 +286,6 @@ def test_a_restored_set_continues_bit_identically(
     assert difference(one.state_dict(), two.state_dict()) is None
 
 
-@pytest.mark.xfail(reason="state_dict hands out the optimiser's live moments", strict=True)
 def test_a_state_does_not_follow_the_live_set() -> None:
     s = make_set()
     first, second = gradients(2)

@@ -1,11 +1,12 @@
 """How far `--dry_run`'s estimate of the window's memory is from the truth.
 
-Measures the additional peak resident memory of the `higher` engine, each case in a process of its own:
+Measures the additional peak resident memory of each engine, each case in a process of its own:
 
     python benchmarks/memory_estimate.py
 """
 
 import argparse
+import itertools
 import resource
 import subprocess
 import sys
@@ -16,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from framework.augment import Augmentation
-from framework.distill_higher import higher_engine
+from framework.distill_higher import ENGINES
 from framework.engines import RealBatch
 from framework.inner import Adam, State
 from framework.networks import FlatNetwork, build
@@ -32,7 +33,7 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(ipc: int, window: int, width: int) -> None:
+def measure(engine: str, ipc: int, window: int, width: int) -> None:
     """Print measured and estimated MiB for ConvNet-3 on 3x32x32 images of ten classes."""
     gen = generator(0, "benchmark")
     network = FlatNetwork(build("convnet", 3, 32, 10, width=width), torch.device("cpu"))
@@ -42,26 +43,27 @@ def measure(ipc: int, window: int, width: int) -> None:
     images = noise_images(10, ipc, (3, 32, 32), gen)
     state = State.fresh(network.init(gen))
     before = peak_mb()
-    higher_engine(network, Adam(1e-3), state, images, one_hot_labels(10, ipc), plan, real)
-    estimate = window_bytes(network.module.to("meta"), 3, 32, window, 10 * ipc) / 2**20
+    ENGINES[engine](network, Adam(1e-3), state, images, one_hot_labels(10, ipc), plan, real)
+    estimate = window_bytes(engine, network.module.to("meta"), 3, 32, window, 10 * ipc) / 2**20
     measured = peak_mb() - before
-    print(f"| {10 * ipc} | {window} | {measured:.0f} | {estimate:.0f} | {estimate / measured:.2f} |")
+    print(f"| {engine} | {10 * ipc} | {window} | {measured:.0f} | {estimate:.0f} | {estimate / measured:.2f} |")
 
 
 def main() -> None:
     """Run every case in its own process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--case", type=int, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
-        measure(*arguments.case, arguments.width)
+        engine, ipc, window = arguments.case
+        measure(engine, int(ipc), int(window), arguments.width)
         return
-    print("| images per step | window | measured MiB | estimated MiB | ratio |")
-    print("| --- | --- | --- | --- | --- |", flush=True)
-    for case in CASES:
-        command = [sys.executable, __file__, "--width", str(arguments.width), "--case", *map(str, case)]
-        subprocess.run(command, check=True)
+    print("| engine | images per step | window | measured MiB | estimated MiB | ratio |")
+    print("| --- | --- | --- | --- | --- | --- |", flush=True)
+    for engine, (ipc, window) in itertools.product(ENGINES, CASES):
+        case = ["--case", engine, str(ipc), str(window)]
+        subprocess.run([sys.executable, __file__, "--width", str(arguments.width), *case], check=True)
 
 
 if __name__ == "__main__":

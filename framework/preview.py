@@ -9,10 +9,14 @@ from framework import networks
 from framework.config import Config, check_against_data
 from framework.data import describe
 from framework.distributed import resolve_device
+from framework.engines import CHUNK
 
-# Bytes of graph that `higher` keeps per byte of activation: measured, see benchmarks/memory_estimate.py.
-GRAPH_FACTOR = 1.5
-PARAMETER_COPIES = 12  # per differentiated step: parameters, gradient, moments and what Adam's graph keeps
+# Measured by benchmarks/memory_estimate.py, as multiples of the floats that one forward pass writes.
+WINDOW_GRAPH = 1.5  # higher: kept for every differentiated step and image
+STEP_GRAPH = 3.5  # replay: at the peak of one step's second derivative, for every image of a chunk
+REAL_GRAPH = 2.0  # at the peak of the real batch's gradient, for every image differentiated at a time
+WINDOW_PARAMETERS = 12  # higher: vectors of theta's size per differentiated step
+TAPE_PARAMETERS = 4  # replay: theta, both moments and the gradient per differentiated step
 
 
 def activation_floats(module: nn.Module, channels: int, side: int) -> int:
@@ -30,11 +34,21 @@ def activation_floats(module: nn.Module, channels: int, side: int) -> int:
     return total
 
 
-def window_bytes(module: nn.Module, channels: int, side: int, length: int, batch: int) -> float:
-    """Estimated peak memory of the window's graph: ``length`` steps on ``batch`` images. ``module`` on ``meta``."""
+def window_bytes(engine: str, module: nn.Module, channels: int, side: int, length: int, batch: int) -> float:
+    """Estimated additional peak memory of ``length`` differentiated steps on ``batch`` images.
+
+    Args:
+        engine: ``higher`` or ``replay``.
+        module: the network, on ``meta``.
+        channels, side: of its images.
+        length: of the window.
+        batch: synthetic images per step.
+    """
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    floats = GRAPH_FACTOR * activation_floats(module, channels, side) * batch + PARAMETER_COPIES * parameters
-    return 4 * length * floats
+    floats = activation_floats(module, channels, side)
+    if engine == "higher":
+        return 4 * length * (WINDOW_GRAPH * floats * batch + WINDOW_PARAMETERS * parameters)
+    return 4 * (STEP_GRAPH * floats * min(batch, CHUNK) + TAPE_PARAMETERS * parameters * length)
 
 
 def preview(config: Config) -> str:
@@ -51,7 +65,7 @@ def preview(config: Config) -> str:
     batch = (c.task_sampler_nc or classes) * c.batch_per_class
     radius = c.d if c.d is not None and c.policy in ("at-bptt", "at-bptt-windows") else 0
     length = c.totwindow if c.policy == "bptt" else min(c.window + radius, c.totwindow)  # the longest there can be
-    window = window_bytes(module, info.channels, info.image_size, length, batch)
+    window = window_bytes(c.engine_name, module, info.channels, info.image_size, length, batch)
     lines = [
         c.to_json(),
         "",
@@ -76,7 +90,8 @@ def preview(config: Config) -> str:
         lines.append(f"steps per epoch: about {steps} ({train:,} real images, {real_batch} per step), {total:,} in all")
         pixels = info.channels * info.image_size**2
         data = 4 * pixels * (info.train_size + (info.test_size or 0))
-    real = 4 * 2 * floats * real_batch
+    at_a_time = real_batch if c.engine_name == "higher" else min(real_batch, CHUNK)
+    real = 4 * REAL_GRAPH * floats * at_a_time
     lines.append(
         f"memory, within a factor of two: window {_size(window)}, real batch {_size(real)}, data {_size(data)}, "
         f"together {_size(window + real + data)}"

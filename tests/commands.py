@@ -119,7 +119,7 @@ AT_BPTT = {
         | {"test_freq": 25, "window": 40, "totwindow": 200, "lr": 0.001, "zca": True, "fname": "60_200"}
         | {"d": 10, "mp_distributed": True},
         "at-bptt",
-        ("at most 50 of 200 inner steps", "320,010 parameters", "3 x 32 x 32", "about 9 (45,000 real"),
+        ("at most 50 of 200 inner steps", "319,626 parameters", "3 x 32 x 32", "about 9 (45,000 real"),
     ),
     "cifar100-ipc10": Command(
         "--dataset cifar100 --num_per_class 10 --batch_per_class 1 --train_y --task_sampler_nc 100 "

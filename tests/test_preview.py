@@ -14,6 +14,7 @@ from torch import nn
 
 from framework import preview as module
 from framework.config import DEFAULTS, FLAGS, UserError, parse
+from framework.engines import CHUNK
 from framework.networks import ConvNet, build
 from framework.preview import activation_floats, preview, window_bytes
 from main import main
@@ -136,17 +137,29 @@ def test_activations_are_those_of_a_real_forward_pass(channels: int, side: int, 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 300), st.integers(1, 1000))
-def test_the_windows_memory_is_proportional_to_its_length_and_affine_in_the_batch(length: int, batch: int) -> None:
+def test_the_graph_of_the_window_grows_with_its_length_and_the_batch(length: int, batch: int) -> None:
     network = meta("convnet", 3, 32, 10, 16)
 
     def bytes_for(length: int, batch: int) -> float:
-        return window_bytes(network, 3, 32, length, batch)
+        return window_bytes("higher", network, 3, 32, length, batch)
 
     assert bytes_for(length, batch) == pytest.approx(length * bytes_for(1, batch))
     assert bytes_for(1, batch) - bytes_for(1, 0) == pytest.approx(batch * (bytes_for(1, 1) - bytes_for(1, 0)))
     # At least the activations themselves, and each step's own parameters.
     assert bytes_for(1, 1) - bytes_for(1, 0) >= 4 * activation_floats(network, 3, 32)
     assert bytes_for(1, 0) >= 4 * sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_replay_keeps_vectors_for_every_step_and_activations_for_one_chunk() -> None:
+    network = meta("convnet", 3, 32, 10, 16)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+
+    def bytes_for(length: int, batch: int) -> float:
+        return window_bytes("replay", network, 3, 32, length, batch)
+
+    assert bytes_for(20, 10) - bytes_for(10, 10) == pytest.approx(4 * 4 * parameters * 10)
+    assert bytes_for(10, 20) > bytes_for(10, 10)
+    assert bytes_for(10, CHUNK) == bytes_for(10, 100 * CHUNK)
 
 
 def memory(line: str) -> dict[str, float]:
@@ -170,7 +183,7 @@ def memory(line: str) -> dict[str, float]:
     ],
 )
 def test_the_estimate_grows_with_what_needs_memory(small: str, large: str, part: str) -> None:
-    before, after = memory(small), memory(large)
+    before, after = memory(f"--engine higher {small}"), memory(f"--engine higher {large}")
     assert after[part] > 1.05 * before[part]
     assert after["together"] > before["together"]
     for estimate in (before, after):

@@ -292,11 +292,9 @@ def build_parser() -> argparse.ArgumentParser:
     groups: dict[str, Any] = {}
     for field in dataclasses.fields(Config):
         flag = FLAGS[field.name]
-        group = (
-            groups.setdefault(flag.group, parser.add_argument_group(flag.group))
-            if flag.group not in groups
-            else groups[flag.group]
-        )
+        if flag.group not in groups:
+            groups[flag.group] = parser.add_argument_group(flag.group)
+        group = groups[flag.group]
         default = field.default
         text = flag.help.replace("%", "%%")
         if flag.read_by:
@@ -316,9 +314,9 @@ def build_parser() -> argparse.ArgumentParser:
             "help": text,
         }
         if flag.nargs is not None:
-            options |= {"nargs": flag.nargs}
-            if flag.nargs == "?":
-                options |= {"const": flag.const}
+            options["nargs"] = flag.nargs
+        if flag.const is not None:
+            options["const"] = flag.const
         group.add_argument(*names, **options)
     return parser
 

@@ -18,7 +18,7 @@ case "$dataset" in
     inner+=(--depth 1 --width 64 --window 15 --totwindow 30 --batch_size 400 --lr 0.005 --epochs 240 --test_freq 20
       --eval_steps 30 60 120) radius=5 ;;
   mnist) # grey 28x28 images: like digits with a deeper network, fewer and shorter passes over more data
-    inner+=(--depth 3 --width 32 --window 15 --totwindow 30 --batch_size 500 --limit_train 5000 --lr 0.005 --epochs 30
+    inner+=(--depth 3 --width 16 --window 15 --totwindow 30 --batch_size 500 --limit_train 5000 --lr 0.005 --epochs 30
       --test_freq 3 --eval_steps 30 60 120) radius=5 ;;
   *) # the AT-BPTT README's CIFAR-10 settings; override after --
     inner=(--inner_optim Adam --inner_lr 0.001 --lr 0.001 --window 40 --totwindow 200 --batch_size 5000 --zca) radius=10 ;;

@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision import datasets
 
 from framework import readers
-from framework.config import UserError
+from framework.config import FLAGS, UserError
 from framework.readers import DatasetInfo, Part, Source
 
 Tree = Callable[..., Path]
@@ -499,3 +499,7 @@ def test_real_jpeg_cifar(jpeg_cifar: Path) -> None:
     with Image.open(jpeg_cifar / "train" / "airplane" / "0000.jpg") as image:
         assert np.array_equal(pixels[0].permute(1, 2, 0).numpy(), np.asarray(image.convert("RGB")))
     assert pixels.double().mean((0, 2, 3)).div(255).tolist() == pytest.approx([0.491, 0.482, 0.447], abs=0.05)
+
+
+def test_the_command_line_offers_exactly_the_readers_there_are() -> None:
+    assert set(FLAGS["dataset"].choices or ()) == set(readers.dataset_names())

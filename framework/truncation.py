@@ -305,8 +305,8 @@ class ATBPTT(Policy):
             self.stage, self.stale = self.stage + 1, 0
 
     def state(self) -> dict[str, str | int]:
-        """Stage, and epochs in a row without progress."""
-        return {"stage": STAGES[self.stage], "stale_epochs": self.stale}
+        """Stage (by name, and by number for TensorBoard), and epochs in a row without progress."""
+        return {"stage": STAGES[self.stage], "stage_number": self.stage + 1, "stale_epochs": self.stale}
 
     def curves(self) -> dict[str, list[float]]:
         """Norms and variations of the last probe, and P(t) of the current stage."""

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from commands import AT_BPTT, RAT_BPTT
+from commands import AT_BPTT, COMMANDS, RAT_BPTT, Command
 
 from framework.config import parse
 
@@ -52,3 +52,9 @@ def test_every_benchmark_parses_without_a_warning_and_takes_extra_flags(script: 
 def test_there_is_a_script_for_every_benchmark() -> None:
     expected = {f"{name}_ipc{ipc}.sh" for name in ("cifar10", "cifar100", "tiny_imagenet") for ipc in (1, 10, 50)}
     assert expected | {"imagenet_ipc1.sh", "imagenet_ipc10.sh"} <= set(BENCHMARKS)
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_the_readme_shows_every_example_command(command: Command) -> None:
+    readme = (SCRIPTS.parent / "README.md").read_text().replace("\\\n", " ")
+    assert command.line in " ".join(readme.split())

@@ -345,4 +345,4 @@ def test_the_flags_reach_the_policy() -> None:
     assert isinstance(policy, ATBPTT)
     assert (policy.radius, policy.tau, policy.weight, policy.rule) == (9, 2.5, "softmax", "public")
     assert (policy.gains, policy.patience, policy.probe_every) == ((3.0, 2.0), (4, 20), 6)
-    assert policy.state() == {"stage": STAGES[0], "stale_epochs": 0}
+    assert policy.state() == {"stage": STAGES[0], "stage_number": 1, "stale_epochs": 0}

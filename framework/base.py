@@ -129,6 +129,7 @@ class Run:
             window: where to differentiate.
             batch: (B,) indices of this rank's real images.
         """
+        began = time.monotonic()
         parts, key = self.parts, (self.comm.rank, self.progress.step)
         seed, train = self.config.seed, parts.real.train
         plan = parts.sampler.plan(sum(window), generator(seed, "trajectory", *key)).to(self.device)
@@ -147,9 +148,10 @@ class Run:
         loss, accuracy, *gradients = self.comm.average([result.loss, result.accuracy, *gradients])
         norm, clip = s.update(Grads(gradients[0], gradients[1] if s.learn_labels else None))
         # The step's only wait for the device.
-        self._record_step(*torch.stack([loss, accuracy, norm, clip]).tolist())
+        numbers = torch.stack([loss, accuracy, norm, clip]).tolist()
+        self._record_step(*numbers, time.monotonic() - began)
 
-    def _record_step(self, loss: float, accuracy: float, norm: float, clip: float) -> None:
+    def _record_step(self, loss: float, accuracy: float, norm: float, clip: float, seconds: float) -> None:
         """Count a step and, every ``--print_freq`` steps, show it."""
         p = self.progress
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -179,7 +181,7 @@ class Run:
                 window_start=start,
                 window_length=length,
                 seconds=self._seconds(),
-                seconds_per_step=self.reporter.seconds_per_step(),
+                seconds_per_step=seconds,
                 peak_memory_mb=report.peak_memory_mb(self.device),
             )
 

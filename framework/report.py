@@ -5,7 +5,6 @@ import math
 import platform
 import resource
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,7 +45,6 @@ class Reporter:
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --save_dir") from error
-        self._started = time.monotonic()
         self.bar = tqdm(total=total, initial=step, desc="distilling", unit="step", file=sys.stderr, dynamic_ncols=True)
 
     def _keep(self, records: int) -> int:
@@ -82,10 +80,6 @@ class Reporter:
                 self.board.add_figure("probe", probe_figure(curves, window), step)
         records = [json.loads(line) for line in (self.folder / METRICS).read_text().splitlines()]
         truncation_plot([r for r in records if r["kind"] == "epoch"], self.folder / "truncation.png")
-
-    def seconds_per_step(self) -> float:
-        """Mean over the outer steps of this attempt, evaluations included."""
-        return (time.monotonic() - self._started) / max(1, self.bar.n - self.bar.initial)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -149,10 +149,10 @@ class Run:
         norm, clip = s.update(Grads(gradients[0], gradients[1] if s.learn_labels else None))
         # The step's only wait for the device.
         numbers = torch.stack([loss, accuracy, norm, clip]).tolist()
-        self._record_step(*numbers, time.monotonic() - began)
+        self._record_step(*numbers, seconds=time.monotonic() - began)
 
-    def _record_step(self, loss: float, accuracy: float, norm: float, clip: float, seconds: float) -> None:
-        """Count a step and, every ``--print_freq`` steps, show it."""
+    def _record_step(self, loss: float, accuracy: float, norm: float, clip: float, *, seconds: float) -> None:
+        """Count a step, which took ``seconds``; every ``--print_freq`` steps show it."""
         p = self.progress
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise UserError(

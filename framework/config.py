@@ -53,6 +53,8 @@ def _flag(default: Any, group: str, text: str, **about: Any) -> Any:
 
 POLICIES = ("bptt", "t-bptt", "fixed", "forward", "rat-bptt", "at-bptt", "at-bptt-positions", "at-bptt-windows")
 AUTOMATIC = POLICIES[5:]
+RESIZING = ("at-bptt", "at-bptt-windows")  # those that read the window radius
+PATIENCE = re.compile(r"\d+(\.\d+)?[TE]|[1-9]\d*")  # a fraction of T or of all epochs, or whole epochs
 AUGMENTATIONS = ", ".join(OPERATIONS)
 
 
@@ -133,15 +135,15 @@ class Config:
     d: int | None = _flag(None, "automatic truncation",
         "window radius: lengths from W-d to W+d; turns --cctype 2 into AT-BPTT", aliases=("--d",), kind=int,
         minimum=0, metavar="STEPS", read_by="--cctype 2, at-bptt, at-bptt-windows",
-        reads=lambda c: c.policy in ("at-bptt", "at-bptt-windows"))
+        reads=lambda c: c.policy in RESIZING)
     tau: float = _flag(1.0, "automatic truncation", "temperature of positions, and of softmax window weights",
         above=0, **_policy_in(*AUTOMATIC))
     window_weight: str = _flag("rank", "automatic truncation",
         "a window's length follows the rank of its gradient variation (public code) or its softmax (paper)",
-        choices=("rank", "softmax"), **_policy_in("at-bptt", "at-bptt-windows"))
+        choices=("rank", "softmax"), **_policy_in(*RESIZING))
     window_rule: str = _flag("adaptive", "automatic truncation",
         "adaptive: lengths from variation in every stage (paper); public: W+d in the middle, W-d late (public code)",
-        choices=("adaptive", "public"), **_policy_in("at-bptt", "at-bptt-windows"))
+        choices=("adaptive", "public"), **_policy_in(*RESIZING))
     early_gain: float = _flag(1.5, "automatic truncation",
         "points of accuracy an epoch must gain to count as progress in the early stage", **_policy_in(*AUTOMATIC))
     middle_gain: float = _flag(1.0, "automatic truncation", "the same in the middle stage",
@@ -392,11 +394,11 @@ def validate(config: Config) -> list[str]:
     if FLAGS["minwindow"].reads(c) and c.minwindow + c.window > c.totwindow:  # type: ignore[misc]
         raise UserError(f"--minwindow {c.minwindow} + --window {c.window} is larger than --totwindow {c.totwindow}: "
                         "lower --minwindow or --window, or raise --totwindow")  # fmt: skip
-    if c.policy in ("at-bptt", "at-bptt-windows") and c.d is None:
+    if c.policy in RESIZING and c.d is None:
         raise UserError(f"--truncation {c.policy} needs the window radius: give -d, for example -d {c.window // 4}")
     for name in ("early_patience", "middle_patience"):
         text = getattr(c, name)
-        if not re.fullmatch(r"\d+(\.\d+)?[TE]|[1-9]\d*", text):
+        if not PATIENCE.fullmatch(text):
             raise UserError(f"--{name} {text}: give epochs (30), a fraction of T (0.15T) or of all epochs (0.05E)")
     if c.batch_per_class > c.num_per_class:
         raise UserError(f"--batch_per_class {c.batch_per_class} is larger than --num_per_class {c.num_per_class}: "

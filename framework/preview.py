@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from framework import networks
-from framework.config import Config, check_against_data
+from framework.config import RESIZING, Config, check_against_data
 from framework.data import describe
 from framework.distributed import resolve_device
 from framework.engines import CHUNK
@@ -63,7 +63,7 @@ def preview(config: Config) -> str:
     parameters = sum(parameter.numel() for parameter in module.parameters())
     floats = activation_floats(module, info.channels, info.image_size)
     batch = (c.task_sampler_nc or classes) * c.batch_per_class
-    radius = c.d if c.d is not None and c.policy in ("at-bptt", "at-bptt-windows") else 0
+    radius = c.d if c.d is not None and c.policy in RESIZING else 0
     length = c.totwindow if c.policy == "bptt" else min(c.window + radius, c.totwindow)  # the longest there can be
     window = window_bytes(c.engine_name, module, info.channels, info.image_size, length, batch)
     lines = [

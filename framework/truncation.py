@@ -10,7 +10,6 @@ when they need it, since it costs as much as a prefix of T steps.
 """
 
 import math
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -20,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from framework.config import Config, UserError
+from framework.config import PATIENCE, Config, UserError
 from framework.rng import generator
 
 Probe = Callable[[], Sequence[float]]
@@ -240,16 +239,24 @@ class ATBPTT(Policy):
         Raises:
             UserError: a gradient norm is not finite; names the inner step.
         """
-        uniform = not self.move or self.stage == 1
-        fixed = not self.resize or (self.rule == "public" and self.stage > 0)
-        if not (uniform and fixed):
+        if not (self._uniform and self._fixed):
             self._refresh(probe)
-        weights = np.full(self.steps, 1 / self.steps) if uniform else self.probabilities()
+        weights = self.probabilities()
         draw = float(torch.rand((), generator=self._generator(), dtype=torch.float64))
         # The last edge is 1 up to rounding; searching the others only can never return T.
         t = int(np.searchsorted(np.cumsum(weights)[:-1], draw, side="right"))
         length = min(self._length(t), self.steps - self.minimum)
         return Window(min(max(t, self.minimum), self.steps - length), length)
+
+    @property
+    def _uniform(self) -> bool:
+        """Whether positions are drawn without looking at norms."""
+        return not self.move or self.stage == 1
+
+    @property
+    def _fixed(self) -> bool:
+        """Whether lengths are set without looking at variations."""
+        return not self.resize or (self.rule == "public" and self.stage > 0)
 
     def _refresh(self, probe: Probe) -> None:
         if self.norms is None or self.norms_age >= self.probe_every:
@@ -265,7 +272,7 @@ class ATBPTT(Policy):
 
     def probabilities(self) -> Vector:
         """P(t) of the current stage (T,), from the last probe's norms (paper, dynamic truncation position)."""
-        if self.stage == 1:
+        if self._uniform:
             return np.full(self.steps, 1 / self.steps)
         sign = 1.0 if self.stage == 0 else -1.0
         weight = _relative_weight(sign * np.asarray(self.norms), self.tau)
@@ -289,7 +296,7 @@ class ATBPTT(Policy):
     def _length(self, t: int) -> int:
         if not self.resize:
             return self.window
-        if self.rule == "public" and self.stage > 0:
+        if self._fixed:
             length = self.window + (self.radius if self.stage == 1 else -self.radius)
         else:
             length = math.floor(self.window - self.radius + 2 * self.radius * float(self.eta()[t]) + 0.5)
@@ -332,12 +339,11 @@ def resolve_patience(text: str, steps: int, epochs: int) -> int:
     Raises:
         ValueError: another form.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([TE]?)", text)
-    if match is None:
+    if not PATIENCE.fullmatch(text):
         raise ValueError(text)
-    unit = {"": 1, "T": steps, "E": epochs}[match[2]]
+    unit = {"T": steps, "E": epochs}.get(text[-1], 1)
     # 0.07 * 100 is 7.000000000000001 in floating point, and must not become 8.
-    return max(1, math.ceil(round(float(match[1]) * unit, 9)))
+    return max(1, math.ceil(round(float(text.rstrip("TE")) * unit, 9)))
 
 
 def make_policy(config: Config) -> Policy:

@@ -335,6 +335,7 @@ def test_ablations_switch_one_half_off() -> None:
     norms = [0.0] * 99 + [50.0]
     assert {positions.choose(lambda: norms) for _ in range(20)} == {Window(80, 20)}
     chosen = [lengths.choose(lambda: norms) for _ in range(50)]
+    assert lengths.curves()["probability"] == [1 / 100] * 100, "what is shown is what was drawn from"
     assert len({window.start for window in chosen}) > 10
     assert {window.length for window in chosen} <= {13, 27}
 

@@ -40,7 +40,7 @@ class Draw:
     affine: Tensor | None = None  # (B, 2, 3) output-to-input map in normalised coordinates
     colour: Tensor | None = None  # (B, 3) brightness offset, saturation factor, contrast factor
     cutout: Tensor | None = None  # (B, 2) row and column of the square's first pixel; beyond the image: none
-    mix_weight: Tensor | None = None  # () share of the image itself
+    mix_weight: Tensor | None = None  # () or (B,) share of the image itself
     mix_partner: Tensor | None = None  # (B,) int64, a permutation
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Draw":
@@ -54,6 +54,9 @@ class Draw:
     def to(self, device: torch.device) -> "Draw":
         """Move to ``device`` without waiting for the copy."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+
+torch.export.register_dataclass(Draw)
 
 
 def _uniform(low: float, high: float, shape: tuple[int, ...], gen: torch.Generator) -> Tensor:
@@ -177,7 +180,8 @@ def apply(images: Tensor, labels: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         inside = (position >= draw.cutout.unsqueeze(-1)) & (position < draw.cutout.unsqueeze(-1) + size)  # (B, 2, side)
         images = images.masked_fill((inside[:, 0, :, None] & inside[:, 1, None, :]).unsqueeze(1), 0.0)
     if draw.mix_weight is not None and draw.mix_partner is not None:
-        weight = draw.mix_weight.to(images.dtype)
-        images = weight * images + (1 - weight) * images[draw.mix_partner]
+        weight = draw.mix_weight.to(images.dtype).view(-1, 1)
         labels = weight.to(labels.dtype) * labels + (1 - weight.to(labels.dtype)) * labels[draw.mix_partner]
+        weight = weight.view(-1, 1, 1, 1)
+        images = weight * images + (1 - weight) * images[draw.mix_partner]
     return images, labels

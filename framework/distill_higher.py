@@ -5,15 +5,17 @@ The reference engine lives here: the window is unrolled with ``higher`` (Grefens
 The engines of ``framework.engines`` compute the same gradient in other ways.
 """
 
+from collections.abc import Sequence
+
 import higher
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from framework import inner
 from framework.augment import apply
-from framework.engines import Engine, MetaGradient, RealBatch, real_loss, replay_engine
-from framework.inner import Optimizer, State
+from framework.engines import Cost, Engine, LowRank, Mark, MetaGradient, RealBatch, Replay, no_mark
+from framework.inner import InnerLoop, Optimizer, State
+from framework.lowrank import Recipe
 from framework.networks import FlatNetwork
 from framework.synthetic import Grads, Plan
 from framework.truncation import Window
@@ -37,50 +39,106 @@ class _DifferentiableOptimizer(higher.optim.DifferentiableOptimizer):  # type: i
         self.steps += 1
 
 
-def higher_engine(
-    network: FlatNetwork, rule: Optimizer, state: State, images: Tensor, labels: Tensor, plan: Plan, real: RealBatch
-) -> MetaGradient:
-    """Keep the graph of all inner steps of the window and differentiate it once; see ``engines.Engine``."""
-    with torch.no_grad():
-        for parameter, value in zip(network.module.parameters(), network.unflatten(state.theta), strict=True):
-            parameter.copy_(value)
-    fast_model = higher.patch.monkeypatch(network.module, copy_initial_weights=True)
-    optimizer = _DifferentiableOptimizer(rule, network, state, fast_model)
-    inputs = [images.detach().requires_grad_()]
-    if labels.requires_grad:
-        inputs.append(labels.detach().requires_grad_())
-    soft = inputs[1] if labels.requires_grad else labels
-    for t in range(len(plan)):
-        batch = plan.indices[t]
-        augmented, targets = apply(inputs[0][batch], soft[batch], plan.draw.at(t))
-        optimizer.step(F.cross_entropy(fast_model(augmented), targets))
-    real_images, real_labels = apply(real.images, real.labels, real.draw)
-    loss, accuracy = real_loss(fast_model(real_images), real_labels)
-    gradients = torch.autograd.grad(loss, inputs)
-    return MetaGradient(loss.detach(), accuracy, Grads(gradients[0], gradients[1] if len(inputs) == 2 else None))
+class Higher:
+    """Keep the graph of all inner steps of the window and differentiate it once; see ``engines.Engine``.
+
+    Args:
+        loop: the inner loop; only its network and rule are used, in one chunk and full precision.
+    """
+
+    batched = False
+
+    def __init__(self, loop: InnerLoop) -> None:
+        self.loop = loop
+
+    def __call__(
+        self, state: State, images: Tensor, labels: Tensor, plan: Plan, real: RealBatch, mark: Mark = no_mark
+    ) -> MetaGradient:
+        """See ``engines.Engine``."""
+        network, rule = self.loop.network, self.loop.rule
+        with torch.no_grad():
+            for parameter, value in zip(network.module.parameters(), network.unflatten(state.theta), strict=True):
+                parameter.copy_(value)
+        fast_model = higher.patch.monkeypatch(network.module, copy_initial_weights=True)
+        optimizer = _DifferentiableOptimizer(rule, network, state, fast_model)
+        inputs = [images.detach().requires_grad_()]
+        if labels.requires_grad:
+            inputs.append(labels.detach().requires_grad_())
+        soft = inputs[1] if labels.requires_grad else labels
+        for t in range(len(plan)):
+            batch = plan.indices[t]
+            augmented, targets = apply(inputs[0][batch], soft[batch], plan.draw.at(t))
+            optimizer.step(F.cross_entropy(fast_model(augmented), targets))
+        mark("window")
+        real_images, real_labels = apply(real.images, real.labels, real.draw)
+        logits = fast_model(real_images)
+        loss = F.cross_entropy(logits, real_labels)
+        mark("real")
+        gradients = torch.autograd.grad(loss, inputs)
+        mark("backward")
+        accuracy = (logits.detach().argmax(1) == real_labels.argmax(1)).to(logits.dtype).mean()
+        grads = Grads(gradients[0], gradients[1] if len(inputs) == 2 else None)
+        return MetaGradient(loss.detach(), accuracy, grads, Cost(len(plan), len(plan), 5 * len(plan), len(plan)))
 
 
-ENGINES: dict[str, Engine] = {"higher": higher_engine, "replay": replay_engine}
+ENGINES = ("higher", "replay", "lowrank")
+
+
+def make_engine(name: str, loop: InnerLoop, recipe: Recipe | None = None) -> Engine:
+    """The engine called ``name``; ``recipe`` is read by ``lowrank``."""
+    if name == "lowrank":
+        return LowRank(loop, recipe)
+    return {"higher": Higher, "replay": Replay}[name](loop)
 
 
 def outer_gradient(
     engine: Engine,
-    network: FlatNetwork,
-    rule: Optimizer,
-    theta: Tensor,
+    thetas: Sequence[Tensor],
     images: Tensor,
     labels: Tensor,
-    plan: Plan,
+    plans: Sequence[Plan],
     window: Window,
     real: RealBatch,
+    mark: Mark = no_mark,
 ) -> MetaGradient:
-    """One outer step's meta-gradient (METHOD section 1): prefix, then the differentiated window.
+    """One outer step's meta-gradient (METHOD section 1), averaged over networks: prefix, then differentiated window.
 
     Args:
         engine: differentiates the window.
-        theta: (P,) parameters of a fresh network.
-        plan: at least ``window.start + window.length`` inner steps.
+        thetas: (P,) parameters of each fresh network.
+        images, labels: the synthetic set.
+        plans: of each network, at least ``window.start + window.length`` inner steps.
+        window: the steps to differentiate.
+        real: the batch that judges all networks.
+        mark: see ``Engine``; the first phase is the ``prefix``.
     """
+    if engine.batched and len(thetas) > 1:
+        return _outer_gradient(engine, torch.stack(list(thetas)), images, labels, Plan.side_by_side(plans), window,
+                               real, mark)  # fmt: skip
+    results = [
+        _outer_gradient(engine, theta, images, labels, plan, window, real, mark)
+        for theta, plan in zip(thetas, plans, strict=True)
+    ]
+    return results[0] if len(results) == 1 else _mean(results)
+
+
+def _outer_gradient(
+    engine: Engine, theta: Tensor, images: Tensor, labels: Tensor, plan: Plan, window: Window, real: RealBatch, mark: Mark
+) -> MetaGradient:
     prefix, inside = plan[: window.start], plan[window.start : window.start + window.length]
-    state = inner.train(network, rule, State.fresh(theta), images.detach(), labels.detach(), prefix)
-    return engine(network, rule, state, images, labels, inside, real)
+    state = engine.loop.train(State.fresh(theta), images, labels, prefix)
+    mark("prefix")
+    return engine(state, images, labels, inside, real, mark)
+
+
+def _mean(results: list[MetaGradient]) -> MetaGradient:
+    def mean(values: list[Tensor]) -> Tensor:
+        return torch.stack(values).mean(0)
+
+    label_grads = [result.grads.labels for result in results if result.grads.labels is not None]
+    return MetaGradient(
+        mean([result.loss for result in results]),
+        mean([result.accuracy for result in results]),
+        Grads(mean([result.grads.images for result in results]), mean(label_grads) if label_grads else None),
+        results[0].cost,
+    )

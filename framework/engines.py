@@ -1,23 +1,23 @@
 """Meta-gradient engines: how the real loss is differentiated through the window's inner steps.
 
-All engines have one signature and one result, so that any can stand in for any other; ``higher``, in
+All engines have one signature and one result, so that any can stand in for any other; ``Higher``, in
 ``framework.distill_higher``, is the reference that the others are tested against.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from framework.augment import Draw, apply
-from framework.inner import Optimizer, State
-from framework.networks import FlatNetwork
+from framework.augment import Draw
+from framework.inner import InnerLoop, State
+from framework.lowrank import Factors, Recipe, factorise
+from framework.rng import generator
 from framework.synthetic import Grads, Plan
-
-CHUNK = 256  # images differentiated at a time; bounds memory, changes results only by rounding
 
 
 @dataclass(frozen=True)
@@ -30,135 +30,179 @@ class RealBatch:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """The work of one window of M steps, in passes over an inner batch.
+
+    Args:
+        gradients: first derivatives taken.
+        products: second derivatives contracted with a vector, after a gradient of their own.
+        vectors: the most vectors of theta's size that are kept at once between steps.
+        graphs: steps whose activations are kept at once.
+    """
+
+    gradients: int
+    products: int
+    vectors: int
+    graphs: int
+
+
+@dataclass(frozen=True)
 class MetaGradient:
     """What one outer step returns; ``loss`` and ``accuracy`` (a fraction) are () on the device."""
 
     loss: Tensor
     accuracy: Tensor
     grads: Grads
+    cost: Cost
 
 
-def real_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy and accuracy (a fraction) of logits (B, K) under class weights (B, K)."""
-    accuracy = (logits.detach().argmax(1) == labels.argmax(1)).to(logits.dtype).mean()
-    return F.cross_entropy(logits, labels), accuracy
+Mark = Callable[[str], None]
+
+
+def no_mark(phase: str) -> None:
+    """Where nobody asks how long each phase takes."""
 
 
 class Engine(Protocol):
-    """Differentiates the real loss through ``len(plan)`` inner steps."""
+    """Differentiates the real loss through ``len(plan)`` inner steps.
+
+    ``loop`` takes the steps. ``batched`` says whether several networks can be differentiated at once.
+    """
+
+    loop: InnerLoop
+    batched: bool
 
     def __call__(
-        self,
-        network: FlatNetwork,
-        rule: Optimizer,
-        state: State,
-        images: Tensor,
-        labels: Tensor,
-        plan: Plan,
-        real: RealBatch,
+        self, state: State, images: Tensor, labels: Tensor, plan: Plan, real: RealBatch, mark: Mark = no_mark
     ) -> MetaGradient:
-        """Return loss, accuracy and the gradient towards images and labels.
+        """Return loss, accuracy and the gradient towards images and labels, averaged over networks.
 
         Args:
-            network: f.
-            rule: the inner optimiser.
             state: where the window starts; no gradient flows into it.
             images: (N, C, H, W), the synthetic images.
             labels: (N, K); differentiated too if they require a gradient.
             plan: the window's batches.
             real: the batch that defines the outer loss.
+            mark: told the name of each phase (``window``, ``real``, ``backward``) when it is over.
         """
 
 
-def _chunks(images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(images.split(CHUNK), labels.split(CHUNK), strict=True)
+class Replay:
+    """Exact, with the memory of one inner step: keep vectors, then walk back and run one step at a time again.
 
+    Forward, the gradient of every step and every ``every``-th state are kept; the states between are had again from
+    the gradients, by elementwise updates, one segment at a time. Backward, the second derivatives of each step are
+    contracted with the cotangent (METHOD section 3; Maclaurin et al. 2015, arXiv 1502.03492).
 
-def _chunk_loss(network: FlatNetwork, theta: Tensor, images: Tensor, labels: Tensor, batch: int) -> Tensor:
-    """A chunk's share of the mean cross-entropy over ``batch`` images: chunks' losses add up to it."""
-    return F.cross_entropy(network(theta, images), labels, reduction="sum") / batch
-
-
-def replay_engine(
-    network: FlatNetwork, rule: Optimizer, state: State, images: Tensor, labels: Tensor, plan: Plan, real: RealBatch
-) -> MetaGradient:
-    """Exact, with the memory of one inner step: keep each step's vectors, then walk back and replay one at a time.
-
-    Forward, only parameters, moments and gradient of every step are kept. Backward, with the cotangents of
-    parameters and moments, the optimiser's pullback gives w = dLoss/dg_t; step t is run again, and the
-    directional derivatives H w and (d2 L_t / dS dtheta) w come from differentiating <g_t, w> once more
-    (METHOD section 3; Maclaurin et al. 2015, arXiv 1502.03492). Chunks of the batch are exact because the
-    networks normalise per sample.
+    Args:
+        loop: the inner loop.
+        every: steps of a segment; by default the square root of the window's length, which keeps the fewest vectors.
     """
-    learn_labels = labels.requires_grad
-    images, labels = images.detach(), labels.detach()
-    tape: list[tuple[Tensor, State, Tensor]] = []  # theta_t, state t+1, g_t
-    for t in range(len(plan)):
-        theta = state.theta.detach().requires_grad_()
-        batch = plan.indices[t]
-        augmented, targets = apply(images[batch], labels[batch], plan.draw.at(t))
-        gradient = torch.zeros_like(state.theta)
-        for x, y in _chunks(augmented, targets):
-            gradient += torch.autograd.grad(_chunk_loss(network, theta, x, y, len(batch)), theta)[0]
-        with torch.no_grad():
-            new = rule.step(state, gradient)
-        tape.append((state.theta, new, gradient))
-        state = new
 
-    loss, accuracy, u = _real_gradient(network, state.theta, real)
-    cotangent = State(u, torch.zeros_like(u), torch.zeros_like(u))
-    grads = Grads(torch.zeros_like(images), torch.zeros_like(labels) if learn_labels else None)
-    for t in reversed(range(len(plan))):
-        theta, new, gradient = tape.pop()
-        cotangent, w = rule.pullback(cotangent, new, gradient)
-        hessian_product = _replay_step(network, theta, images, labels, plan, t, w, grads)
-        cotangent = State(cotangent.theta + hessian_product, cotangent.m, cotangent.v)
-    return MetaGradient(loss, accuracy, grads)
+    batched = True
+
+    def __init__(self, loop: InnerLoop, every: int | None = None) -> None:
+        self.loop, self.every = loop, every
+
+    def __call__(
+        self, state: State, images: Tensor, labels: Tensor, plan: Plan, real: RealBatch, mark: Mark = no_mark
+    ) -> MetaGradient:
+        """See ``Engine``."""
+        learn_labels = labels.requires_grad
+        images, labels = images.detach(), labels.detach()
+        every = self.every or math.isqrt(len(plan) - 1) + 1
+        kept: list[State] = []
+        gradients: list[Tensor] = []
+        for t in range(len(plan)):
+            if t % every == 0:
+                kept.append(state)
+            state, gradient = self.loop.step(state, images, labels, plan, t)
+            gradients.append(gradient)
+        vectors = len(plan) + 3 * (len(kept) + min(every, len(plan)))
+        mark("window")
+
+        loss, accuracy, u = self.loop.judge(state, real.images, real.labels, real.draw)
+        mark("real")
+
+        cotangent = State(u, torch.zeros_like(u), torch.zeros_like(u))
+        grads = Grads(torch.zeros_like(images), torch.zeros_like(labels) if learn_labels else None)
+        step_back = self._step_back(learn_labels)
+        while kept:
+            states = [kept.pop()]
+            for gradient in gradients[len(kept) * every :]:
+                states.append(self.loop.rule.step(states[-1], gradient))
+            while len(states) > 1:
+                new, gradient, t = states.pop(), gradients.pop(), len(gradients)
+                cotangent, dx, dy = step_back(cotangent, states[-1], new, gradient, images, labels, plan, t)
+                grads.images.index_add_(0, plan.indices[t], dx)
+                if grads.labels is not None:
+                    grads.labels.index_add_(0, plan.indices[t], dy)
+        mark("backward")
+        networks = u.shape[0] if u.dim() == 2 else 1
+        mean = Grads(grads.images / networks, None if grads.labels is None else grads.labels / networks)
+        return MetaGradient(loss.mean(), accuracy.mean(), mean, self._cost(len(plan), vectors))
+
+    def _step_back(self, learn_labels: bool) -> Callable[..., tuple[State, Tensor, Any]]:
+        """What takes the cotangent of a state to that of the state before."""
+        return partial(self.loop.step_back, learn_labels=learn_labels)
+
+    def _cost(self, length: int, vectors: int) -> Cost:
+        return Cost(length, length, vectors, 1)
 
 
-def _real_gradient(network: FlatNetwork, theta: Tensor, real: RealBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss and accuracy on the real batch, and the loss's gradient (P,) towards theta."""
-    leaf = theta.detach().requires_grad_()
-    images, labels = apply(real.images, real.labels, real.draw)
-    loss, correct = torch.zeros((), dtype=theta.dtype, device=theta.device), torch.zeros_like(theta[0])
-    gradient = torch.zeros_like(theta)
-    for x, y in _chunks(images, labels):
-        mean, accuracy = real_loss(network(leaf, x), y)
-        share = len(x) / len(images)
-        gradient += torch.autograd.grad(share * mean, leaf)[0]
-        loss += share * mean.detach()
-        correct += share * accuracy
-    return loss, correct, gradient
+class LowRank(Replay):
+    """Replay with the Hessians of the window replaced by low-rank factors (LRHA); the mixed partials stay exact.
 
+    Inner steps are not altered: factors serve the backward sweep alone. With ``recipe.rank`` 0 the Hessian is left out.
+    ``benchmarks/lrha_quality.py`` measures how good the result is.
 
-def _replay_step(
-    network: FlatNetwork, theta: Tensor, images: Tensor, labels: Tensor, plan: Plan, t: int, w: Tensor, grads: Grads
-) -> Tensor:
-    """Run step ``t`` again at ``theta`` and contract its second derivatives with ``w`` (P,).
-
-    Adds the mixed partials' products to ``grads`` and returns the Hessian's, (P,).
+    Args:
+        loop: the inner loop.
+        recipe: of the factors.
     """
-    batch, draw = plan.indices[t], plan.draw.at(t)
-    theta = theta.detach().requires_grad_()
-    x, y = images[batch].requires_grad_(), labels[batch].requires_grad_(grads.labels is not None)
-    augmented, targets = apply(x, y, draw)
-    hessian_product = torch.zeros_like(theta)
-    products: list[list[Tensor]] = []
-    for part, target in _chunks(augmented.detach(), targets.detach()):
-        inputs = [theta, part.requires_grad_()]
-        if grads.labels is not None:
-            inputs.append(target.requires_grad_())
-        loss = _chunk_loss(network, theta, part, target, len(batch))
-        (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
-        h, *mixed = torch.autograd.grad(gradient, inputs, w)
-        hessian_product += h
-        products.append(mixed)
-    mixed_x, *mixed_y = (torch.cat(parts) for parts in zip(*products, strict=True))
-    # Back through the augmentation, which is linear in images and labels.
-    if grads.labels is None:
-        (dx,) = torch.autograd.grad(augmented, x, mixed_x)
-    else:
-        dx, dy = torch.autograd.grad([augmented, targets], [x, y], [mixed_x, *mixed_y])
-        grads.labels.index_add_(0, batch, dy)
-    grads.images.index_add_(0, batch, dx)
-    return hessian_product
+
+    batched = False
+
+    def __init__(self, loop: InnerLoop, recipe: Recipe | None = None) -> None:
+        super().__init__(loop)
+        self.recipe = recipe or Recipe()
+
+    def _step_back(self, learn_labels: bool) -> Callable[..., tuple[State, Tensor, Any]]:
+        loop, recipe = self.loop, self.recipe
+        factors: Factors | None = None
+        used = 0
+
+        @torch.no_grad()
+        def step_back(
+            cotangent: State, old: State, new: State, gradient: Tensor, images: Tensor, labels: Tensor, plan: Plan, t: int
+        ) -> tuple[State, Tensor, Tensor | None]:
+            nonlocal factors, used
+            before, w = loop.rule.pullback(cotangent, new, gradient)
+            x, y, draw = images[plan.indices[t]], labels[plan.indices[t]], plan.draw.at(t)
+            _, dx, dy = loop.second_order(old.theta, w, x, y, draw, learn_labels, loop.is_low(old), hessian=False)
+            if recipe.rank == 0:
+                return before, dx, dy
+            if factors is None or (recipe.refresh and used == recipe.refresh):
+                factors, used = self._factorise(old, new, w, *loop.batch(old.theta, x, y, draw)), 0
+            used += 1
+            return replace(before, theta=before.theta + factors @ w), dx, dy
+
+        return step_back
+
+    def _factorise(self, old: State, new: State, w: Tensor, images: Tensor, labels: Tensor) -> Factors:
+        """Factors of the Hessian at ``old`` on an augmented batch. The samples depend on the step's number alone."""
+        recipe = self.recipe
+        gen = generator(0, "low-rank samples", old.t)
+        samples = torch.randn(w.numel(), recipe.rank + recipe.oversampling, generator=gen, dtype=w.dtype).to(w.device)
+        return factorise(
+            lambda vectors: self.loop.kernels.hessian_products(old.theta, images, labels, vectors),
+            samples,
+            recipe,
+            scale=self.loop.rule.step_sizes(new).sqrt() if recipe.metric == "adam" else None,
+            cotangent=w if recipe.cotangent else None,
+        )
+
+    def _cost(self, length: int, vectors: int) -> Cost:
+        rebuilds = 0 if self.recipe.rank == 0 else -(-length // (self.recipe.refresh or length))
+        columns = self.recipe.rank + self.recipe.oversampling
+        return Cost(length + rebuilds, length + rebuilds * self.recipe.products(), vectors + 2 * columns, 1)

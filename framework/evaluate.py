@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from framework import inner
 from framework.config import UserError
 from framework.data import RealData, Split
-from framework.inner import Optimizer, State
+from framework.inner import InnerLoop, Optimizer, State
 from framework.networks import FlatNetwork
 from framework.rng import generator
 from framework.synthetic import ClassSampler, Plan, UniformSampler, one_hot_labels
@@ -136,6 +135,7 @@ class Evaluator:
     def thetas(self, data: TrainingSet, lengths: tuple[int, ...], *key: str | int) -> Iterator[Tensor]:
         """Parameters of one fresh network after each of ``lengths`` (increasing) steps on ``data``."""
         gen = generator(self.seed, "evaluation", *key)
+        loop = InnerLoop(self.network, self.rule)
         state = State.fresh(self.network.init(gen))
         plan = data.sampler.plan(0, gen)
         for length in lengths:
@@ -144,7 +144,7 @@ class Evaluator:
                 if not len(plan):
                     plan = data.sampler.plan(_CHUNK, gen).to(self.network.device)
                 steps = min(len(plan), length - state.t)
-                state = inner.train(self.network, self.rule, state, data.images, data.labels, plan[:steps])
+                state = loop.train(state, data.images, data.labels, plan[:steps])
                 plan = plan[steps:]
                 self.tick(steps)
             yield state.theta

@@ -1,16 +1,20 @@
-"""Inner optimisers as pure, differentiable functions, shared by every engine and by evaluation.
+"""The inner loop: optimisers as pure, differentiable functions, and the training steps that all parts of a run share.
 
 One rule everywhere: PyTorch's own (for Adam, epsilon is added after the bias correction). ``step``
 works on one flat vector or on a list of tensors' worth of it alike, being elementwise.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from framework.augment import Draw, apply
+from framework.graphs import Captured
+from framework.kernels import Execution, Kernels
 from framework.networks import FlatNetwork
 from framework.synthetic import Plan
 
@@ -36,6 +40,9 @@ class State:
     def detach(self) -> "State":
         """The same numbers without history."""
         return State(self.theta.detach(), self.m.detach(), self.v.detach(), self.t)
+
+
+torch.export.register_dataclass(State)
 
 
 def safe_sqrt(x: Tensor) -> Tensor:
@@ -65,6 +72,11 @@ class Adam:
         root = safe_sqrt(v) if v.requires_grad else v.sqrt()
         denominator = root / (1 - self.beta2**t) ** 0.5 + self.eps
         return State(state.theta - self.lr / (1 - self.beta1**t) * m / denominator, m, v, t)
+
+    def step_sizes(self, new: State) -> Tensor:
+        """D (P,): how far a unit of the first moment moved each parameter in the step that made ``new``."""
+        denominator = new.v.sqrt() / (1 - self.beta2**new.t) ** 0.5 + self.eps
+        return self.lr / (1 - self.beta1**new.t) / denominator
 
     def pullback(self, cotangent: State, new: State, grad: Tensor) -> tuple[State, Tensor]:
         """The vector-Jacobian product of ``step``.
@@ -102,6 +114,10 @@ class SGD:
         m = self.momentum * state.m + grad + self.weight_decay * state.theta
         return State(state.theta - self.lr * m, m, state.v, state.t + 1)
 
+    def step_sizes(self, new: State) -> Tensor:
+        """D (P,), the same for all parameters; see ``Adam.step_sizes``."""
+        return torch.full_like(new.theta, self.lr)
+
     def pullback(self, cotangent: State, new: State, grad: Tensor) -> tuple[State, Tensor]:
         """The vector-Jacobian product of ``step``; see ``Adam.pullback``."""
         w = cotangent.m - self.lr * cotangent.theta
@@ -110,6 +126,7 @@ class SGD:
 
 
 Optimizer = Adam | SGD
+LOW_PRECISION_FROM = 20  # inner steps before it are too ill-conditioned for bfloat16; see benchmarks/precision.py
 
 
 def make_optimizer(name: str, lr: float) -> Optimizer:
@@ -117,60 +134,143 @@ def make_optimizer(name: str, lr: float) -> Optimizer:
     return Adam(lr) if name == "Adam" else SGD(lr)
 
 
-def inner_loss(network: FlatNetwork, theta: Tensor, images: Tensor, labels: Tensor, draw: Draw) -> Tensor:
-    """Cross-entropy of an augmented batch, averaged over its images: a scalar.
+class InnerLoop:
+    """Training steps of the inner network, for every use: prefix, probe, window, evaluation.
+
+    Several networks can be trained at once: theta is then (N, P), and a plan's batches hold those of all networks one
+    after the other (``Plan.side_by_side``).
 
     Args:
         network: f.
-        theta: (P,).
-        images: (B, C, H, W), before augmentation.
-        labels: (B, K) class weights.
-        draw: the batch's augmentation.
+        rule: the inner optimiser.
+        execution: how derivatives are computed.
     """
-    images, labels = apply(images, labels, draw)
-    return F.cross_entropy(network(theta, images), labels)
 
+    def __init__(self, network: FlatNetwork, rule: Optimizer, execution: Execution | None = None) -> None:
+        self.network, self.rule = network, rule
+        self.execution = execution or Execution()
+        self.kernels = Kernels(network, self.execution)
+        # Each as it is, or as a graph.
+        prepare: Callable[[Any], Any] = Captured if self.execution.graphs else lambda function: function
+        precisions = (False, True)
+        self._step = {low: prepare(partial(self._take_step, low)) for low in precisions}
+        self._judge = {low: prepare(partial(self._judge_at, low)) for low in precisions}
+        self._back = {
+            (low, learnt): prepare(partial(self._step_back, low, learnt))
+            for low in precisions
+            for learnt in (False, True)
+        }
 
-def inner_gradient(network: FlatNetwork, theta: Tensor, images: Tensor, labels: Tensor, draw: Draw) -> Tensor:
-    """g_t (P,), detached: nothing flows to images or labels, and no graph is kept."""
-    with torch.enable_grad():
-        leaf = theta.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(inner_loss(network, leaf, images.detach(), labels.detach(), draw), leaf)
-    return gradient
+    @torch.no_grad()
+    def step(self, state: State, images: Tensor, labels: Tensor, plan: Plan, t: int) -> tuple[State, Tensor]:
+        """Take step ``t`` of ``plan`` without recording anything.
 
+        Args:
+            images: (N, C, H, W), the set that ``plan`` indexes.
+            labels: (N, K) class weights.
 
-@torch.no_grad()
-def train(
-    network: FlatNetwork,
-    optimizer: Optimizer,
-    state: State,
-    images: Tensor,
-    labels: Tensor,
-    plan: Plan,
-    norms: list[Tensor] | None = None,
-) -> State:
-    """Take ``len(plan)`` inner steps without recording anything.
+        Returns:
+            The next state, and g_t (P,).
+        """
+        new, gradient = self._step[self.is_low(state)](state, images, labels, plan.indices[t], plan.draw.at(t))
+        return replace(new, t=state.t + 1), gradient
 
-    Used alike by the prefix of an outer step, the probe and evaluation, so that all follow one recipe.
+    @torch.no_grad()
+    def step_back(
+        self, cotangent: State, old: State, new: State, gradient: Tensor, images: Tensor, labels: Tensor, plan: Plan,
+        t: int, learn_labels: bool,
+    ) -> tuple[State, Tensor, Tensor | None]:  # fmt: skip
+        """The vector-Jacobian product of ``step``.
 
-    Args:
-        images: (N, C, H, W), the set that ``plan`` indexes.
-        labels: (N, K) class weights.
-        norms: if given, ||g_t||_2 of every step is appended, () on the device.
-    """
-    for t in range(len(plan)):
-        batch = plan.indices[t]
-        gradient = inner_gradient(network, state.theta, images[batch], labels[batch], plan.draw.at(t))
-        if norms is not None:
-            norms.append(torch.linalg.vector_norm(gradient))
-        state = optimizer.step(state, gradient)
-    return state
+        Args:
+            cotangent: of the state that ``step`` returned.
+            old, new: the states before and after the step.
+            gradient: g_t (P,).
 
+        Returns:
+            The cotangents of ``old``, of the drawn images (B, C, H, W) and, if learnt, of their labels (B, K).
+        """
+        back = self._back[self.is_low(old), learn_labels]
+        before, dx, dy = back(cotangent, old, new, gradient, images, labels, plan.indices[t], plan.draw.at(t))
+        return replace(before, t=old.t), dx, dy
 
-def probe_norms(
-    network: FlatNetwork, optimizer: Optimizer, theta: Tensor, images: Tensor, labels: Tensor, plan: Plan
-) -> list[float]:
-    """Gradient norms ||g_t||_2 along a whole trajectory from ``theta``; one transfer from the device."""
-    norms: list[Tensor] = []
-    train(network, optimizer, State.fresh(theta), images.detach(), labels.detach(), plan, norms)
-    return torch.stack(norms).tolist()
+    @torch.no_grad()
+    def judge(self, state: State, images: Tensor, labels: Tensor, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean loss (), accuracy () (a fraction) and the loss's gradient (P,) on real images, which are augmented."""
+        return self._judge[self.is_low(state)](state.theta, images, labels, draw)  # type: ignore[no-any-return]
+
+    def train(
+        self, state: State, images: Tensor, labels: Tensor, plan: Plan, norms: list[Tensor] | None = None
+    ) -> State:
+        """Take all steps of ``plan``; if ``norms`` is given, ||g_t||_2 of each is appended, () on the device."""
+        images, labels = images.detach(), labels.detach()
+        for t in range(len(plan)):
+            state, gradient = self.step(state, images, labels, plan, t)
+            if norms is not None:
+                norms.append(torch.linalg.vector_norm(gradient))
+        return state
+
+    def probe_norms(self, theta: Tensor, images: Tensor, labels: Tensor, plan: Plan) -> list[float]:
+        """Gradient norms ||g_t||_2 along a whole trajectory from theta (P,); one transfer from the device."""
+        norms: list[Tensor] = []
+        self.train(State.fresh(theta), images, labels, plan, norms)
+        return torch.stack(norms).tolist()
+
+    def is_low(self, state: State) -> bool:
+        """Whether a step from here may be taken in the low precision."""
+        return state.t >= LOW_PRECISION_FROM
+
+    def batch(self, theta: Tensor, images: Tensor, labels: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Augment the batches of all networks, (N B, ...), and give each its own: (N, B, ...); (B, ...) for one."""
+        images, labels = apply(images, labels, draw)
+        if theta.dim() == 2:
+            images, labels = images.unflatten(0, (len(theta), -1)), labels.unflatten(0, (len(theta), -1))
+        return images, labels
+
+    def second_order(
+        self, theta: Tensor, w: Tensor, images: Tensor, labels: Tensor, draw: Draw, learn_labels: bool, low: bool,
+        hessian: bool = True,
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:  # fmt: skip
+        """One step's second derivatives contracted with w (P,), METHOD section 3.
+
+        Args:
+            images, labels: the drawn ones, (B, C, H, W) and (B, K), before augmentation.
+            hessian: whether H w is wanted.
+
+        Returns:
+            H w (P,) or None, and the mixed partials' products towards images and, if learnt, labels.
+        """
+        with torch.enable_grad():
+            x, y = images.detach().requires_grad_(), labels.detach().requires_grad_(learn_labels)
+            augmented, targets = self.batch(theta, x, y, draw)
+        product, mixed_x, mixed_y = self.kernels.products(
+            theta, augmented.detach(), targets.detach(), w, learn_labels, low, hessian
+        )
+        # Back through the augmentation, which is linear in images and labels.
+        if mixed_y is None:
+            return product, torch.autograd.grad(augmented, x, mixed_x)[0], None
+        return product, *torch.autograd.grad([augmented, targets], [x, y], [mixed_x, mixed_y])
+
+    # ---- what is captured: pure functions of tensors, of the step count too ---------------------------
+
+    def _take_step(
+        self, low: bool, state: State, images: Tensor, labels: Tensor, indices: Tensor, draw: Draw
+    ) -> tuple[State, Tensor]:
+        x, y = self.batch(state.theta, images[indices], labels[indices], draw)
+        gradient = self.kernels.gradient(state.theta, x, y, low)[2]
+        return self.rule.step(state, gradient), gradient
+
+    def _step_back(
+        self, low: bool, learn_labels: bool, cotangent: State, old: State, new: State, gradient: Tensor,
+        images: Tensor, labels: Tensor, indices: Tensor, draw: Draw,
+    ) -> tuple[State, Tensor, Tensor | None]:  # fmt: skip
+        before, w = self.rule.pullback(cotangent, new, gradient)
+        x, y = images[indices], labels[indices]
+        product, dx, dy = self.second_order(old.theta, w, x, y, draw, learn_labels, low)
+        return replace(before, theta=before.theta + product), dx, dy
+
+    def _judge_at(self, low: bool, theta: Tensor, images: Tensor, labels: Tensor, draw: Draw) -> tuple[Tensor, ...]:
+        x, y = apply(images, labels, draw)
+        if theta.dim() == 2:
+            x, y = x.expand(len(theta), *x.shape), y.expand(len(theta), *y.shape)
+        return self.kernels.gradient(theta, x, y, low)

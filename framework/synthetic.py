@@ -1,7 +1,8 @@
 """The synthetic set: its images and labels, how batches of it are drawn, how it is updated."""
 
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +32,24 @@ class Plan:
     def __getitem__(self, steps: slice) -> "Plan":
         """The plan of a contiguous part of the trajectory."""
         return Plan(self.indices[steps], self.draw.map(lambda tensor: tensor[steps]))
+
+    @classmethod
+    def side_by_side(cls, plans: Sequence["Plan"]) -> "Plan":
+        """The plan of several networks' trajectories: each batch is theirs one after the other."""
+        if len(plans) == 1:
+            return plans[0]
+        draws = [plan.draw for plan in plans]
+        merged: dict[str, Tensor] = {}
+        for field in fields(Draw):
+            values = [getattr(draw, field.name) for draw in draws]
+            if values[0] is None:
+                continue
+            if field.name == "mix_weight":  # one for each batch
+                values = [v.unsqueeze(1).expand(plan.indices.shape) for v, plan in zip(values, plans, strict=True)]
+            if field.name == "mix_partner":  # positions in the batch
+                values = [value + i * value.shape[1] for i, value in enumerate(values)]
+            merged[field.name] = torch.cat(values, dim=1)
+        return cls(torch.cat([plan.indices for plan in plans], dim=1), Draw(**merged))
 
     def to(self, device: torch.device) -> "Plan":
         """Move all choices to ``device`` at once."""

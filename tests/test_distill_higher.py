@@ -8,9 +8,9 @@ from problems import Problem, make_problem, relative_error
 from torch import Tensor
 
 from framework.augment import apply
-from framework.distill_higher import higher_engine, outer_gradient
+from framework.distill_higher import Higher, outer_gradient
 from framework.engines import MetaGradient
-from framework.inner import SGD, Adam, Optimizer, State, inner_loss, train
+from framework.inner import SGD, Adam, InnerLoop, Optimizer, State
 from framework.rng import generator
 from framework.truncation import Window
 
@@ -21,17 +21,19 @@ STRATEGIES = ["none", "flip", "rotate", "scale", "crop", "color", "cutout", "mix
 def outer_loss(p: Problem, rule: Optimizer, start: State, images: Tensor, labels: Tensor, window: Window) -> Tensor:
     """The real loss after the window, without any engine."""
     plan = p.plan[window.start : sum(window)]
-    theta = train(p.network, rule, start, images, labels, plan).theta
+    theta = InnerLoop(p.network, rule).train(start, images, labels, plan).theta
     real_images, real_labels = apply(p.real.images, p.real.labels, p.real.draw)
     return F.cross_entropy(p.network(theta, real_images), real_labels)
 
 
 def prefix(p: Problem, rule: Optimizer, window: Window) -> State:
-    return train(p.network, rule, State.fresh(p.theta), p.images, p.labels, p.plan[: window.start])
+    return InnerLoop(p.network, rule).train(State.fresh(p.theta), p.images, p.labels, p.plan[: window.start])
 
 
 def gradient(p: Problem, rule: Optimizer, window: Window) -> MetaGradient:
-    return outer_gradient(higher_engine, p.network, rule, p.theta, p.images, p.labels, p.plan, window, p.real)
+    return outer_gradient(
+        Higher(InnerLoop(p.network, rule)), [p.theta], p.images, p.labels, [p.plan], window, p.real
+    )
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
@@ -67,7 +69,8 @@ def test_meta_gradient_equals_a_hand_unrolled_loop(rule: Optimizer, window: Wind
     state = State(state.theta.requires_grad_(), state.m, state.v, state.t)
     for t in range(window.start, sum(window)):
         batch = p.plan.indices[t]
-        loss = inner_loss(p.network, state.theta, images[batch], labels[batch], p.plan.draw.at(t))
+        x, y = apply(images[batch], labels[batch], p.plan.draw.at(t))
+        loss = F.cross_entropy(p.network(state.theta, x), y)
         state = rule.step(state, torch.autograd.grad(loss, state.theta, create_graph=True)[0])
     real_images, real_labels = apply(p.real.images, p.real.labels, p.real.draw)
     loss = F.cross_entropy(p.network(state.theta, real_images), real_labels)
@@ -118,7 +121,7 @@ def test_only_images_of_the_window_get_a_gradient() -> None:
 def test_accuracy_is_that_of_the_real_batch() -> None:
     p = make_problem(4, "none")
     result = gradient(p, Adam(1e-2), Window(0, 4))
-    theta = train(p.network, Adam(1e-2), State.fresh(p.theta), p.images, p.labels, p.plan).theta
+    theta = InnerLoop(p.network, Adam(1e-2)).train(State.fresh(p.theta), p.images, p.labels, p.plan).theta
     expected = (p.network(theta, p.real.images).argmax(1) == p.real.labels.argmax(1)).double().mean()
     assert float(result.accuracy) == float(expected)
 
@@ -138,7 +141,7 @@ def test_parameters_without_gradient_do_not_break_adam() -> None:
     """v = 0 would make the square root's derivative infinite (METHOD section 3)."""
     p = make_problem(3, "none")
     dead = torch.zeros_like(p.theta)  # all-zero parameters: ReLU blocks every gradient but the last bias's
-    result = higher_engine(p.network, Adam(1e-2), State.fresh(dead), p.images, p.labels, p.plan, p.real)
+    result = Higher(InnerLoop(p.network, Adam(1e-2)))(State.fresh(dead), p.images, p.labels, p.plan, p.real)
     assert bool(result.grads.images.isfinite().all())
     assert result.grads.labels is not None
     assert bool(result.grads.labels.isfinite().all())

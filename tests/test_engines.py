@@ -1,14 +1,14 @@
-"""Every engine against ``higher``, in float64 and with tight tolerances."""
+"""The replay engine against ``higher``, in float64 and with tight tolerances."""
 
 import pytest
 import torch
 from problems import Problem, make_problem, relative_error
 from torch import Tensor
 
-from framework import engines
-from framework.distill_higher import higher_engine, outer_gradient
-from framework.engines import MetaGradient, replay_engine
-from framework.inner import SGD, Adam, Optimizer, State
+from framework.distill_higher import Higher, outer_gradient
+from framework.engines import Engine, MetaGradient, Replay
+from framework.inner import SGD, Adam, InnerLoop, Optimizer, State
+from framework.kernels import Execution
 from framework.rng import generator
 from framework.truncation import Window
 
@@ -25,12 +25,15 @@ def assert_same(result: MetaGradient, reference: MetaGradient, tolerance: float 
         assert relative_error(result.grads.labels, reference.grads.labels) < tolerance
 
 
-def both(p: Problem, rule: Optimizer, window: Window) -> tuple[MetaGradient, MetaGradient]:
-    replay, reference = (
-        outer_gradient(engine, p.network, rule, p.theta, p.images, p.labels, p.plan, window, p.real)
-        for engine in (replay_engine, higher_engine)
-    )
-    return replay, reference
+def solve(engine: Engine, p: Problem, window: Window) -> MetaGradient:
+    return outer_gradient(engine, [p.theta], p.images, p.labels, [p.plan], window, p.real)
+
+
+def both(
+    p: Problem, rule: Optimizer, window: Window, execution: Execution | None = None
+) -> tuple[MetaGradient, MetaGradient]:
+    loop = InnerLoop(p.network, rule, execution)
+    return solve(Replay(loop), p, window), solve(Higher(loop), p, window)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
@@ -62,23 +65,73 @@ def test_labels_that_are_not_learnt_get_no_gradient() -> None:
 
 @pytest.mark.parametrize("chunk", [1, 2, 4])
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
-def test_chunks_of_the_batch_change_nothing(chunk: int, rule: Optimizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_of_the_batch_change_nothing(chunk: int, rule: Optimizer) -> None:
     p = make_problem(7, "rotate_mixup", compose=True)
-    whole = both(p, rule, Window(3, 4))[1]
-    monkeypatch.setattr(engines, "CHUNK", chunk)
-    assert_same(both(p, rule, Window(3, 4))[0], whole)
+    assert_same(*both(p, rule, Window(3, 4), Execution(chunk=chunk)))
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 7, 8, 100])
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+def test_states_had_again_from_gradients_change_not_a_bit(rule: Optimizer, every: int) -> None:
+    p = make_problem(11)
+    loop = InnerLoop(p.network, rule)
+    results = [solve(Replay(loop, every), p, Window(3, 8)), solve(Replay(loop, 1), p, Window(3, 8))]
+    assert torch.equal(results[0].grads.images, results[1].grads.images)
+
+
+def test_the_default_segments_keep_few_vectors() -> None:
+    p = make_problem(42, width=2, depth=1)
+    loop = InnerLoop(p.network, Adam(1e-2))
+    kept = {every: solve(Replay(loop, every), p, Window(2, 40)).cost.vectors for every in (None, 1, 3, 13, 40)}
+    assert kept[None] == 40 + 3 * (6 + 7)  # 40 gradients, 6 states of three vectors, one segment of 7
+    assert kept[None] == min(kept.values())
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+def test_forward_over_reverse_is_the_same(rule: Optimizer) -> None:
+    p = make_problem(7, "rotate_mixup", compose=True)
+    assert_same(*both(p, rule, Window(3, 4), Execution(forward_over_reverse=True)))
+
+
+@pytest.mark.parametrize("strategy", ["none", "flip_rotate", "flip_rotate_scale_crop_color_cutout_mixup"])
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+def test_several_networks_at_once_are_the_mean_of_each_alone(rule: Optimizer, strategy: str) -> None:
+    p = make_problem(7, strategy, compose=True)
+    others = [make_problem(7, strategy, compose=True, seed=seed) for seed in (1, 2)]
+    thetas, plans = [q.theta for q in (p, *others)], [q.plan for q in (p, *others)]
+    window = Window(2, 5)
+    loop = InnerLoop(p.network, rule, Execution(chunk=2))
+    batched = outer_gradient(Replay(loop), thetas, p.images, p.labels, plans, window, p.real)
+    alone = [
+        outer_gradient(Higher(loop), [theta], p.images, p.labels, [plan], window, p.real)
+        for theta, plan in zip(thetas, plans, strict=True)
+    ]
+    one_by_one = outer_gradient(Higher(loop), thetas, p.images, p.labels, plans, window, p.real)
+    assert_same(batched, one_by_one)
+    assert relative_error(batched.grads.images, torch.stack([r.grads.images for r in alone]).mean(0)) < 1e-9
+    assert float(batched.loss) == pytest.approx(sum(float(r.loss) for r in alone) / 3, rel=1e-12)
+    assert len({float(r.loss) for r in alone}) == 3
 
 
 def test_replay_survives_parameters_without_gradient() -> None:
     """v = 0: both engines take the square root's derivative as 0."""
     p = make_problem(3, "none")
     start = State.fresh(torch.zeros_like(p.theta))
-    results = [engine(p.network, Adam(1e-2), start, p.images, p.labels, p.plan, p.real)
-               for engine in (replay_engine, higher_engine)]  # fmt: skip
+    loop = InnerLoop(p.network, Adam(1e-2))
+    results = [engine(start, p.images, p.labels, p.plan, p.real) for engine in (Replay(loop), Higher(loop))]
     assert results[0].grads.labels is not None
     assert results[1].grads.labels is not None
     assert relative_error(results[0].grads.labels, results[1].grads.labels) < 1e-9
     assert torch.allclose(results[0].grads.images, results[1].grads.images, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", ["replay", "higher"])
+def test_phases_are_told_in_order(name: str) -> None:
+    p, phases = make_problem(5), []
+    loop = InnerLoop(p.network, Adam(1e-2))
+    engine = Replay(loop) if name == "replay" else Higher(loop)
+    outer_gradient(engine, [p.theta], p.images, p.labels, [p.plan], Window(1, 4), p.real, phases.append)
+    assert phases == ["prefix", "window", "real", "backward"]
 
 
 def test_replay_leaves_no_graph_and_no_gradient_behind() -> None:

@@ -7,7 +7,7 @@ from problems import make_problem, relative_error
 from torch import Tensor, nn
 
 from framework.augment import apply
-from framework.inner import SGD, Adam, Optimizer, State, inner_gradient, make_optimizer, safe_sqrt, train
+from framework.inner import SGD, Adam, InnerLoop, Optimizer, State, make_optimizer, safe_sqrt
 from framework.rng import generator
 
 RULES = [Adam(1e-2), SGD(0.1)]
@@ -63,7 +63,7 @@ def test_safe_sqrt_has_a_zero_derivative_at_zero_only() -> None:
 @pytest.mark.parametrize("strategy", ["none", "flip_rotate", "mixup", "flip_rotate_scale_crop_color_cutout"])
 def test_training_equals_a_plain_pytorch_loop(rule: Optimizer, strategy: str) -> None:
     p = make_problem(12, strategy)
-    state = train(p.network, rule, State.fresh(p.theta), p.images, p.labels, p.plan)
+    state = InnerLoop(p.network, rule).train(State.fresh(p.theta), p.images, p.labels, p.plan)
 
     module = p.network.module
     with torch.no_grad():
@@ -84,9 +84,9 @@ def test_training_equals_a_plain_pytorch_loop(rule: Optimizer, strategy: str) ->
 def test_training_in_two_parts_is_bit_identical() -> None:
     p = make_problem(10)
     rule = Adam(1e-2)
-    whole = train(p.network, rule, State.fresh(p.theta), p.images, p.labels, p.plan)
-    part = train(p.network, rule, State.fresh(p.theta), p.images, p.labels, p.plan[:4])
-    rest = train(p.network, rule, part, p.images, p.labels, p.plan[4:])
+    whole = InnerLoop(p.network, rule).train(State.fresh(p.theta), p.images, p.labels, p.plan)
+    part = InnerLoop(p.network, rule).train(State.fresh(p.theta), p.images, p.labels, p.plan[:4])
+    rest = InnerLoop(p.network, rule).train(part, p.images, p.labels, p.plan[4:])
     assert torch.equal(whole.theta, rest.theta)
     assert torch.equal(whole.v, rest.v)
 
@@ -94,8 +94,8 @@ def test_training_in_two_parts_is_bit_identical() -> None:
 def test_nothing_flows_to_the_synthetic_set() -> None:
     """Ancestors' fault 23: the prefix back-propagated into images and labels for nothing."""
     p = make_problem(3)
-    state = train(p.network, Adam(1e-2), State.fresh(p.theta), p.images, p.labels, p.plan)
-    gradient = inner_gradient(p.network, p.theta, p.images[:3], p.labels[:3], p.plan.draw.at(0))
+    state = InnerLoop(p.network, Adam(1e-2)).train(State.fresh(p.theta), p.images, p.labels, p.plan)
+    gradient = InnerLoop(p.network, Adam(1e-2)).step(state, p.images, p.labels, p.plan, 0)[1]
     assert not state.theta.requires_grad
     assert not gradient.requires_grad
     assert p.images.grad is None
@@ -105,7 +105,7 @@ def test_nothing_flows_to_the_synthetic_set() -> None:
 def test_soft_labels_and_class_indices_give_the_same_loss() -> None:
     p = make_problem(1, "none", soft=False)
     batch = p.plan.indices[0]
-    gradient = inner_gradient(p.network, p.theta, p.images[batch], p.labels[batch], p.plan.draw.at(0))
+    gradient = InnerLoop(p.network, Adam(1e-2)).step(State.fresh(p.theta), p.images, p.labels, p.plan, 0)[1]
     theta = p.theta.clone().requires_grad_()
     loss = F.cross_entropy(p.network(theta, p.images[batch].detach()), p.labels[batch].argmax(1))
     assert relative_error(gradient, torch.autograd.grad(loss, theta)[0]) < 1e-14

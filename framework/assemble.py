@@ -54,7 +54,7 @@ def assemble(config: Config, comm: Comm, device: torch.device) -> Parts:
     batch_size = min(c.batch_size, len(real.train))
     if batch_size < comm.size:
         raise UserError(f"--batch_size {batch_size} cannot be shared by {comm.size} processes: raise it")
-    module = networks.build(c.arch, channels, side, classes, width=c.width, depth=c.depth)
+    module = networks.build(c.arch, channels, side, classes, **c.network)
     return Parts(
         real=real,
         network=FlatNetwork(module, device),

@@ -67,7 +67,7 @@ class FlatNetwork:
                 full = f"{prefix}.{name}" if prefix else name
                 if isinstance(layer, nn.Conv2d | nn.Linear):
                     centre[full], bound[full] = 0.0, layer.weight[0].numel() ** -0.5
-                elif isinstance(layer, nn.GroupNorm | nn.LayerNorm | BatchNorm):
+                elif isinstance(layer, nn.GroupNorm | BatchNorm):
                     centre[full], bound[full] = (1.0 if name == "weight" else 0.0), 0.0
                 elif isinstance(layer, Positions):
                     centre[full], bound[full] = 0.0, 3**0.5 * POSITION_DEVIATION

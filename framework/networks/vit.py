@@ -24,17 +24,14 @@ class Positions(nn.Module):
 
 
 class _TokenNorm(nn.Module):
-    """A norm of (B, N, W) tokens: ``layer`` within each token, the others as of maps of W channels and N pixels."""
+    """A norm of (B, N, W) tokens: ``layer`` and ``group`` within each token, ``batch`` over all tokens of the batch."""
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
-        self.within = spec.norm == "layer"
-        self.norm = nn.LayerNorm(spec.width) if self.within else norm_layer(spec.norm, spec.width)
+        self.norm = norm_layer(spec.norm, spec.width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        if self.within:
-            return self.norm(tokens)  # type: ignore[no-any-return]
-        return self.norm(tokens.transpose(1, 2)).transpose(1, 2)  # type: ignore[no-any-return]
+        return self.norm(tokens.flatten(0, 1)).view_as(tokens)  # type: ignore[no-any-return]
 
 
 class _Attention(nn.Module):
@@ -79,13 +76,15 @@ class ViT(nn.Module):
     (``avg``), their maximum (``max``), or (``none``) that of a class token alone.
 
     Raises:
-        ValueError: the heads do not divide the width.
+        ValueError: the heads do not divide the width, or the norm is one of single channels.
     """
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         if spec.width % HEADS:
             raise ValueError(f"--arch vit has {HEADS} heads, which --width {spec.width} is no multiple of: change it")
+        if spec.norm == "instance":
+            raise ValueError("--norm instance: a token of --arch vit has one value per channel; give layer or another")
         patch = max(2, -(-spec.image_size // GRID))
         grid = -(-spec.image_size // patch)
         self.padding = grid * patch - spec.image_size

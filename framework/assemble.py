@@ -12,6 +12,7 @@ from framework.data import RealData
 from framework.distributed import Comm
 from framework.inner import Optimizer, make_optimizer
 from framework.networks import FlatNetwork
+from framework.patches import PatchAlignment
 from framework.rng import generator
 from framework.synthetic import ClassSampler, SyntheticSet, noise_images, one_hot_labels
 from framework.truncation import Policy, make_policy
@@ -29,6 +30,7 @@ class Parts:
     policy: Policy
     set: SyntheticSet
     batch_size: int  # real images per outer step, over all ranks
+    alignment: PatchAlignment | None  # patch-wise semantic preservation
 
     @property
     def steps_per_epoch(self) -> int:
@@ -70,6 +72,7 @@ def assemble(config: Config, comm: Comm, device: torch.device) -> Parts:
         policy=make_policy(c),
         set=_new_set(c, real, device),
         batch_size=batch_size,
+        alignment=PatchAlignment(c.psp_patches, c.psp_lambda, classes, c.seed) if c.psp_patches else None,
     )
 
 

@@ -197,6 +197,13 @@ class Config:
     comp_aug_real: bool = _flag(False, "outer loop", "apply all of --real_strategy, not one drawn at random",
         read_by="strategies of several operations", reads=lambda c: "_" in c.real_strategy)
 
+    # High resolution
+    psp_patches: int = _flag(0, "high resolution",
+        "patch-wise semantic preservation: optimise N x N patches in turn and align them to real ones (0: off)",
+        minimum=0, metavar="N")
+    psp_lambda: float = _flag(0.01, "high resolution", "weight of the alignment's loss", minimum=0,
+        read_by="--psp_patches", reads=lambda c: c.psp_patches > 0)
+
     # Evaluation
     test_freq: int = _flag(5, "evaluation", "epochs between evaluations", minimum=1)
     num_train_eval: int = _flag(10, "evaluation", "fresh networks trained per evaluation", minimum=1)
@@ -467,6 +474,9 @@ def check_against_data(config: Config, num_classes: int | None, image_size: int)
     if num_classes is not None and c.task_sampler_nc is not None and c.task_sampler_nc > num_classes:
         raise UserError(f"--task_sampler_nc {c.task_sampler_nc} is more than the {num_classes} classes of {c.dataset}: "
                         f"give at most {num_classes}")  # fmt: skip
+    if c.psp_patches and image_size % c.psp_patches:
+        raise UserError(f"--psp_patches {c.psp_patches} does not divide images of {image_size} pixels: change it or "
+                        "--im_size")  # fmt: skip
     try:
         with torch.device("meta"):
             build(c.arch, 3, image_size, num_classes or 2, **c.network)

@@ -36,7 +36,7 @@ ANCESTORS = """
 OURS = """
 -h --help --im_size --zca_reg --val_fraction --width --depth --truncation --eval_steps --select --baselines --save_dir
 --resume --ckpt_epochs --ckpt_minutes --dry_run --device --nproc --dist_url --dist_backend --engine
---norm --act --pool
+--norm --act --pool --psp_patches --psp_lambda
 """
 AUTOMATIC = """
 -d --d --tau --window_weight --window_rule --early_gain --middle_gain --early_patience --middle_patience --probe_every
@@ -304,6 +304,7 @@ def test_what_is_no_contradiction_is_allowed(line: str) -> None:
         (10, 16, "--arch vgg11", "--arch vgg11|17 pixels|--im_size"),
         (10, 32, "--arch vgg11 --depth 6", "--depth 6"),
         (10, 32, "--norm group --width 6", "--norm group|--width"),
+        (10, 30, "--psp_patches 4", "--psp_patches 4|30 pixels|--im_size"),
         (10, 32, "--arch vit --norm instance", "--norm instance|--arch vit"),
     ],
 )

@@ -12,6 +12,7 @@ from framework.data import RealData
 from framework.distributed import Comm
 from framework.inner import Optimizer, make_optimizer
 from framework.networks import FlatNetwork
+from framework.patches import PatchAlignment
 from framework.rng import generator
 from framework.synthetic import ClassSampler, SyntheticSet, noise_images, one_hot_labels
 from framework.truncation import Policy, make_policy
@@ -29,6 +30,7 @@ class Parts:
     policy: Policy
     set: SyntheticSet
     batch_size: int  # real images per outer step, over all ranks
+    alignment: PatchAlignment | None  # patch-wise semantic preservation
 
     @property
     def steps_per_epoch(self) -> int:
@@ -54,7 +56,7 @@ def assemble(config: Config, comm: Comm, device: torch.device) -> Parts:
     batch_size = min(c.batch_size, len(real.train))
     if batch_size < comm.size:
         raise UserError(f"--batch_size {batch_size} cannot be shared by {comm.size} processes: raise it")
-    module = networks.build(c.arch, channels, side, classes, width=c.width, depth=c.depth)
+    module = networks.build(c.arch, channels, side, classes, **c.network)
     return Parts(
         real=real,
         network=FlatNetwork(module, device),
@@ -70,6 +72,7 @@ def assemble(config: Config, comm: Comm, device: torch.device) -> Parts:
         policy=make_policy(c),
         set=_new_set(c, real, device),
         batch_size=batch_size,
+        alignment=PatchAlignment(c.psp_patches, c.psp_lambda, classes, c.seed) if c.psp_patches else None,
     )
 
 

@@ -17,7 +17,8 @@ from framework.config import Config, UserError
 from framework.distill_higher import ENGINES, outer_gradient
 from framework.distributed import Comm
 from framework.engines import RealBatch
-from framework.inner import probe_norms
+from framework.inner import State, probe_norms
+from framework.inner import train as train_inner
 from framework.interrupt import Interrupted, StopRequest
 from framework.rng import generator
 from framework.synthetic import Grads
@@ -145,13 +146,23 @@ class Run:
         engine = ENGINES[self.config.engine_name]
         result = outer_gradient(engine, parts.network, parts.rule, theta, s.images, s.labels, plan, window, real)
         gradients = [gradient for gradient in result.grads if gradient is not None]
-        loss, accuracy, *gradients = self.comm.average([result.loss, result.accuracy, *gradients])
-        norm, clip = s.update(Grads(gradients[0], gradients[1] if s.learn_labels else None))
+        alignment, mask = torch.zeros_like(result.loss), None
+        if parts.alignment is not None:
+            trained = train_inner(parts.network, parts.rule, State.fresh(theta), s.images, s.labels, plan).theta
+            psp = parts.alignment.pull(
+                parts.network, trained, s.images, train.images[batch], train.labels[batch], self.progress.step
+            )
+            gradients[0] = (gradients[0] + psp.gradient) * psp.mask
+            alignment, mask = psp.loss, psp.mask
+        loss, accuracy, alignment, *gradients = self.comm.average([result.loss, result.accuracy, alignment, *gradients])
+        norm, clip = s.update(Grads(gradients[0], gradients[1] if s.learn_labels else None), mask)
         # The step's only wait for the device.
-        numbers = torch.stack([loss, accuracy, norm, clip]).tolist()
+        numbers = torch.stack([loss, accuracy, norm, clip, alignment]).tolist()
         self._record_step(*numbers, seconds=time.monotonic() - began)
 
-    def _record_step(self, loss: float, accuracy: float, norm: float, clip: float, *, seconds: float) -> None:
+    def _record_step(
+        self, loss: float, accuracy: float, norm: float, clip: float, alignment: float, *, seconds: float
+    ) -> None:
         """Count a step, which took ``seconds``; every ``--print_freq`` steps show it."""
         p = self.progress
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -178,6 +189,7 @@ class Run:
                 accuracy=accuracy,
                 meta_gradient_norm=norm,
                 clip_factor=clip,
+                alignment=alignment if self.parts.alignment else None,
                 window_start=start,
                 window_length=length,
                 seconds=self._seconds(),

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+
 from framework.augment import OPERATIONS
-from framework.networks import DEPTHS
+from framework.networks import ACTIVATIONS, ARCHITECTURES, NORMS, POOLS, build
 
 
 class UserError(ValueError):
@@ -89,11 +91,23 @@ class Config:
         reads=lambda c: c.dataset in ("imagefolder", "tiny-imagenet-200", "imagenet"))
 
     # Network
-    arch: str = _flag("convnet", "network", "inner network: convnet (3 blocks) or convnet4 (4 blocks)",
-        choices=("convnet", "convnet4"))
-    width: int = _flag(128, "network", "channels of each convolution", minimum=1)
-    depth: int | None = _flag(None, "network", "number of blocks (default: as the arch's name says)",
+    arch: str = _flag("convnet", "network",
+        "inner network: ConvNet of 3, 4 or 5 blocks (for 32, 64, 128 pixels), VGG11, AlexNet, ResNet18, or a small ViT",
+        choices=ARCHITECTURES)
+    width: int | None = _flag(None, "network",
+        "channels of the first convolution (convnets, alexnet 128; vgg11, resnet18 64) or of a ViT's tokens (128)",
         kind=int, minimum=1, metavar="N")
+    depth: int | None = _flag(None, "network",
+        "blocks (convnets, as named), stages (vgg11, 5), convolutions (alexnet, 5), blocks of each stage (resnet18, 2) "
+        "or layers (vit, 4)", kind=int, minimum=1, metavar="N")
+    norm: str | None = _flag(None, "network",
+        "normalisation (default: none in alexnet, layer in vit, else instance); batch: statistics of each step's batch",
+        kind=str, choices=NORMS)
+    act: str | None = _flag(None, "network", "activation (default: gelu in vit, else relu)", kind=str,
+        choices=tuple(ACTIVATIONS))
+    pool: str | None = _flag(None, "network",
+        "pooling of 2x2 pixels (default: avg in convnets, max in vgg11, alexnet); in resnet18, vit what becomes of the "
+        "last map or tokens (avg; none: the whole map, a class token)", kind=str, choices=POOLS)
 
     # Synthetic set
     num_per_class: int = _flag(1, "synthetic set", "synthetic images per class (IPC)", minimum=1)
@@ -183,6 +197,13 @@ class Config:
     comp_aug_real: bool = _flag(False, "outer loop", "apply all of --real_strategy, not one drawn at random",
         read_by="strategies of several operations", reads=lambda c: "_" in c.real_strategy)
 
+    # High resolution
+    psp_patches: int = _flag(0, "high resolution",
+        "patch-wise semantic preservation: optimise N x N patches in turn and align them to real ones (0: off)",
+        minimum=0, metavar="N")
+    psp_lambda: float = _flag(0.01, "high resolution", "weight of the alignment's loss", minimum=0,
+        read_by="--psp_patches", reads=lambda c: c.psp_patches > 0)
+
     # Evaluation
     test_freq: int = _flag(5, "evaluation", "epochs between evaluations", minimum=1)
     num_train_eval: int = _flag(10, "evaluation", "fresh networks trained per evaluation", minimum=1)
@@ -242,6 +263,11 @@ class Config:
         if self.ddtype == "standard":
             return "bptt" if self.window == self.totwindow else "t-bptt"
         return ("fixed", "forward", "rat-bptt" if self.d is None else "at-bptt")[self.cctype]
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """The network flags, as ``networks.build`` takes them."""
+        return {"width": self.width, "depth": self.depth, "norm": self.norm, "act": self.act, "pool": self.pool}
 
     @property
     def engine_name(self) -> str:
@@ -448,7 +474,11 @@ def check_against_data(config: Config, num_classes: int | None, image_size: int)
     if num_classes is not None and c.task_sampler_nc is not None and c.task_sampler_nc > num_classes:
         raise UserError(f"--task_sampler_nc {c.task_sampler_nc} is more than the {num_classes} classes of {c.dataset}: "
                         f"give at most {num_classes}")  # fmt: skip
-    depth = c.depth or DEPTHS[c.arch]
-    if image_size >> depth < 1:
-        raise UserError(f"--arch {c.arch} of depth {depth} needs images of at least {2**depth} pixels, {c.dataset} has "
-                        f"{image_size}: lower --depth or raise --im_size")  # fmt: skip
+    if c.psp_patches and image_size % c.psp_patches:
+        raise UserError(f"--psp_patches {c.psp_patches} does not divide images of {image_size} pixels: change it or "
+                        "--im_size")  # fmt: skip
+    try:
+        with torch.device("meta"):
+            build(c.arch, 3, image_size, num_classes or 2, **c.network)
+    except ValueError as error:
+        raise UserError(str(error)) from error

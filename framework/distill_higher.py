@@ -78,7 +78,8 @@ class Higher:
         mark("backward")
         accuracy = (logits.detach().argmax(1) == real_labels.argmax(1)).to(logits.dtype).mean()
         grads = Grads(gradients[0], gradients[1] if len(inputs) == 2 else None)
-        return MetaGradient(loss.detach(), accuracy, grads, Cost(len(plan), len(plan), 5 * len(plan), len(plan)))
+        theta = torch.cat([parameter.detach().flatten() for parameter in fast_model.parameters()])
+        return MetaGradient(loss.detach(), accuracy, grads, theta, Cost(len(plan), len(plan), 5 * len(plan), len(plan)))
 
 
 ENGINES = ("higher", "replay", "lowrank")
@@ -140,5 +141,6 @@ def _mean(results: list[MetaGradient]) -> MetaGradient:
         mean([result.loss for result in results]),
         mean([result.accuracy for result in results]),
         Grads(mean([result.grads.images for result in results]), mean(label_grads) if label_grads else None),
+        torch.stack([result.theta for result in results]),
         results[0].cost,
     )

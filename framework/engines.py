@@ -53,6 +53,7 @@ class MetaGradient:
     loss: Tensor
     accuracy: Tensor
     grads: Grads
+    theta: Tensor  # (P,) at the end of the window; (N, P) for several networks
     cost: Cost
 
 
@@ -140,7 +141,7 @@ class Replay:
         mark("backward")
         networks = u.shape[0] if u.dim() == 2 else 1
         mean = Grads(grads.images / networks, None if grads.labels is None else grads.labels / networks)
-        return MetaGradient(loss.mean(), accuracy.mean(), mean, self._cost(len(plan), vectors))
+        return MetaGradient(loss.mean(), accuracy.mean(), mean, state.theta, self._cost(len(plan), vectors))
 
     def _step_back(self, learn_labels: bool) -> Callable[..., tuple[State, Tensor, Any]]:
         """What takes the cotangent of a state to that of the state before."""

@@ -33,7 +33,7 @@ class Score:
 
 @torch.no_grad()
 def score(network: FlatNetwork, theta: Tensor, split: Split, batch_size: int = 1000) -> Score:
-    """Score the network theta (P,) on every image of ``split``, in evaluation mode.
+    """Score the network theta (P + R,) on every image of ``split``, in evaluation mode.
 
     ECE is the expected calibration error over 15 equal-width confidence bins (Guo et al. 2017,
     arXiv 1706.04599, eq. 3); top-5 is top-K where there are fewer than 5 classes.
@@ -133,10 +133,14 @@ class Evaluator:
     tick: Callable[[int], None] = lambda steps: None
 
     def thetas(self, data: TrainingSet, lengths: tuple[int, ...], *key: str | int) -> Iterator[Tensor]:
-        """Parameters of one fresh network after each of ``lengths`` (increasing) steps on ``data``."""
+        """One fresh network after each of ``lengths`` (increasing) steps on ``data``.
+
+        Parameters, with running statistics after them where there is batch norm: (P + R,).
+        """
         gen = generator(self.seed, "evaluation", *key)
         loop = InnerLoop(self.network, self.rule)
         state = State.fresh(self.network.init(gen))
+        statistics = self.network.fresh_statistics()
         plan = data.sampler.plan(0, gen)
         for length in lengths:
             while state.t < length:
@@ -144,10 +148,11 @@ class Evaluator:
                 if not len(plan):
                     plan = data.sampler.plan(_CHUNK, gen).to(self.network.device)
                 steps = min(len(plan), length - state.t)
-                state = loop.train(state, data.images, data.labels, plan[:steps])
+                with self.network.tracking(statistics):
+                    state = loop.train(state, data.images, data.labels, plan[:steps])
                 plan = plan[steps:]
                 self.tick(steps)
-            yield state.theta
+            yield torch.cat([state.theta, statistics])
 
     def evaluate(self, data: TrainingSet, lengths: tuple[int, ...], split: Split, *key: str | int) -> list[Score]:
         """Scores of one fresh network on ``split`` after each of ``lengths`` steps."""

@@ -59,7 +59,7 @@ def preview(config: Config) -> str:
     classes = info.num_classes or 10
     check_against_data(c, classes if info.num_classes else None, info.image_size)
     with torch.device("meta"):
-        module = networks.build(c.arch, info.channels, info.image_size, classes, width=c.width, depth=c.depth)
+        module = networks.build(c.arch, info.channels, info.image_size, classes, **c.network)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     floats = activation_floats(module, info.channels, info.image_size)
     batch = (c.task_sampler_nc or classes) * c.batch_per_class

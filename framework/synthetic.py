@@ -148,8 +148,10 @@ class SyntheticSet:
         )
 
     @torch.no_grad()
-    def update(self, grads: Grads) -> tuple[Tensor, Tensor]:
+    def update(self, grads: Grads, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Clip the meta-gradient to twice the moving average of its norm, step, keep labels >= 0.
+
+        Pixels outside ``mask``, if given, keep their values; a momentum would go on moving them without a gradient.
 
         The norm is that of images' and labels' gradient together; the average includes it before it
         sets the clip, and starts at the first norm. Nothing here waits for the device.
@@ -166,8 +168,11 @@ class SyntheticSet:
         if self.learn_labels:
             assert grads.labels is not None, "engines return labels' gradient when labels are learnt"
             self.labels.grad = grads.labels * factor
+        before = self.images.detach().clone() if mask is not None else self.images
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if mask is not None:
+            self.images.copy_(torch.where(mask, self.images, before))
         if self.learn_labels:
             self.labels.clamp_(min=0)
         return norm, factor

@@ -32,20 +32,22 @@ def make_problem(
     channels: int = 2,
     side: int = 8,
     width: int = 6,
-    depth: int = 2,
+    depth: int | None = 2,
     classes: int = 3,
     ipc: int = 2,
     batch_per_class: int = 1,
     soft: bool = True,
     smooth: bool = False,
     seed: int = 0,
+    arch: str = "convnet",
+    norm: str | None = None,
 ) -> Problem:
     """A random problem; labels require a gradient where ``soft``.
 
     ``smooth`` replaces ReLU by softplus: finite differences would step over ReLU's kinks.
     """
     gen = generator(seed, "problem")
-    module = build("convnet", channels, side, classes, width=width, depth=depth)
+    module = build(arch, channels, side, classes, width=width, depth=depth, norm=norm)
     if smooth:
         module.features = nn.Sequential(*(nn.Softplus() if isinstance(m, nn.ReLU) else m for m in module.features))
     network = FlatNetwork(module, CPU, torch.float64)

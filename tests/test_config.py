@@ -36,6 +36,7 @@ ANCESTORS = """
 OURS = """
 -h --help --im_size --zca_reg --val_fraction --width --depth --truncation --eval_steps --select --baselines --save_dir
 --resume --ckpt_epochs --ckpt_minutes --dry_run --device --nproc --dist_url --dist_backend --engine
+--norm --act --pool --psp_patches --psp_lambda
 """
 AUTOMATIC = """
 -d --d --tau --window_weight --window_rule --early_gain --middle_gain --early_patience --middle_patience --probe_every
@@ -297,9 +298,14 @@ def test_what_is_no_contradiction_is_allowed(line: str) -> None:
     ("classes", "side", "line", "words"),
     [
         (10, 8, "--task_sampler_nc 11", "--task_sampler_nc 11|10 classes"),  # ancestors' fault 11
-        (10, 7, "", "--arch convnet|8 pixels|has 7"),
+        (10, 7, "", "--arch convnet|8 pixels|not 7"),
         (10, 15, "--arch convnet4", "--arch convnet4|16 pixels|--im_size"),
         (10, 15, "--depth 4", "depth 4|16 pixels"),
+        (10, 16, "--arch vgg11", "--arch vgg11|17 pixels|--im_size"),
+        (10, 32, "--arch vgg11 --depth 6", "--depth 6"),
+        (10, 32, "--norm group --width 6", "--norm group|--width"),
+        (10, 30, "--psp_patches 4", "--psp_patches 4|30 pixels|--im_size"),
+        (10, 32, "--arch vit --norm instance", "--norm instance|--arch vit"),
     ],
 )
 def test_flags_that_do_not_fit_the_data_are_refused(classes: int, side: int, line: str, words: str) -> None:
@@ -315,6 +321,7 @@ def test_flags_that_do_not_fit_the_data_are_refused(classes: int, side: int, lin
         (None, 8, "--task_sampler_nc 1000"),
         (10, 16, "--arch convnet4"),
         (10, 1, "--depth 1 --im_size 2"),
+        (None, 8, "--arch vit --norm batch --act relu --pool none"),
     ],
 )
 def test_flags_that_fit_the_data_pass(classes: int | None, side: int, line: str) -> None:

@@ -9,6 +9,7 @@ from framework.distill_higher import Higher, outer_gradient
 from framework.engines import Engine, MetaGradient, Replay
 from framework.inner import SGD, Adam, InnerLoop, Optimizer, State
 from framework.kernels import Execution
+from framework.networks import ARCHITECTURES, NORMS
 from framework.rng import generator
 from framework.truncation import Window
 
@@ -164,3 +165,13 @@ def test_pullback_is_the_steps_vector_jacobian_product(rule: Optimizer) -> None:
             value, torch.zeros_like(value) if reference is None else reference, rtol=1e-12, atol=1e-14
         )
     assert back.t == 6
+
+
+SIDES = {"convnet": 8, "convnet4": 16, "convnet5": 32, "vgg11": 17, "alexnet": 8, "resnet18": 9, "vit": 8}
+NETWORKS = [(arch, norm) for arch in ARCHITECTURES for norm in NORMS if (arch, norm) != ("vit", "instance")]
+
+
+@pytest.mark.parametrize(("arch", "norm"), NETWORKS)
+def test_replay_is_exact_for_every_network_and_norm(arch: str, norm: str) -> None:
+    p = make_problem(4, arch=arch, norm=norm, side=SIDES[arch], width=8, depth=None)
+    assert_same(*both(p, SGD(0.1), Window(1, 3)))

@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 from streams import stir, untouched
 from torch import Tensor, nn
 
-from framework.augment import Augmentation
+from framework.augment import Augmentation, apply
 from framework.config import UserError
 from framework.data import RealData, Split, Standardise
 from framework.evaluate import (
@@ -290,6 +290,36 @@ def test_the_result_is_of_the_very_networks_that_were_selected() -> None:
     assert chosen == (8 if selection[1] > selection[0] else 3)
     expected = [score(network(), row[(3, 8).index(chosen)], test) for row in rows]
     assert [row[0] for row in result.scores] == expected
+
+
+def test_batch_norm_is_trained_on_batch_statistics_and_scored_on_running_ones() -> None:
+    """Against PyTorch's own layers and optimiser, at two lengths of one training."""
+    data, split = training_set(), real_split(1)
+    flat = FlatNetwork(build("convnet", 1, SIDE, CLASSES, width=4, depth=1, norm="batch"), CPU, torch.float64)
+    data = replace(data, images=data.images.double(), labels=data.labels.double())
+    split = Split(split.images.double(), split.labels)
+    gen = generator(0, "evaluation", "a")
+    convolution, linear = nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.Linear(4 * (SIDE // 2) ** 2, CLASSES)
+    body = [convolution, nn.BatchNorm2d(4), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), linear]
+    reference = nn.Sequential(*body).double()
+    nn.utils.vector_to_parameters(flat.init(gen), reference.parameters())
+    plan = data.sampler.plan(50, gen)  # evaluation draws fifty steps at a time
+    optimizer = torch.optim.Adam(reference.parameters(), 1e-2)
+    judge = Evaluator(flat, Adam(1e-2), 0)
+    found = judge.evaluate(data, (3, 8), split, "a")
+    kept = list(judge.thetas(data, (3, 8), "a"))
+    for t in range(8):
+        images, labels = apply(data.images[plan.indices[t]], data.labels[plan.indices[t]], plan.draw.at(t))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(reference(images), labels).backward()
+        optimizer.step()
+        if t + 1 in (3, 8):
+            with torch.no_grad():
+                logits = reference.eval()(split.images)
+            at = (3, 8).index(t + 1)
+            assert found[at].loss == pytest.approx(float(nn.functional.cross_entropy(logits, split.labels)), rel=1e-9)
+            assert found[at] == score(flat, kept[at], split), "later training leaves an earlier network alone"
+            reference.train()
 
 
 # ---- baselines -------------------------------------------------------------------------------------

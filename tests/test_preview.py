@@ -15,7 +15,7 @@ from torch import nn
 from framework import preview as module
 from framework.config import DEFAULTS, FLAGS, UserError, parse
 from framework.engines import CHUNK
-from framework.networks import ConvNet, build
+from framework.networks import build
 from framework.preview import activation_floats, preview, window_bytes
 from main import main
 
@@ -125,7 +125,7 @@ def test_activations_of_the_literatures_convnet_are_counted_by_hand() -> None:
 
 @pytest.mark.parametrize(("channels", "side", "classes", "width"), [(1, 28, 10, 5), (3, 17, 4, 6)])
 def test_activations_are_those_of_a_real_forward_pass(channels: int, side: int, classes: int, width: int) -> None:
-    network = ConvNet(channels, side, classes, width=width)
+    network = build("convnet", channels, side, classes, width=width)
     values, total = torch.zeros(1, channels, side, side), 0
     for layer in [*network.features, nn.Flatten(), network.classifier]:
         values = layer(values)

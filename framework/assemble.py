@@ -9,8 +9,12 @@ from framework import checkpoint, data, networks
 from framework.augment import Augmentation
 from framework.config import Config, UserError, check_against_data
 from framework.data import RealData
+from framework.distill_higher import make_engine
 from framework.distributed import Comm
-from framework.inner import Optimizer, make_optimizer
+from framework.engines import Engine
+from framework.execution import choose, set_device_precision
+from framework.inner import InnerLoop, make_optimizer
+from framework.kernels import Execution
 from framework.networks import FlatNetwork
 from framework.patches import PatchAlignment
 from framework.rng import generator
@@ -23,14 +27,19 @@ class Parts:
     """What one worker works with."""
 
     real: RealData
-    network: FlatNetwork
-    rule: Optimizer  # of the inner loop
+    loop: InnerLoop
+    engine: Engine
     sampler: ClassSampler  # of synthetic batches
     real_augmentation: Augmentation
     policy: Policy
     set: SyntheticSet
     batch_size: int  # real images per outer step, over all ranks
     alignment: PatchAlignment | None  # patch-wise semantic preservation
+
+    @property
+    def network(self) -> FlatNetwork:
+        """The inner network."""
+        return self.loop.network
 
     @property
     def steps_per_epoch(self) -> int:
@@ -56,11 +65,12 @@ def assemble(config: Config, comm: Comm, device: torch.device) -> Parts:
     batch_size = min(c.batch_size, len(real.train))
     if batch_size < comm.size:
         raise UserError(f"--batch_size {batch_size} cannot be shared by {comm.size} processes: raise it")
-    module = networks.build(c.arch, channels, side, classes, **c.network)
+    network = FlatNetwork(networks.build(c.arch, channels, side, classes, **c.network), device)
+    loop = InnerLoop(network, make_optimizer(c.inner_optim, c.inner_lr), _execution(c, real, batch_size, device))
     return Parts(
         real=real,
-        network=FlatNetwork(module, device),
-        rule=make_optimizer(c.inner_optim, c.inner_lr),
+        loop=loop,
+        engine=make_engine(c.engine_name, loop, c.lowrank),
         sampler=ClassSampler(
             num_classes=classes,
             per_class=c.num_per_class,
@@ -74,6 +84,18 @@ def assemble(config: Config, comm: Comm, device: torch.device) -> Parts:
         batch_size=batch_size,
         alignment=PatchAlignment(c.psp_patches, c.psp_lambda, classes, c.seed) if c.psp_patches else None,
     )
+
+
+def _execution(c: Config, real: RealData, batch_size: int, device: torch.device) -> Execution:
+    """How to compute, which may depend on how much there is to compute."""
+    classes, (channels, side, _) = real.num_classes, real.image_shape
+    with torch.device("meta"):
+        module = networks.build(c.arch, channels, side, classes, **c.network)
+    outer_steps = (c.epochs - c.start_epoch) * (len(real.train) // batch_size)
+    images = (c.task_sampler_nc or classes) * c.batch_per_class
+    set_device_precision(c.precision)
+    length = min(c.window, c.totwindow) * c.meta_batch
+    return choose(c, device, networks.activation_floats(module, channels, side), outer_steps * length * images)
 
 
 def _load_data(c: Config, comm: Comm, device: torch.device) -> RealData:

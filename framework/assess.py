@@ -29,7 +29,7 @@ class Assessor:
     def __init__(self, config: Config, comm: Comm, parts: Parts, check: Callable[[], None]) -> None:
         self.config, self.comm, self.parts, self.check = config, comm, parts, check
         self.device = parts.network.device
-        self.evaluator = Evaluator(parts.network, parts.rule, config.seed, tick=self._tick)
+        self.evaluator = Evaluator(parts.loop.for_evaluation(), config.seed, tick=self._tick)
         self.bar: tqdm[Any] | None = None
 
     def evaluate(self, epoch: int) -> dict[str, Any]:

@@ -14,11 +14,9 @@ from framework import checkpoint, data, report
 from framework.assemble import assemble
 from framework.assess import Assessor, select_best
 from framework.config import Config, UserError
-from framework.distill_higher import ENGINES, outer_gradient
+from framework.distill_higher import outer_gradient
 from framework.distributed import Comm
 from framework.engines import RealBatch
-from framework.inner import State, probe_norms
-from framework.inner import train as train_inner
 from framework.interrupt import Interrupted, StopRequest
 from framework.rng import generator
 from framework.synthetic import Grads
@@ -119,7 +117,7 @@ class Run:
             theta = parts.network.init(generator(self.config.seed, *key, "network"))
             plan = parts.sampler.plan(self.config.totwindow, generator(self.config.seed, *key, "trajectory"))
             images, labels = parts.set.images, parts.set.labels
-            return probe_norms(parts.network, parts.rule, theta, images, labels, plan.to(self.device))
+            return parts.loop.probe_norms(theta, images, labels, plan.to(self.device))
 
         return list(parts.policy.choose(probe))
 
@@ -133,9 +131,11 @@ class Run:
         began = time.monotonic()
         parts, key = self.parts, (self.comm.rank, self.progress.step)
         seed, train = self.config.seed, parts.real.train
-        plan = parts.sampler.plan(sum(window), generator(seed, "trajectory", *key)).to(self.device)
+        trajectories, networks = generator(seed, "trajectory", *key), generator(seed, "network", *key)
+        count = range(self.config.meta_batch)
+        plans = [parts.sampler.plan(sum(window), trajectories).to(self.device) for _ in count]
+        thetas = [parts.network.init(networks) for _ in count]
         draw = parts.real_augmentation.draw(1, len(batch), generator(seed, "real batch", *key)).at(0)
-        theta = parts.network.init(generator(seed, "network", *key))
         batch = batch.to(self.device)
         real = RealBatch(
             train.images[batch],
@@ -143,12 +143,11 @@ class Run:
             draw.to(self.device),
         )
         s = parts.set
-        engine = ENGINES[self.config.engine_name]
-        result = outer_gradient(engine, parts.network, parts.rule, theta, s.images, s.labels, plan, window, real)
+        result = outer_gradient(parts.engine, thetas, s.images, s.labels, plans, window, real)
         gradients = [gradient for gradient in result.grads if gradient is not None]
         alignment, mask = torch.zeros_like(result.loss), None
         if parts.alignment is not None:
-            trained = train_inner(parts.network, parts.rule, State.fresh(theta), s.images, s.labels, plan).theta
+            trained = result.theta.view(-1, parts.network.size)[0]
             psp = parts.alignment.pull(
                 parts.network, trained, s.images, train.images[batch], train.labels[batch], self.progress.step
             )
@@ -287,7 +286,8 @@ class Run:
             )
         validation = 0 if real.val is None else len(real.val)
         self.reporter.say(
-            f"{c.policy} on {c.dataset}, engine {c.engine_name}, {self.device}: {len(self.parts.set.images)} synthetic "
+            f"{c.policy} on {c.dataset}, engine {c.engine_name} ({self.parts.loop.execution}), "
+            f"{self.device}: {len(self.parts.set.images)} synthetic "
             f"images, {len(real.train)} real ({validation} more for validation), {self.parts.steps_per_epoch} outer "
             f"steps per epoch, {self.parts.network.size:,} parameters, into {self.folder}"
         )

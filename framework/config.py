@@ -18,6 +18,8 @@ from typing import Any, NoReturn
 import torch
 
 from framework.augment import OPERATIONS
+from framework.kernels import CHUNK, PRECISIONS
+from framework.lowrank import Recipe
 from framework.networks import ACTIVATIONS, ARCHITECTURES, NORMS, POOLS, build
 
 
@@ -53,11 +55,15 @@ def _flag(default: Any, group: str, text: str, **about: Any) -> Any:
     return dataclasses.field(default=default, metadata={"flag": Flag(group, text, **about)})
 
 
+ENGINES = ("higher", "replay", "lowrank")
 POLICIES = ("bptt", "t-bptt", "fixed", "forward", "rat-bptt", "at-bptt", "at-bptt-positions", "at-bptt-windows")
 AUTOMATIC = POLICIES[5:]
 RESIZING = ("at-bptt", "at-bptt-windows")  # those that read the window radius
 PATIENCE = re.compile(r"\d+(\.\d+)?[TE]|[1-9]\d*")  # a fraction of T or of all epochs, or whole epochs
 AUGMENTATIONS = ", ".join(OPERATIONS)
+
+
+_ENGINE_LOWRANK: dict[str, Any] = {"read_by": "--engine lowrank", "reads": lambda config: config.engine == "lowrank"}
 
 
 def _policy_in(*names: str) -> dict[str, Any]:
@@ -173,8 +179,35 @@ class Config:
     # Meta-gradient
     engine: str = _flag("auto", "meta-gradient",
         "how the window is differentiated: higher (graph of the whole window; the reference), replay (the same "
-        "gradient, one step at a time, in a fraction of the memory), or auto (replay)",
-        choices=("auto", "higher", "replay"))
+        "gradient, one step at a time, in a fraction of the memory), lowrank (replay with low-rank Hessians, the "
+        "paper's approximation), or auto (replay)", choices=("auto", *ENGINES))
+    meta_batch: int = _flag(1, "meta-gradient",
+        "inner networks per outer step, whose meta-gradients are averaged; on CUDA all of them share each kernel",
+        minimum=1, metavar="NETWORKS")
+    chunk: int | None = _flag(None, "meta-gradient",
+        f"images differentiated at a time; fewer need less memory (default: {CHUNK['cpu']} on a CPU, "
+        f"{CHUNK['cuda']} on CUDA)", kind=int, minimum=1, metavar="IMAGES", resume="free")
+    precision: str = _flag("float32", "meta-gradient",
+        "of the inner network: float32; tf32 (CUDA); or bf16 from the inner step on at which it is safe",
+        choices=PRECISIONS)
+    channels_last: bool = _flag(False, "meta-gradient", "store images and activations channels-last", resume="free")
+    accelerate: str = _flag("auto", "meta-gradient",
+        "compile (torch.compile), graphs (CUDA graphs), both, none, or auto (CUDA: graphs; CPU: compile where a run is "
+        "long enough to gain by it)", choices=("auto", "none", "compile", "graphs", "both"), resume="free")
+    lowrank_rank: int = _flag(32, "meta-gradient", "rank of the factors; 0 leaves the Hessian out", minimum=0,
+        metavar="K", **_ENGINE_LOWRANK)
+    lowrank_oversampling: int = _flag(4, "meta-gradient", "extra random samples per factorisation", minimum=0,
+        metavar="SAMPLES", **_ENGINE_LOWRANK)
+    lowrank_power_iters: int = _flag(2, "meta-gradient", "power iterations per factorisation", minimum=0,
+        metavar="N", **_ENGINE_LOWRANK)
+    lowrank_refresh: int = _flag(1, "meta-gradient",
+        "inner steps that share one factorisation; 0: all steps of a window", minimum=0, metavar="STEPS",
+        **_ENGINE_LOWRANK)
+    lowrank_metric: str = _flag("plain", "meta-gradient",
+        "factorise the Hessian H (plain), or D^1/2 H D^1/2 with D the inner optimiser's diagonal step (adam)",
+        choices=("plain", "adam"), **_ENGINE_LOWRANK)
+    lowrank_cotangent: bool = _flag(False, "meta-gradient",
+        "keep the vector to be multiplied, and its product, among the factors", **_ENGINE_LOWRANK)
 
     # Outer loop
     epochs: int = _flag(100, "outer loop", "passes over the real training set", aliases=("--epoch",), minimum=1,
@@ -273,6 +306,12 @@ class Config:
     def engine_name(self) -> str:
         """The engine that --engine stands for."""
         return "replay" if self.engine == "auto" else self.engine
+
+    @property
+    def lowrank(self) -> Recipe:
+        """How ``--engine lowrank`` approximates Hessians."""
+        return Recipe(self.lowrank_rank, self.lowrank_oversampling, self.lowrank_power_iters, self.lowrank_refresh,
+                      self.lowrank_metric, self.lowrank_cotangent)  # fmt: skip
 
     @property
     def folder(self) -> Path:

@@ -46,7 +46,7 @@ class Higher:
         loop: the inner loop; only its network and rule are used, in one chunk and full precision.
     """
 
-    batched = False
+    together = False
 
     def __init__(self, loop: InnerLoop) -> None:
         self.loop = loop
@@ -82,14 +82,11 @@ class Higher:
         return MetaGradient(loss.detach(), accuracy, grads, theta, Cost(len(plan), len(plan), 5 * len(plan), len(plan)))
 
 
-ENGINES = ("higher", "replay", "lowrank")
-
-
 def make_engine(name: str, loop: InnerLoop, recipe: Recipe | None = None) -> Engine:
     """The engine called ``name``; ``recipe`` is read by ``lowrank``."""
     if name == "lowrank":
         return LowRank(loop, recipe)
-    return {"higher": Higher, "replay": Replay}[name](loop)
+    return Higher(loop) if name == "higher" else Replay(loop)
 
 
 def outer_gradient(
@@ -113,7 +110,7 @@ def outer_gradient(
         real: the batch that judges all networks.
         mark: see ``Engine``; the first phase is the ``prefix``.
     """
-    if engine.batched and len(thetas) > 1:
+    if engine.together and len(thetas) > 1:
         return _outer_gradient(engine, torch.stack(list(thetas)), images, labels, Plan.side_by_side(plans), window,
                                real, mark)  # fmt: skip
     results = [
@@ -124,7 +121,14 @@ def outer_gradient(
 
 
 def _outer_gradient(
-    engine: Engine, theta: Tensor, images: Tensor, labels: Tensor, plan: Plan, window: Window, real: RealBatch, mark: Mark
+    engine: Engine,
+    theta: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    plan: Plan,
+    window: Window,
+    real: RealBatch,
+    mark: Mark,
 ) -> MetaGradient:
     prefix, inside = plan[: window.start], plan[window.start : window.start + window.length]
     state = engine.loop.train(State.fresh(theta), images, labels, prefix)

@@ -67,11 +67,11 @@ def no_mark(phase: str) -> None:
 class Engine(Protocol):
     """Differentiates the real loss through ``len(plan)`` inner steps.
 
-    ``loop`` takes the steps. ``batched`` says whether several networks can be differentiated at once.
+    ``loop`` takes the steps. ``together`` says whether several networks are to be differentiated at once.
     """
 
     loop: InnerLoop
-    batched: bool
+    together: bool
 
     def __call__(
         self, state: State, images: Tensor, labels: Tensor, plan: Plan, real: RealBatch, mark: Mark = no_mark
@@ -88,6 +88,16 @@ class Engine(Protocol):
         """
 
 
+def segment(length: int) -> int:
+    """Steps between two kept states with which ``Replay`` keeps the fewest vectors: the square root, rounded up."""
+    return math.isqrt(length - 1) + 1
+
+
+def kept_vectors(length: int, every: int) -> int:
+    """The most vectors (P,) that ``Replay`` keeps: a gradient for each step, kept states, and one segment's states."""
+    return length + 3 * (-(-length // every) + min(every, length))
+
+
 class Replay:
     """Exact, with the memory of one inner step: keep vectors, then walk back and run one step at a time again.
 
@@ -100,10 +110,9 @@ class Replay:
         every: steps of a segment; by default the square root of the window's length, which keeps the fewest vectors.
     """
 
-    batched = True
-
     def __init__(self, loop: InnerLoop, every: int | None = None) -> None:
         self.loop, self.every = loop, every
+        self.together = loop.execution.together
 
     def __call__(
         self, state: State, images: Tensor, labels: Tensor, plan: Plan, real: RealBatch, mark: Mark = no_mark
@@ -111,7 +120,7 @@ class Replay:
         """See ``Engine``."""
         learn_labels = labels.requires_grad
         images, labels = images.detach(), labels.detach()
-        every = self.every or math.isqrt(len(plan) - 1) + 1
+        every = self.every or segment(len(plan))
         kept: list[State] = []
         gradients: list[Tensor] = []
         for t in range(len(plan)):
@@ -119,7 +128,7 @@ class Replay:
                 kept.append(state)
             state, gradient = self.loop.step(state, images, labels, plan, t)
             gradients.append(gradient)
-        vectors = len(plan) + 3 * (len(kept) + min(every, len(plan)))
+        vectors = kept_vectors(len(plan), every)
         mark("window")
 
         loss, accuracy, u = self.loop.judge(state, real.images, real.labels, real.draw)
@@ -162,10 +171,9 @@ class LowRank(Replay):
         recipe: of the factors.
     """
 
-    batched = False
-
     def __init__(self, loop: InnerLoop, recipe: Recipe | None = None) -> None:
         super().__init__(loop)
+        self.together = False
         self.recipe = recipe or Recipe()
 
     def _step_back(self, learn_labels: bool) -> Callable[..., tuple[State, Tensor, Any]]:
@@ -175,7 +183,14 @@ class LowRank(Replay):
 
         @torch.no_grad()
         def step_back(
-            cotangent: State, old: State, new: State, gradient: Tensor, images: Tensor, labels: Tensor, plan: Plan, t: int
+            cotangent: State,
+            old: State,
+            new: State,
+            gradient: Tensor,
+            images: Tensor,
+            labels: Tensor,
+            plan: Plan,
+            t: int,
         ) -> tuple[State, Tensor, Tensor | None]:
             nonlocal factors, used
             before, w = loop.rule.pullback(cotangent, new, gradient)

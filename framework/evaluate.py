@@ -11,7 +11,7 @@ from torch import Tensor
 
 from framework.config import UserError
 from framework.data import RealData, Split
-from framework.inner import InnerLoop, Optimizer, State
+from framework.inner import InnerLoop, State
 from framework.networks import FlatNetwork
 from framework.rng import generator
 from framework.synthetic import ClassSampler, Plan, UniformSampler, one_hot_labels
@@ -121,16 +121,19 @@ class Evaluator:
     """Trains fresh networks with the inner loop's own optimiser and scores them.
 
     Args:
-        network: the architecture.
-        rule: the inner optimiser.
+        loop: the architecture and the inner optimiser.
         seed: of every random choice, together with each call's ``key``.
         tick: called with the number of inner steps just taken; may raise to stop.
     """
 
-    network: FlatNetwork
-    rule: Optimizer
+    loop: InnerLoop
     seed: int
     tick: Callable[[int], None] = lambda steps: None
+
+    @property
+    def network(self) -> FlatNetwork:
+        """The architecture."""
+        return self.loop.network
 
     def thetas(self, data: TrainingSet, lengths: tuple[int, ...], *key: str | int) -> Iterator[Tensor]:
         """One fresh network after each of ``lengths`` (increasing) steps on ``data``.
@@ -138,7 +141,6 @@ class Evaluator:
         Parameters, with running statistics after them where there is batch norm: (P + R,).
         """
         gen = generator(self.seed, "evaluation", *key)
-        loop = InnerLoop(self.network, self.rule)
         state = State.fresh(self.network.init(gen))
         statistics = self.network.fresh_statistics()
         plan = data.sampler.plan(0, gen)
@@ -149,7 +151,7 @@ class Evaluator:
                     plan = data.sampler.plan(_CHUNK, gen).to(self.network.device)
                 steps = min(len(plan), length - state.t)
                 with self.network.tracking(statistics):
-                    state = loop.train(state, data.images, data.labels, plan[:steps])
+                    state = self.loop.train(state, data.images, data.labels, plan[:steps])
                 plan = plan[steps:]
                 self.tick(steps)
             yield torch.cat([state.theta, statistics])

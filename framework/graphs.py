@@ -41,7 +41,7 @@ class Captured:
 
     def __init__(self, function: Callable[..., Any], record: Callable[[Call], Recording] = record) -> None:
         self.function, self.record = function, record
-        self._captures: dict[object, tuple[list[Tensor], Recording]] = {}
+        self._captures: dict[object, tuple[list[Any], Recording]] = {}
 
     def __call__(self, *arguments: Any) -> Any:
         """The function's result, in tensors of its own."""
@@ -49,14 +49,14 @@ class Captured:
         device = next(leaf.device for leaf in leaves if isinstance(leaf, Tensor))
         key = (structure, *((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves))
         if key not in self._captures:
-            static = [self._buffer(leaf, device) for leaf in leaves]
+            static = [None if leaf is None else self._buffer(leaf, device) for leaf in leaves]
             inputs = pytree.tree_unflatten(static, structure)
             self._captures[key] = (static, self.record(lambda: self.function(*inputs)))
         static, (replay, result) = self._captures[key]
         for buffer, leaf in zip(static, leaves, strict=True):
             if isinstance(leaf, Tensor):
                 buffer.copy_(leaf.detach())
-            else:
+            elif leaf is not None:
                 buffer.fill_(leaf)
         replay()
         return pytree.tree_map_only(Tensor, torch.clone, result)

@@ -76,7 +76,8 @@ class Adam:
     def step_sizes(self, new: State) -> Tensor:
         """D (P,): how far a unit of the first moment moved each parameter in the step that made ``new``."""
         denominator = new.v.sqrt() / (1 - self.beta2**new.t) ** 0.5 + self.eps
-        return self.lr / (1 - self.beta1**new.t) / denominator
+        sizes: Tensor = self.lr / (1 - self.beta1**new.t) / denominator
+        return sizes
 
     def pullback(self, cotangent: State, new: State, grad: Tensor) -> tuple[State, Tensor]:
         """The vector-Jacobian product of ``step``.
@@ -160,6 +161,12 @@ class InnerLoop:
             for low in precisions
             for learnt in (False, True)
         }
+
+    def for_evaluation(self) -> "InnerLoop":
+        """A loop for judging a set: in float32, and step by step where running statistics must be kept."""
+        if self.network.per_sample and self.execution.precision != "bf16":
+            return self
+        return InnerLoop(self.network, self.rule, replace(self.execution, precision="float32", graphs=False))
 
     @torch.no_grad()
     def step(self, state: State, images: Tensor, labels: Tensor, plan: Plan, t: int) -> tuple[State, Tensor]:
@@ -249,7 +256,8 @@ class InnerLoop:
         # Back through the augmentation, which is linear in images and labels.
         if mixed_y is None:
             return product, torch.autograd.grad(augmented, x, mixed_x)[0], None
-        return product, *torch.autograd.grad([augmented, targets], [x, y], [mixed_x, mixed_y])
+        dx, dy = torch.autograd.grad([augmented, targets], [x, y], [mixed_x, mixed_y])
+        return product, dx, dy
 
     # ---- what is captured: pure functions of tensors, of the step count too ---------------------------
 
@@ -267,9 +275,12 @@ class InnerLoop:
         before, w = self.rule.pullback(cotangent, new, gradient)
         x, y = images[indices], labels[indices]
         product, dx, dy = self.second_order(old.theta, w, x, y, draw, learn_labels, low)
+        assert product is not None
         return replace(before, theta=before.theta + product), dx, dy
 
-    def _judge_at(self, low: bool, theta: Tensor, images: Tensor, labels: Tensor, draw: Draw) -> tuple[Tensor, ...]:
+    def _judge_at(
+        self, low: bool, theta: Tensor, images: Tensor, labels: Tensor, draw: Draw
+    ) -> tuple[Tensor, Tensor, Tensor]:
         x, y = apply(images, labels, draw)
         if theta.dim() == 2:
             x, y = x.expand(len(theta), *x.shape), y.expand(len(theta), *y.shape)

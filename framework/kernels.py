@@ -19,6 +19,7 @@ from torch import Tensor
 
 from framework.networks import FlatNetwork
 
+Function = Callable[..., tuple[Tensor, ...]]
 CHUNK = {"cpu": 25, "cuda": 512}  # images differentiated at a time, by device
 PRECISIONS = ("float32", "tf32", "bf16")
 
@@ -33,6 +34,7 @@ class Execution:
         channels_last: memory format of images and activations.
         compile: pass each chunk's derivatives through ``torch.compile``.
         graphs: replay whole inner steps as CUDA graphs.
+        together: let several networks of an outer step share each call, instead of taking one after the other.
         forward_over_reverse: take second derivatives by a forward sweep over the gradient instead of a reverse one.
     """
 
@@ -41,11 +43,12 @@ class Execution:
     channels_last: bool = False
     compile: bool = False
     graphs: bool = False
+    together: bool = False
     forward_over_reverse: bool = False
 
     def __str__(self) -> str:
         parts = [f"chunks of {self.chunk} images", self.precision]
-        parts += [name for name in ("channels_last", "compile", "graphs") if getattr(self, name)]
+        parts += [name for name in ("channels_last", "compile", "graphs", "together") if getattr(self, name)]
         return ", ".join(parts)
 
 
@@ -66,9 +69,9 @@ class Compiled:
     does not support differentiating twice.
     """
 
-    def __init__(self, function: Callable[..., tuple[Tensor, ...]]) -> None:
+    def __init__(self, function: Function) -> None:
         self.function = function
-        self._programs: dict[object, Callable[..., tuple[Tensor, ...]]] = {}
+        self._programs: dict[object, Function] = {}
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The function's outputs, without history."""
@@ -92,7 +95,7 @@ class Kernels:
 
     def __init__(self, network: FlatNetwork, execution: Execution) -> None:
         self.network, self.execution = network, execution
-        prepare = Compiled if execution.compile else lambda function: function
+        prepare: Callable[[Function], Function] = Compiled if execution.compile else lambda function: function
         products = self._forward_products if execution.forward_over_reverse else self._reverse_products
         self._first = {low: prepare(self._with(self._sums, low)) for low in (False, True)}
         flags = (False, True)
@@ -101,7 +104,9 @@ class Kernels:
             for low, *towards in itertools.product(flags, flags, flags)
         }
 
-    def gradient(self, theta: Tensor, images: Tensor, labels: Tensor, low: bool = False) -> tuple[Tensor, ...]:
+    def gradient(
+        self, theta: Tensor, images: Tensor, labels: Tensor, low: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Mean loss, accuracy (a fraction) and the loss's gradient; detached.
 
         Args:
@@ -117,7 +122,8 @@ class Kernels:
         for x, y in self._chunks(images, labels):
             sums = self._first[low](theta, x, y)
             totals = [total + part for total, part in zip(totals, sums, strict=True)] if totals else list(sums)
-        return tuple(total / labels.shape[-2] for total in totals)
+        loss, correct, gradient = (total / labels.shape[-2] for total in totals)
+        return loss, correct, gradient
 
     def products(
         self, theta: Tensor, images: Tensor, labels: Tensor, w: Tensor, learn_labels: bool, low: bool = False,
@@ -164,7 +170,7 @@ class Kernels:
             images, labels = F.pad(images, (0,) * 7 + (missing,)), F.pad(labels, (0, 0, 0, missing))
         return zip(images.split(size, -4), labels.split(size, -2), strict=True)
 
-    def _with(self, function: Callable[..., tuple[Tensor, ...]], low: bool, *fixed: bool) -> Callable[..., object]:
+    def _with(self, function: Function, low: bool, *fixed: bool) -> Function:
         """``function`` with its last arguments fixed, in the low precision if there is one and it is asked for."""
         bf16 = low and self.execution.precision == "bf16"
 

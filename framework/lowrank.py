@@ -21,7 +21,8 @@ class Recipe:
         oversampling: s.
         power_iterations: q.
         refresh: window steps that share one factorisation; 0: all of them.
-        metric: factorise H itself (``plain``), or D^1/2 H D^1/2 (``adam``), D being the inner optimiser's diagonal step.
+        metric: factorise H itself (``plain``), or D^1/2 H D^1/2 (``adam``), with D the inner optimiser's
+            diagonal step.
         cotangent: sample H's action on the vector it will be applied to, too, and keep both directions.
     """
 
@@ -34,7 +35,7 @@ class Recipe:
 
     def products(self) -> int:
         """Hessian-vector products of one factorisation."""
-        return (self.rank + self.oversampling) * (self.power_iterations + 2) + self.cotangent
+        return (self.rank + self.oversampling) * (self.power_iterations + 2) + 3 * self.cotangent
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,7 @@ def prefix(p: Problem, rule: Optimizer, window: Window) -> State:
 
 
 def gradient(p: Problem, rule: Optimizer, window: Window) -> MetaGradient:
-    return outer_gradient(
-        Higher(InnerLoop(p.network, rule)), [p.theta], p.images, p.labels, [p.plan], window, p.real
-    )
+    return outer_gradient(Higher(InnerLoop(p.network, rule)), [p.theta], p.images, p.labels, [p.plan], window, p.real)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)

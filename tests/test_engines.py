@@ -101,7 +101,7 @@ def test_several_networks_at_once_are_the_mean_of_each_alone(rule: Optimizer, st
     others = [make_problem(7, strategy, compose=True, seed=seed) for seed in (1, 2)]
     thetas, plans = [q.theta for q in (p, *others)], [q.plan for q in (p, *others)]
     window = Window(2, 5)
-    loop = InnerLoop(p.network, rule, Execution(chunk=2))
+    loop = InnerLoop(p.network, rule, Execution(chunk=2, together=True))
     batched = outer_gradient(Replay(loop), thetas, p.images, p.labels, plans, window, p.real)
     alone = [
         outer_gradient(Higher(loop), [theta], p.images, p.labels, [plan], window, p.real)

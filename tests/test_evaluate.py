@@ -27,7 +27,7 @@ from framework.evaluate import (
     random_real,
     score,
 )
-from framework.inner import Adam
+from framework.inner import Adam, InnerLoop
 from framework.networks import FlatNetwork, build
 from framework.rng import generator
 from framework.synthetic import ClassSampler, UniformSampler, noise_images, one_hot_labels
@@ -186,7 +186,7 @@ def real_split(seed: int = 0, count: int = 30) -> Split:
 
 
 def evaluator(seed: int = 0, **others: Callable[[int], None]) -> Evaluator:
-    return Evaluator(network(), Adam(0.01), seed, **others)
+    return Evaluator(InnerLoop(network(), Adam(0.01)), seed, **others)
 
 
 def thetas(key: str | int, *, lengths: tuple[int, ...] = (3, 8), seed: int = 0) -> Tensor:
@@ -305,7 +305,7 @@ def test_batch_norm_is_trained_on_batch_statistics_and_scored_on_running_ones() 
     nn.utils.vector_to_parameters(flat.init(gen), reference.parameters())
     plan = data.sampler.plan(50, gen)  # evaluation draws fifty steps at a time
     optimizer = torch.optim.Adam(reference.parameters(), 1e-2)
-    judge = Evaluator(flat, Adam(1e-2), 0)
+    judge = Evaluator(InnerLoop(flat, Adam(1e-2)), 0)
     found = judge.evaluate(data, (3, 8), split, "a")
     kept = list(judge.thetas(data, (3, 8), "a"))
     for t in range(8):

@@ -14,9 +14,8 @@ from torch import nn
 
 from framework import preview as module
 from framework.config import DEFAULTS, FLAGS, UserError, parse
-from framework.engines import CHUNK
-from framework.networks import build
-from framework.preview import activation_floats, preview, window_bytes
+from framework.networks import activation_floats, build
+from framework.preview import preview, window_bytes
 from main import main
 
 MISSING = "/there/is/no/such/folder"
@@ -141,7 +140,7 @@ def test_the_graph_of_the_window_grows_with_its_length_and_the_batch(length: int
     network = meta("convnet", 3, 32, 10, 16)
 
     def bytes_for(length: int, batch: int) -> float:
-        return window_bytes("higher", network, 3, 32, length, batch)
+        return window_bytes("higher", network, 3, 32, length, batch, chunk=25)
 
     assert bytes_for(length, batch) == pytest.approx(length * bytes_for(1, batch))
     assert bytes_for(1, batch) - bytes_for(1, 0) == pytest.approx(batch * (bytes_for(1, 1) - bytes_for(1, 0)))
@@ -150,14 +149,18 @@ def test_the_graph_of_the_window_grows_with_its_length_and_the_batch(length: int
     assert bytes_for(1, 0) >= 4 * sum(parameter.numel() for parameter in network.parameters())
 
 
+CHUNK = 25
+
+
 def test_replay_keeps_vectors_for_every_step_and_activations_for_one_chunk() -> None:
     network = meta("convnet", 3, 32, 10, 16)
     parameters = sum(parameter.numel() for parameter in network.parameters())
 
     def bytes_for(length: int, batch: int) -> float:
-        return window_bytes("replay", network, 3, 32, length, batch)
+        return window_bytes("replay", network, 3, 32, length, batch, CHUNK)
 
-    assert bytes_for(20, 10) - bytes_for(10, 10) == pytest.approx(4 * 4 * parameters * 10)
+    # A gradient for each step; states of three vectors: 5 kept and 5 of a segment, against 3 (of up to 4 steps) and 4.
+    assert bytes_for(20, 10) - bytes_for(10, 10) == pytest.approx(4 * parameters * (10 + 3 * ((4 + 5) - (3 + 4))))
     assert bytes_for(10, 20) > bytes_for(10, 10)
     assert bytes_for(10, CHUNK) == bytes_for(10, 100 * CHUNK)
 

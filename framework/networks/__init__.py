@@ -6,6 +6,6 @@ parameters of a new random network with one call, from an explicit generator.
 
 from framework.networks.flat import FlatNetwork
 from framework.networks.layers import ACTIVATIONS, NORMS, POOLS
-from framework.networks.registry import ARCHITECTURES, build
+from framework.networks.registry import ARCHITECTURES, activation_floats, build
 
-__all__ = ["ACTIVATIONS", "ARCHITECTURES", "NORMS", "POOLS", "FlatNetwork", "build"]
+__all__ = ["ACTIVATIONS", "ARCHITECTURES", "NORMS", "POOLS", "FlatNetwork", "activation_floats", "build"]

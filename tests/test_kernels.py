@@ -1,0 +1,200 @@
+"""First and second derivatives of a batch, however they are carried out, against plain autograd in float64."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from problems import CPU, make_problem, relative_error
+from torch import Tensor
+
+from framework.distill_higher import Higher, outer_gradient
+from framework.engines import Replay
+from framework.graphs import Captured
+from framework.inner import SGD, Adam, InnerLoop, State
+from framework.kernels import Execution, Kernels, has_compiler
+from framework.networks import FlatNetwork, build
+from framework.rng import generator
+from framework.truncation import Window
+
+needs_compiler = pytest.mark.skipif(not has_compiler(CPU), reason="torch.compile needs a C++ compiler")
+
+
+def batch(size: int, dtype: torch.dtype = torch.float64) -> tuple[FlatNetwork, Tensor, Tensor, Tensor, Tensor]:
+    """A small network, its parameters, images, soft labels and a direction."""
+    gen = generator(0, "kernels")
+    network = FlatNetwork(build("convnet", 2, 8, 3, width=4, depth=1), CPU, dtype)
+    images = torch.randn(size, 2, 8, 8, generator=gen, dtype=dtype)
+    labels = torch.rand(size, 3, generator=gen, dtype=dtype)
+    theta = network.init(gen)
+    return network, theta, images, labels, torch.randn(theta.shape, generator=gen, dtype=dtype)
+
+
+def loss(network: FlatNetwork, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(network(theta, images), labels)
+
+
+EXECUTIONS = [
+    Execution(chunk=100),
+    Execution(chunk=3),
+    Execution(chunk=1),
+    Execution(chunk=3, channels_last=True),
+    Execution(chunk=3, forward_over_reverse=True),
+    pytest.param(Execution(chunk=3, compile=True), marks=needs_compiler),  # 7 images: the last chunk is filled up
+]
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS, ids=str)
+def test_derivatives_equal_plain_autograd(execution: Execution) -> None:
+    network, theta, images, labels, w = batch(7)
+    kernels = Kernels(network, execution)
+    inputs = [theta.clone().requires_grad_(), images.clone().requires_grad_(), labels.clone().requires_grad_()]
+    expected_loss = loss(network, *inputs)
+    (expected,) = torch.autograd.grad(expected_loss, inputs[0], create_graph=True)
+    second = torch.autograd.grad(expected, inputs, w)
+
+    value, accuracy, gradient = kernels.gradient(theta, images, labels)
+    assert float(value) == pytest.approx(expected_loss.item(), rel=1e-12)
+    assert float(accuracy) == pytest.approx(
+        float((network(theta, images).argmax(1) == labels.argmax(1)).double().mean()), abs=1e-12
+    )
+    assert relative_error(gradient, expected.detach()) < 1e-12
+
+    products = kernels.products(theta, images, labels, w, learn_labels=True)
+    for product, reference in zip(products, second, strict=True):
+        assert product is not None
+        assert product.shape == reference.shape
+        assert relative_error(product, reference) < 1e-12
+    for result in (value, gradient, products[0], products[1]):
+        assert result is not None
+        assert not result.requires_grad
+
+
+def test_what_is_not_wanted_is_not_returned() -> None:
+    network, theta, images, labels, w = batch(5)
+    kernels = Kernels(network, Execution(chunk=2))
+    product, mixed, towards_labels = kernels.products(theta, images, labels, w, learn_labels=False)
+    assert product is not None
+    assert towards_labels is None
+    without = kernels.products(theta, images, labels, w, learn_labels=False, hessian=False)
+    assert without[0] is None
+    assert relative_error(without[1], mixed) < 1e-14
+
+
+def test_hessian_products_of_many_vectors_equal_one_by_one() -> None:
+    network, theta, images, labels, _ = batch(5)
+    kernels = Kernels(network, Execution(chunk=2))
+    vectors = torch.randn(4, network.size, generator=generator(1, "vectors"), dtype=torch.float64)
+    together = kernels.hessian_products(theta, images, labels, vectors)
+    for v, product in zip(vectors, together, strict=True):
+        (alone, *_) = kernels.products(theta, images, labels, v, learn_labels=False)
+        assert alone is not None
+        assert relative_error(product, alone) < 1e-12
+
+
+def test_batch_normalised_batches_stay_whole() -> None:
+    gen = generator(0, "batch norm")
+    network = FlatNetwork(build("convnet", 2, 8, 3, width=4, depth=1, norm="batch"), CPU, torch.float64)
+    theta, labels = network.init(gen), torch.rand(6, 3, generator=gen, dtype=torch.float64)
+    images = torch.randn(6, 2, 8, 8, generator=gen, dtype=torch.float64)
+    leaf = theta.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(network, leaf, images, labels), leaf)
+    assert relative_error(Kernels(network, Execution(chunk=2)).gradient(theta, images, labels)[2], expected) < 1e-12
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_bfloat16_is_used_in_low_steps_only_and_is_close(precision: str) -> None:
+    network, theta, images, labels, w = batch(8, torch.float32)
+    kernels = Kernels(network, Execution(precision=precision))
+    full, low = (kernels.gradient(theta, images, labels, low)[2] for low in (False, True))
+    assert torch.equal(full, low) is (precision == "float32")
+    assert F.cosine_similarity(full, low, 0) > 0.99
+    (h, *_), (h_low, *_) = (kernels.products(theta, images, labels, w, False, low) for low in (False, True))
+    assert h is not None and h_low is not None
+    assert h_low.dtype == torch.float32
+    assert F.cosine_similarity(h, h_low, 0) > 0.98
+
+
+@needs_compiler
+def test_a_compiled_meta_gradient_is_exact() -> None:
+    p = make_problem(6, "flip_rotate", width=2, depth=1, ipc=3, batch_per_class=2, soft=False)
+    compiled = Replay(InnerLoop(p.network, Adam(1e-2), Execution(chunk=6, compile=True)))
+    plain = Higher(InnerLoop(p.network, Adam(1e-2)))
+    results = [
+        outer_gradient(engine, [p.theta], p.images, p.labels, [p.plan], Window(2, 4), p.real)
+        for engine in (compiled, plain)
+    ]
+    assert relative_error(results[0].grads.images, results[1].grads.images) < 1e-9
+
+
+# ---- static buffers, with a stand-in for the GPU's graphs ------------------------------------------------
+
+
+def emulate(call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    """A recording that runs the call again and overwrites the same result, as a graph does."""
+    import torch.utils._pytree as pytree
+
+    result = call()
+
+    def replay() -> None:
+        for old, new in zip(pytree.tree_leaves(result), pytree.tree_leaves(call()), strict=True):
+            if old is not None:
+                old.copy_(new)
+
+    return replay, result
+
+
+def graphed(loop: InnerLoop) -> InnerLoop:
+    """``loop`` with every step replayed from static buffers."""
+    result = InnerLoop(loop.network, loop.rule, loop.execution)
+    object.__setattr__(result, "execution", Execution(chunk=loop.execution.chunk, together=loop.execution.together))
+    for table in (result._step, result._judge, result._back):
+        for key, function in table.items():
+            table[key] = Captured(function, emulate)
+    return result
+
+
+@pytest.mark.parametrize("rule", [Adam(1e-2), SGD(0.1)], ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("networks", [1, 2])
+@pytest.mark.parametrize("soft", [False, True])
+def test_steps_replayed_from_static_buffers_are_exact(rule: Adam | SGD, networks: int, soft: bool) -> None:
+    problems = [make_problem(9, "flip_rotate_mixup", compose=True, soft=soft, seed=seed) for seed in range(networks)]
+    p = problems[0]
+    loop = InnerLoop(p.network, rule, Execution(together=True))
+    thetas, plans = [q.theta for q in problems], [q.plan for q in problems]
+    for window in (Window(3, 6), Window(0, 4), Window(5, 2)):  # the same captures serve them all
+        expected = outer_gradient(Higher(loop), thetas, p.images, p.labels, plans, window, p.real)
+        result = outer_gradient(Replay(graphed(loop)), thetas, p.images, p.labels, plans, window, p.real)
+        assert relative_error(result.grads.images, expected.grads.images) < 1e-9
+        assert float(result.loss) == pytest.approx(float(expected.loss), rel=1e-12)
+        if soft:
+            assert result.grads.labels is not None and expected.grads.labels is not None
+            assert relative_error(result.grads.labels, expected.grads.labels) < 1e-9
+
+
+def test_a_capture_is_made_once_for_each_shape() -> None:
+    made = []
+
+    def count(call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        made.append(1)
+        return emulate(call)
+
+    p = make_problem(8)
+    loop = InnerLoop(p.network, Adam(1e-2))
+    loop._step = {low: Captured(function, count) for low, function in loop._step.items()}
+    state = loop.train(State.fresh(p.theta), p.images, p.labels, p.plan)
+    assert len(made) == 1
+    plain = InnerLoop(p.network, Adam(1e-2)).train(State.fresh(p.theta), p.images, p.labels, p.plan)
+    assert relative_error(state.theta, plain.theta) < 1e-12
+    assert state.t == plain.t == 8
+    loop.train(State.fresh(p.theta), p.images, p.labels, make_problem(3, batch_per_class=2).plan)
+    assert len(made) == 2
+
+
+def test_a_capture_keeps_nothing_of_its_callers() -> None:
+    doubled = Captured(lambda x, y: (2 * x, None if y is None else x + y), emulate)
+    first, second = torch.ones(3), torch.full((3,), 5.0)
+    results = [doubled(first, None)[0], doubled(second, None)[0], doubled(second, first)[1]]
+    first.zero_()
+    assert [result.tolist() for result in results] == [[2.0] * 3, [10.0] * 3, [6.0] * 3]

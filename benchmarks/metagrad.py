@@ -1,67 +1,121 @@
-"""Meta-gradient engines side by side: time, memory, error.
+"""Meta-gradient engines side by side: time by phase, memory, error.
 
-    python benchmarks/metagrad.py --out DIR [--images 10 100] [--windows 20 60] [--minutes 5]
+    python benchmarks/metagrad.py --out DIR [--images 10 100] [--windows 20 60] [--variants ...] [--minutes 5]
 
-Every engine computes the same meta-gradient of the same problem (ConvNet-3 on 3x32x32 images of ten classes, Adam, a
-window that starts after 20 steps). Times are interleaved medians after a warm-up, in one process; memory is each
-engine's own additional peak, in a process of its own; the error is that of the images' gradient against the reference
-engine in float64. Ratios are to ``higher``. Writes DIR/metagrad.json and DIR/metagrad.md.
+Every variant takes the same outer step: ConvNet-3 of ``--width`` on 3x32x32 images of ten classes, Adam, a prefix of 20
+steps, the window, a real batch. Ratios refer to ``ancestor``, the public code's way (benchmarks/ancestor.py);
+``higher`` is our engine of that name, on planned batches. Times are medians of runs in turn (A B C A B C ...) after a
+warm-up, in one process; memory is each variant's own additional peak, in a process of its own; the error is the images'
+gradient's against float64. Writes DIR/metagrad.json and DIR/metagrad.md; ``--plot FILE`` draws the growth of time and
+memory from such a JSON.
 """
 
 import argparse
 import gc
 import json
+import math
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from ancestor import outer_step
 from torch import Tensor
 
-from framework import inner
 from framework.augment import Augmentation
-from framework.distill_higher import ENGINES
+from framework.distill_higher import Higher, outer_gradient
 from framework.distributed import resolve_device
-from framework.engines import MetaGradient, RealBatch
-from framework.inner import Adam, State
+from framework.engines import Engine, LowRank, Mark, RealBatch, Replay, no_mark
+from framework.execution import set_device_precision
+from framework.inner import Adam, InnerLoop
+from framework.kernels import CHUNK, Execution
+from framework.lowrank import Recipe
 from framework.networks import FlatNetwork, build
-from framework.report import peak_memory_mb
+from framework.preview import window_bytes
+from framework.report import environment
 from framework.rng import generator
 from framework.synthetic import ClassSampler, Plan, noise_images, one_hot_labels
+from framework.truncation import Window
 
+Runner = Callable[[int, Mark], Tensor]
+WARM_UP = 2  # window of the run that loads libraries, compiles and captures
 PREFIX = 20
 RULE = Adam(1e-3)
+PHASES = ("prefix", "window", "real", "backward")
+ANCESTORS = ("ancestor", "ancestor+rebuild")
+ENGINES: dict[str, Callable[[FlatNetwork, Execution], Engine]] = {
+    "higher": lambda network, how: Higher(InnerLoop(network, RULE, how)),
+    "replay": lambda network, how: Replay(InnerLoop(network, RULE, how)),
+    "replay, whole batches": lambda network, how: Replay(InnerLoop(network, RULE, replace(how, chunk=10**6))),
+    "replay, forward over reverse": lambda network, how: Replay(
+        InnerLoop(network, RULE, replace(how, forward_over_reverse=True))
+    ),
+    "replay, compile": lambda network, how: Replay(InnerLoop(network, RULE, replace(how, compile=True))),
+    "replay, compile, bf16": lambda network, how: Replay(
+        InnerLoop(network, RULE, replace(how, compile=True, precision="bf16"))
+    ),
+    "replay, graphs": lambda network, how: Replay(InnerLoop(network, RULE, replace(how, graphs=True))),
+    "replay, graphs, tf32": lambda network, how: Replay(
+        InnerLoop(network, RULE, replace(how, graphs=True, precision="tf32"))
+    ),
+    "replay, graphs, bf16": lambda network, how: Replay(
+        InnerLoop(network, RULE, replace(how, graphs=True, precision="bf16"))
+    ),
+    "replay, graphs, bf16, channels last": lambda network, how: Replay(
+        InnerLoop(network, RULE, replace(how, graphs=True, precision="bf16", channels_last=True))
+    ),
+    "replay, graphs, compile": lambda network, how: Replay(
+        InnerLoop(network, RULE, replace(how, graphs=True, compile=True))
+    ),
+    "lowrank 8 per window": lambda network, how: LowRank(InnerLoop(network, RULE, how), Recipe(8, 8, 1, refresh=0)),
+}
+VARIANTS = (*ANCESTORS, *ENGINES)
+DEFAULTS = {
+    "cpu": [*ANCESTORS, "higher", "replay", "replay, compile", "replay, compile, bf16"],
+    "cuda": [*ANCESTORS, "higher", "replay", "replay, forward over reverse", "replay, graphs", "replay, graphs, tf32",
+             "replay, graphs, bf16", "replay, graphs, bf16, channels last"],
+}  # fmt: skip
 
 
 @dataclass
 class Problem:
-    """One meta-gradient to compute."""
+    """One outer step's ingredients."""
 
     network: FlatNetwork
-    state: State  # after PREFIX steps
+    theta: Tensor
     images: Tensor
     labels: Tensor
-    plan: Plan  # of the window
+    plan: Plan
     real: RealBatch
 
-    def solve(self, engine: str) -> MetaGradient:
-        """Run one engine."""
-        result = ENGINES[engine](self.network, RULE, self.state, self.images, self.labels, self.plan, self.real)
-        synchronise(self.network.device)
-        return result
+    def runner(self, variant: str) -> Runner:
+        """What takes the step with a window of so many steps, tells of its phases, and returns the images' gradient."""
+        device = self.network.device
+        if variant in ANCESTORS:
+            width = self.network.shapes[0][0]
+            classes = self.labels.argmax(1)
+            return lambda window, mark: outer_step(
+                lambda: build("convnet", 3, 32, 10, width=width), self.images, classes, self.real.images,
+                self.real.labels.argmax(1), num_classes=10, prefix=PREFIX, window=window, lr=RULE.lr,
+                rebuild="rebuild" in variant, mark=mark,
+            )  # fmt: skip
+        engine = ENGINES[variant](self.network, Execution(chunk=CHUNK.get(device.type, CHUNK["cpu"])))
 
+        def run(window: int, mark: Mark) -> Tensor:
+            set_device_precision(engine.loop.execution.precision)
+            result = outer_gradient(engine, [self.theta], self.images, self.labels, [self.plan], Window(PREFIX, window),
+                                    self.real, mark)  # fmt: skip
+            return result.grads.images
 
-def synchronise(device: torch.device) -> None:
-    """Wait for the device, so that a host clock means something."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        return run
 
 
 def make(images: int, window: int, real: int, width: int, device: torch.device, dtype: torch.dtype) -> Problem:
@@ -73,112 +127,223 @@ def make(images: int, window: int, real: int, width: int, device: torch.device, 
     plan = ClassSampler(10, ipc, 10, ipc, augmentation).plan(PREFIX + window, gen).to(device)
     synthetic = noise_images(10, ipc, (3, 32, 32), gen).to(device, dtype)
     labels = one_hot_labels(10, ipc).to(device, dtype)
-    real_images = torch.randn(real, 3, 32, 32, generator=gen).to(device, dtype)
-    real_labels = one_hot_labels(10, real // 10).to(device, dtype)
-    batch = RealBatch(real_images, real_labels, augmentation.draw(1, real, gen).at(0).to(device))
-    theta = network.init(gen)
-    state = inner.train(network, RULE, State.fresh(theta), synthetic, labels, plan[:PREFIX])
-    return Problem(network, state, synthetic, labels, plan[PREFIX:], batch)
+    batch = RealBatch(
+        torch.randn(real, 3, 32, 32, generator=gen).to(device, dtype),
+        one_hot_labels(10, real // 10).to(device, dtype),
+        augmentation.draw(1, real, gen).at(0).to(device),
+    )
+    return Problem(network, network.init(gen), synthetic, labels, plan, batch)
 
 
-def memory(engine: str, a: argparse.Namespace) -> None:
-    """Print the additional peak memory of one engine, in MiB; this process does nothing else."""
-    problem = make(a.images[0], a.windows[0], a.real, a.width, resolve_device(a.device), torch.float32)
-    if problem.network.device.type == "cuda":
+def timed(run: Runner, window: int, device: torch.device) -> tuple[dict[str, float], Tensor]:
+    """Seconds of each phase and in all, and the gradient."""
+    gc.collect()
+    seconds: dict[str, float] = {}
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    began = last = now()
+
+    def mark(phase: str) -> None:
+        nonlocal last
+        moment = now()
+        seconds[phase], last = moment - last, moment
+
+    gradient = run(window, mark)
+    seconds["all"] = now() - began
+    return seconds, gradient
+
+
+def free_mb(device: torch.device) -> float:
+    """MiB that are free now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 2**20
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 1024
+
+
+def needed_mb(images: int, window: int, width: int) -> float:
+    """MiB that a graph of the whole window needs, by the estimate of ``--dry_run``."""
+    with torch.device("meta"):
+        module = build("convnet", 3, 32, 10, width=width)
+    return window_bytes("higher", module, 3, 32, window, images, images) / 2**20
+
+
+def memory(variant: str, images: int, window: int, a: argparse.Namespace) -> float:
+    """The additional peak memory of one variant in MiB, measured in a process of its own."""
+    command = [sys.executable, __file__, "--memory", variant, "--images", str(images), "--windows", str(window)]
+    command += ["--real", str(a.real), "--widths", str(a.width), "--device", a.device]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def print_memory(variant: str, a: argparse.Namespace) -> None:
+    """Print by how many MiB one outer step's peak exceeds what the process holds after a short one."""
+    device = resolve_device(a.device)
+    run = make(a.images[0], a.windows[0], a.real, a.widths[0], device, torch.float32).runner(variant)
+    run(WARM_UP, no_mark)
+    gc.collect()
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    before = peak_memory_mb(problem.network.device)
-    problem.solve(engine)
-    print(peak_memory_mb(problem.network.device) - before)
+        before = torch.cuda.memory_allocated(device) / 2**20
+        run(a.windows[0], no_mark)
+        print(torch.cuda.max_memory_allocated(device) / 2**20 - before)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
+        before = resident_mb("VmRSS")
+        run(a.windows[0], no_mark)
+        print(resident_mb("VmHWM") - before)
+
+
+def resident_mb(key: str) -> float:
+    """This process's resident memory now (VmRSS) or at most (VmHWM), in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
 
 
 def case(images: int, window: int, a: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Time, memory and error of every engine on one problem."""
+    """Time, memory and error of every variant on one problem."""
     problem = make(images, window, a.real, a.width, device, torch.float32)
-    reference = make(images, window, a.real, a.width, device, torch.float64)
-    # The same start: float32's own rounding in the prefix is not the engines' error.
-    reference.state = State(*(v.double() for v in (problem.state.theta, problem.state.m, problem.state.v)), PREFIX)
-    exact = reference.solve("replay").grads.images
-    del reference
-    times: dict[str, list[float]] = {engine: [] for engine in ENGINES}
-    result: dict[str, Any] = {"images": images, "window": window, "engines": {}}
-    errors = {}
-    for repeat in range(a.repeats + 1):
-        for engine in ENGINES:
-            gc.collect()
-            started = time.perf_counter()
-            gradient = problem.solve(engine).grads.images
-            if repeat:  # the first is the warm-up
-                times[engine].append(time.perf_counter() - started)
-            errors[engine] = float((gradient.double() - exact).norm() / exact.norm())
-    started = time.perf_counter()
-    inner.train(problem.network, RULE, problem.state, problem.images, problem.labels, problem.plan)
-    synchronise(device)
-    result["undifferentiated seconds"] = time.perf_counter() - started
-    for engine in ENGINES:
-        command = [sys.executable, __file__, "--memory", engine, "--images", str(images), "--windows", str(window)]
-        command += ["--real", str(a.real), "--width", str(a.width), "--device", a.device]
-        peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        result["engines"][engine] = {
-            "seconds": statistics.median(times[engine]),
-            "all seconds": times[engine],
-            "peak MiB": float(peak),
-            "error": errors[engine],
-        }
-    return result
+    needed, free = needed_mb(images, window, a.width), free_mb(device)
+    entry: dict[str, Any] = {"images": images, "window": window, "real": a.real, "width": a.width,
+                             "parameters": problem.network.size, "variants": {}, "left out": {}}  # fmt: skip
+    runs = {}
+    for variant in a.variants or DEFAULTS[device.type]:
+        if (variant == "higher" or variant in ANCESTORS) and needed > 0.85 * free:
+            entry["left out"][variant] = f"needs about {needed / 1024:.0f} GiB, {free / 1024:.0f} are free"
+            continue
+        began = time.perf_counter()
+        runs[variant] = problem.runner(variant)
+        runs[variant](WARM_UP, no_mark)
+        entry["variants"][variant] = {"warm-up seconds": time.perf_counter() - began}
+    times: dict[str, list[dict[str, float]]] = {variant: [] for variant in runs}
+    gradients = {}
+    deadline = time.monotonic() + a.case_seconds
+    for _ in range(a.repeats):
+        for variant, run in runs.items():
+            seconds, gradients[variant] = timed(run, window, device)
+            times[variant].append(seconds)
+        if time.monotonic() > deadline:
+            break
+    exact = None
+    if images * window <= a.error_limit:
+        reference = make(images, window, a.real, a.width, device, torch.float64)
+        exact = reference.runner("replay")(window, no_mark)
+    for variant, measured in times.items():
+        result = entry["variants"][variant]
+        for phase in ("all", *PHASES):
+            result[phase] = statistics.median(m[phase] for m in measured)
+        result["runs"] = [m["all"] for m in measured]
+        if exact is not None and variant not in ANCESTORS:  # those draw batches of their own
+            g = gradients[variant].double()
+            result["relative error"] = float((g - exact).norm() / exact.norm())
+            result["cosine"] = float(torch.nn.functional.cosine_similarity(g.flatten(), exact.flatten(), 0))
+        if a.no_memory:
+            continue
+        result["peak MiB"] = memory(variant, images, window, a)
+    return entry
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown, with ratios to ``higher``."""
+    """Markdown, with ratios to the ancestors' way, or to the first variant where that was left out."""
     lines = [
-        "| images per step | window | engine | seconds | times faster | peak MiB | of higher's | error |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| images | window | variant | s | prefix | window | real | backward | faster | peak MiB | of it | error |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for entry in results["cases"]:
-        base = entry["engines"]["higher"]
-        for name, e in entry["engines"].items():
-            faster = base["seconds"] / e["seconds"]
-            lines.append(
-                f"| {entry['images']} | {entry['window']} | {name} | {e['seconds']:.3f} | {faster:.2f} "
-                f"| {e['peak MiB']:.0f} | {100 * e['peak MiB'] / base['peak MiB']:.1f} % | {e['error']:.1e} |"
-            )
-    lines += [
-        "",
-        f"{results['device']}, torch {results['torch']}, real batch {results['real']}, width {results['width']}.",
-    ]
+        base = entry["variants"].get(ANCESTORS[0])
+        for name, e in entry["variants"].items():
+            phases = " | ".join(f"{e[phase]:.2f}" for phase in PHASES)
+            faster = f"{base['all'] / e['all']:.2f}" if base else ""
+            peak = f"{e['peak MiB']:.0f}" if "peak MiB" in e else ""
+            share = f"{100 * e['peak MiB'] / base['peak MiB']:.1f} %" if base and "peak MiB" in e else ""
+            error = f"{e['relative error']:.0e}" if "relative error" in e else ""
+            lines.append(f"| {entry['images']} | {entry['window']} | {name} | {e['all']:.2f} | {phases} | {faster} "
+                         f"| {peak} | {share} | {error} |")  # fmt: skip
+        for name, why in entry["left out"].items():
+            lines.append(f"| {entry['images']} | {entry['window']} | {name} | {why} | | | | | | | | |")
+    place = ", ".join(str(results[key]) for key in ("device", "cpu", "threads", "torch", "python") if key in results)
+    lines += ["", f"{place}. Medians of {results['repeats']} runs in turn; real batch {results['real']}."]
     lines += [f"Not run for lack of time: {skipped}." for skipped in results["skipped"]]
     return "\n".join(lines)
+
+
+def plot(source: Path, target: Path) -> None:
+    """Time and memory against window, images and parameters, each over the others' smallest value, log-log."""
+    import matplotlib.pyplot as plt
+
+    cases = json.loads(source.read_text())["cases"]
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6.5), sharey="row", layout="constrained")
+    for column, key in enumerate(("window", "images", "parameters")):
+        others = [k for k in ("window", "images", "parameters") if k != key]
+        # The slice with the most points.
+        slices: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+        for entry in cases:
+            slices.setdefault(tuple(entry[k] for k in others), []).append(entry)
+        fixed, chosen = max(slices.items(), key=lambda item: (len(item[1]), [-v for v in item[0]]))
+        chosen.sort(key=lambda entry: entry[key])
+        for variant in ("ancestor", "higher", "replay", "replay, compile", "replay, graphs"):
+            for row, quantity in enumerate(("all", "peak MiB")):
+                points = [(e[key], e["variants"][variant][quantity]) for e in chosen
+                          if quantity in e["variants"].get(variant, {})]  # fmt: skip
+                if points:
+                    axes[row, column].loglog(*zip(*points, strict=True), "o-", label=variant)
+        axes[0, column].set_title(", ".join(f"{k} {v:,}" for k, v in zip(others, fixed, strict=True)), fontsize=10)
+        axes[1, column].set_xlabel({"window": "window (inner steps)", "images": "images per step"}.get(key, key))
+    axes[0, 0].set_ylabel("seconds per outer step")
+    axes[1, 0].set_ylabel("additional peak memory (MiB)")
+    axes[0, 0].legend()
+    figure.savefig(target, dpi=110)
 
 
 def main() -> None:
     """Run the cases that fit into the time, smallest first."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--name", default="metagrad", help="of the files")
     parser.add_argument("--images", type=int, nargs="+", default=[10, 100], help="synthetic images per step")
     parser.add_argument("--windows", type=int, nargs="+", default=[20, 60])
+    parser.add_argument("--widths", type=int, nargs="+", default=[128], help="of the ConvNet; further ones only with "
+                        "the fewest images and the shortest window")  # fmt: skip
+    parser.add_argument("--cases", nargs="+", metavar="IMAGES,WINDOW", help="these instead of all combinations")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, metavar="NAME", help="; ".join(VARIANTS))
     parser.add_argument("--real", type=int, default=500, help="real images")
-    parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no case after this time")
+    parser.add_argument("--case_seconds", type=float, default=math.inf, help="repeat no case after this time")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no case after this time")
+    parser.add_argument("--error_limit", type=int, default=2000, help="images x window up to which errors are measured")
+    parser.add_argument("--no_memory", action="store_true")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--memory", choices=list(ENGINES), help=argparse.SUPPRESS)
+    parser.add_argument("--plot", type=Path, help="only draw this file from DIR/NAME.json")
+    parser.add_argument("--memory", choices=VARIANTS, help=argparse.SUPPRESS)
     a = parser.parse_args()
+    if a.plot:
+        plot(a.out / f"{a.name}.json", a.plot)
+        return
     if a.memory:
-        memory(a.memory, a)
+        print_memory(a.memory, a)
         return
     device = resolve_device(a.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    results: dict[str, Any] = {"device": name, "torch": torch.__version__, "python": platform.python_version()}
-    results |= {"real": a.real, "width": a.width, "cases": [], "skipped": []}
+    results: dict[str, Any] = {**environment(device), "python": platform.python_version(), "real": a.real,
+                               "repeats": a.repeats, "cases": [], "skipped": []}  # fmt: skip
+    if device.type == "cpu":
+        results["threads"] = f"{torch.get_num_threads()} threads"
     deadline = time.monotonic() + 60 * a.minutes
     a.out.mkdir(parents=True, exist_ok=True)
-    for images, window in sorted(((i, w) for i in a.images for w in a.windows), key=lambda c: c[0] * c[1]):
+    pairs = [(i, w) for i in a.images for w in a.windows]
+    if a.cases:
+        pairs = [(int(i), int(w)) for i, w in (text.split(",") for text in a.cases)]
+    pairs.sort(key=lambda pair: pair[0] * pair[1])
+    todo = [(i, w, a.widths[0]) for i, w in pairs] + [(*pairs[0], width) for width in a.widths[1:]]
+    for images, window, a.width in todo:
         if time.monotonic() > deadline:
-            results["skipped"].append(f"{images} images, window {window}")
+            results["skipped"].append(f"{images} images, window {window}, width {a.width}")
             continue
         results["cases"].append(case(images, window, a, device))
-        (a.out / "metagrad.json").write_text(json.dumps(results, indent=2) + "\n")
-    (a.out / "metagrad.json").write_text(json.dumps(results, indent=2) + "\n")
-    (a.out / "metagrad.md").write_text(table(results) + "\n")
+        (a.out / f"{a.name}.json").write_text(json.dumps(results, indent=2) + "\n")
+        (a.out / f"{a.name}.md").write_text(table(results) + "\n")
     print(table(results))
 
 

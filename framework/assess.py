@@ -68,7 +68,8 @@ class Assessor:
             {"images": best["images"], "labels": best["labels"], **self.parts.real.preprocess.tensors()},
             {"class_names": json.dumps(self.parts.real.class_names), "provenance": json.dumps(provenance)},
         )
-        report.image_grid(self.pictures(best["images"]), self.parts.real.class_names, folder / "distilled.png")
+        labels = best["labels"] if c.train_y else None
+        report.image_grid(self.pictures(best["images"]), self.parts.real.class_names, folder / "distilled.png", labels)
 
     def pictures(self, images: Tensor) -> Tensor:
         """Distilled images as a person would see them; see ``report.natural_images``."""

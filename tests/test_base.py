@@ -135,6 +135,8 @@ def test_fewer_steps_than_print_freq_is_no_division_by_zero(tmp_path: Path) -> N
         "--syn_strategy none --real_strategy none --outer_optim SGD",
         "--zca",
         "--im_size 16 --depth 2 --limit_train 100",
+        "--norm batch --act gelu --pool max",
+        "--arch vit --pool none",
         "--start_epoch 2",
         "--select test",
     ],

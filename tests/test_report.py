@@ -252,6 +252,36 @@ def test_grey_images_are_shown_on_a_fixed_scale(tmp_path: Path) -> None:
     assert centre(pixels, (0.25,) * 3)[0] < centre(pixels, (0.75,) * 3)[0]
 
 
+def test_soft_labels_are_told_by_their_two_largest_classes() -> None:
+    """As shares: learnt weights need not add up to one, and may all be zero."""
+    names = ["cat", "dog", "a_very_long_name_of_a_class"]
+    assert report._top_classes(torch.tensor([0.5, 0.0, 1.5]), names) == "a_very_long_ 75%\ncat 25%"
+    assert report._top_classes(torch.tensor([0.0, 0.2, 0.0]), names).startswith("dog 100%\n")
+    assert report._top_classes(torch.zeros(3), names).count(" 0%") == 2
+    assert report._top_classes(torch.ones(1), ["cat"]) == "cat 100%"
+
+
+def test_a_grid_with_labels_still_has_one_row_per_class(tmp_path: Path) -> None:
+    image_grid(solid(RED, GREEN, BLUE, CYAN), ["a", r"$\foo$"], tmp_path / "grid.png", torch.eye(2).repeat(2, 1))
+    pixels = picture(tmp_path / "grid.png")
+    red, green, blue, cyan = (centre(pixels, colour) for colour in (RED, GREEN, BLUE, CYAN))
+    assert abs(red[0] - green[0]) < 2 and abs(blue[0] - cyan[0]) < 2 and red[0] < blue[0]
+    assert red[1] < green[1] and blue[1] < cyan[1]
+    image_grid(solid(RED, GREEN, BLUE, CYAN), ["a", r"$\foo$"], tmp_path / "bare.png")
+    bare = picture(tmp_path / "bare.png")
+    assert len(pixels) > len(bare), "the labels have room of their own"
+    assert ((pixels < 128).all(-1)).sum() > ((bare < 128).all(-1)).sum() + 50, "and are written there"
+
+
+@pytest.mark.parametrize("side", [1, 28, 64, 128, 224])
+def test_pictures_of_any_size_fill_tiles_of_the_same_colour(side: int, tmp_path: Path) -> None:
+    image_grid(solid(RED, BLUE, side=side), ["a", "b"], tmp_path / "grid.png")
+    pixels = picture(tmp_path / "grid.png")
+    for colour in (RED, BLUE):
+        filled = (np.abs(pixels - 255 * np.array(colour)) < 2).all(-1).sum()
+        assert filled == (128 - 128 % side if side < 128 else 128) ** 2
+
+
 @pytest.mark.parametrize("name", ["n01440764", "é", r"$\foo$"])
 def test_any_class_name_can_be_drawn(name: str, tmp_path: Path) -> None:
     image_grid(solid(RED), [name], tmp_path / "grid.png")

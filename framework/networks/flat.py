@@ -45,6 +45,7 @@ class FlatNetwork:
         self._buffers = dict(self.module.named_buffers())
         if len(self._buffers) != 2 * len(self._batch_norms):
             raise ValueError("only framework.networks.layers.BatchNorm may have buffers here")
+        self._buffer_sizes = [buffer.numel() for buffer in self._buffers.values()]
         self._tracked: Tensor | None = None  # (R,) running statistics while ``tracking``
         self._centre, self._bound = self._init_rule()
 
@@ -126,11 +127,10 @@ class FlatNetwork:
     def _call(self, module: nn.Module, prefix: str, theta: Tensor, images: Tensor) -> Tensor:
         statistics = self._tracked
         if not self.module.training:
-            theta, statistics = theta[: self.size], theta[self.size :]
+            theta, statistics = theta.split([self.size, sum(self._buffer_sizes)])
         values = dict(zip(self.names, self.unflatten(theta), strict=True))
         if statistics is not None and self._buffers:
-            parts = statistics.split([buffer.numel() for buffer in self._buffers.values()])
-            values |= dict(zip(self._buffers, parts, strict=True))
+            values |= dict(zip(self._buffers, statistics.split(self._buffer_sizes), strict=True))
         return functional_call(  # type: ignore[no-any-return]
             module, {prefix + name: value for name, value in values.items()}, (images,)
         )

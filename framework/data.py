@@ -69,16 +69,17 @@ class Preprocess(ABC):
     kind: ClassVar[Literal["standardise", "zca"]]
 
     def __call__(self, images: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
-        """Preprocess (N, C, H, W) uint8 images; returns float32 of the same shape.
+        """Preprocess (N, C, H, W) pixels; returns float32 of the same shape.
 
         Args:
-            images: on any device; moved in chunks, so that only the result has to fit on ``device``.
+            images: uint8, or floating point on its scale of 0..255; on any device; moved in chunks, so that only
+                the result has to fit on ``device``.
             device: where the result goes (default: where ``images`` are).
 
         Raises:
             UserError: the result is not finite, which damaged preprocessing tensors can cause.
         """
-        assert images.dtype == torch.uint8
+        assert images.dtype == torch.uint8 or images.is_floating_point()
         assert images.ndim == 4
         device = images.device if device is None else device
         result = torch.empty(images.shape, dtype=torch.float32, device=device)
@@ -294,6 +295,7 @@ def load(
     val_fraction: float = 0.1,
     limit_train: int | None = None,
     workers: int = 0,
+    preprocess: Preprocess | None = None,
     cache_dir: Path | None = None,
     progress: bool = True,
 ) -> RealData:
@@ -313,6 +315,7 @@ def load(
             gives none. A validation part that comes with an ``imagefolder`` is used instead of a share.
         limit_train: keep this many training images after the split, spread evenly over classes.
         workers: threads that decode image files, 0 for one per core.
+        preprocess: to be used instead of one fitted on the training images; ``zca`` and ``zca_reg`` are not read then.
         cache_dir: where ZCA matrices are kept (default: ``at-bptt`` in the user's cache folder).
         progress: show progress bars on stderr.
 
@@ -333,27 +336,29 @@ def load(
     if limit_train is not None:
         train = train[_balanced_subset(source.train.labels[train], len(source.class_names), limit_train, name)]
     test = torch.arange(len(source.test.labels))
-    _require_memory(len(train) + len(test) + (0 if val is None else len(val)), info, zca, device)
+    _require_memory(len(train) + len(test) + (0 if val is None else len(val)), info, zca and preprocess is None, device)
 
     def read(part: Part, indices: torch.Tensor) -> torch.Tensor:
         return part.read(indices, workers, progress)
 
     def place(pixels: torch.Tensor, labels: torch.Tensor) -> Split:
-        return Split(preprocess(pixels, device), labels.to(device))
+        return Split(fitted(pixels, device), labels.to(device))
 
     train_pixels = read(source.train, train)
-    preprocess: Preprocess
-    if zca:
-        preprocess = _cached_zca(train_pixels, zca_reg, device, cache_dir or _default_cache(), name, progress)
+    fitted: Preprocess
+    if preprocess is not None:
+        fitted = preprocess
+    elif zca:
+        fitted = _cached_zca(train_pixels, zca_reg, device, cache_dir or _default_cache(), name, progress)
     else:
-        preprocess = Standardise.fit(train_pixels)
+        fitted = Standardise.fit(train_pixels)
     return RealData(
         name,
         source.class_names,
         place(train_pixels, source.train.labels[train]),
         None if val is None else place(read(val_part, val), val_part.labels[val]),
         place(read(source.test, test), source.test.labels),
-        preprocess,
+        fitted,
     )
 
 

@@ -13,6 +13,7 @@ from framework import crossarch, data
 from framework.config import FLAGS, Config, Parser, UserError
 from framework.distilled import Distilled, from_foreign, load_distilled, open_stored
 from framework.distributed import resolve_device
+from framework.exports import DDRANKING, FORMS, export
 from framework.recipes import RECIPES, make_recipe
 
 DATASETS: tuple[Any, ...] = FLAGS["dataset"].choices or ()
@@ -143,7 +144,36 @@ def evaluate(arguments: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"evaluate": evaluate}
+# ---- export ----------------------------------------------------------------------------------------
+
+
+def _export_parser() -> Parser:
+    parser = _parser("export", "Write a distilled set in a form that other tools read.")
+    add = parser.add_argument
+    add("set", metavar="RUN", type=Path, help="a run's folder, or a file of a set that this program wrote")
+    add("--to", required=True, choices=tuple(FORMS),
+        help="safetensors, pt, npz, h5: lossless; images: one sub-folder of PNG files per class; ddranking: tensors for "
+        "that package's scores; hf: parquet and a data card for datasets.load_dataset")  # fmt: skip
+    add("--output", type=Path, metavar="PATH", help="file or folder to write (default: RUN/exports/<form>)")
+    add("--ddranking_dataset", choices=tuple(DDRANKING), metavar="NAME",
+        help=f"which of its data sets, where the run's does not tell: {', '.join(DDRANKING)} [read by --to ddranking]")  # fmt: skip
+    return parser
+
+
+def export_set(arguments: Sequence[str]) -> int:
+    """``main.py export``."""
+    args = _export_parser().parse_args(arguments)
+    if args.ddranking_dataset and args.to != "ddranking":
+        raise UserError(f"--ddranking_dataset is not read by --to {args.to}; leave it out")
+    distilled = load_distilled(args.set)
+    folder = args.set if args.set.is_dir() else args.set.parent
+    path = args.output or folder / "exports" / f"{args.to}{FORMS[args.to][0]}"
+    lost = export(distilled, args.to, path, args.ddranking_dataset)
+    print(f"{path}: {len(distilled.images)} images of {distilled.num_classes} classes; {lost}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"evaluate": evaluate, "export": export_set}
 
 
 def run(name: str, arguments: Sequence[str]) -> int:

@@ -96,8 +96,8 @@ class Preprocess(ABC):
         return result
 
     @abstractmethod
-    def inverse(self, images: torch.Tensor) -> torch.Tensor:
-        """Return float (N, C, H, W) preprocessed images in natural colours, float32 clipped to [0, 1].
+    def inverse(self, images: torch.Tensor, clip: bool = True) -> torch.Tensor:
+        """Return float (N, C, H, W) preprocessed images in natural colours: float32 in [0, 1], beyond it without ``clip``.
 
         The result is on the device of ``images``.
         """
@@ -165,10 +165,11 @@ class Standardise(Preprocess):
             stds.append(std if std > 0 else torch.ones_like(std))
         return cls(torch.stack(means).float(), torch.stack(stds).float())
 
-    def inverse(self, images: torch.Tensor) -> torch.Tensor:
+    def inverse(self, images: torch.Tensor, clip: bool = True) -> torch.Tensor:
         """See ``Preprocess.inverse``; exact for preprocessed images, up to float32 rounding."""
         mean, std = (t.view(-1, 1, 1).to(images.device) for t in (self.mean, self.std))
-        return (images.detach().float() * std + mean).clamp(0, 1)
+        natural = images.detach().float() * std + mean
+        return natural.clamp(0, 1) if clip else natural
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """See ``Preprocess.tensors``."""
@@ -244,11 +245,11 @@ class Zca(Preprocess):
         statistics = (mean_sum / (255 * len(images)), norm_sum / (255 * len(images)))
         return cls(*(t.to(torch.float32).cpu().contiguous() for t in (whiten, colour, *statistics)))
 
-    def inverse(self, images: torch.Tensor) -> torch.Tensor:
+    def inverse(self, images: torch.Tensor, clip: bool = True) -> torch.Tensor:
         """See ``Preprocess.inverse``; every image gets the training images' average mean and norm."""
         flat = images.detach().float().flatten(1) @ self.colour.to(images.device)
         natural = flat * self.image_norm.to(images.device) + self.image_mean.to(images.device)
-        return natural.clamp(0, 1).view(images.shape)
+        return (natural.clamp(0, 1) if clip else natural).view(images.shape)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """See ``Preprocess.tensors``."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from framework import crossarch, data
+from framework import crossarch, data, page
 from framework.config import FLAGS, Config, Parser, UserError
 from framework.distilled import Distilled, from_foreign, load_distilled, open_stored
 from framework.distributed import resolve_device
@@ -154,7 +154,7 @@ def _export_parser() -> Parser:
     add("--to", required=True, choices=tuple(FORMS),
         help="safetensors, pt, npz, h5: lossless; images: one sub-folder of PNG files per class; ddranking: tensors for "
         "that package's scores; hf: parquet and a data card for datasets.load_dataset")  # fmt: skip
-    add("--output", type=Path, metavar="PATH", help="file or folder to write (default: RUN/exports/<form>)")
+    add("--output", type=Path, metavar="PATH", help="file or folder to write (default: in RUN/exports)")
     add("--ddranking_dataset", choices=tuple(DDRANKING), metavar="NAME",
         help=f"which of its data sets, where the run's does not tell: {', '.join(DDRANKING)} [read by --to ddranking]")  # fmt: skip
     return parser
@@ -167,13 +167,31 @@ def export_set(arguments: Sequence[str]) -> int:
         raise UserError(f"--ddranking_dataset is not read by --to {args.to}; leave it out")
     distilled = load_distilled(args.set)
     folder = args.set if args.set.is_dir() else args.set.parent
-    path = args.output or folder / "exports" / f"{args.to}{FORMS[args.to][0]}"
+    suffix = FORMS[args.to][0]
+    path = args.output or folder / "exports" / (f"distilled{suffix}" if suffix else args.to)
     lost = export(distilled, args.to, path, args.ddranking_dataset)
     print(f"{path}: {len(distilled.images)} images of {distilled.num_classes} classes; {lost}")
     return 0
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"evaluate": evaluate, "export": export_set}
+# ---- report ----------------------------------------------------------------------------------------
+
+
+def report(arguments: Sequence[str]) -> int:
+    """``main.py report``."""
+    parser = _parser("report", "Write a page about one run, or several side by side, as HTML in one file and as Markdown.")
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folders of runs")
+    parser.add_argument("--output", type=Path, metavar="FILE.html",
+        help="the page; the Markdown goes beside it (default: report.html in the first run's folder)")  # fmt: skip
+    args = parser.parse_args(arguments)
+    output = args.output or args.runs[0] / "report.html"
+    if output.suffix != ".html":
+        raise UserError(f"--output {output}: give a name that ends in .html")
+    print("\n".join(map(str, page.write(args.runs, output))))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"evaluate": evaluate, "export": export_set, "report": report}
 
 
 def run(name: str, arguments: Sequence[str]) -> int:

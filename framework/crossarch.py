@@ -97,22 +97,29 @@ def evaluate(
     }
 
 
+def top1_rows(evaluation: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the cross-architecture table: one row per set, one column per network."""
+    results = evaluation["results"]
+    names = {key: row["name"] for by_row in results.values() for key, row in by_row.items()}
+    cells = (
+        [name, *(report.percent(by_row[key]["top1"], by_row[key]["top1_std"]) for by_row in results.values())]
+        for key, name in names.items()
+    )
+    return ["top-1 %, trained on", *results], list(cells)
+
+
 def table(evaluation: dict[str, Any]) -> str:
     """Markdown: top-1 of every set under every network, and below it all metrics."""
-    results = evaluation["results"]
-    rows: dict[str, str] = {key: row["name"] for by_row in results.values() for key, row in by_row.items()}
+    header, rows = top1_rows(evaluation)
     lines = [
-        f"| top-1 %, trained on | {' | '.join(results)} |",
-        f"| --- |{' --- |' * len(results)}",
-        *(
-            f"| {name} | {' | '.join(report.percent(results[a][key]['top1'], results[a][key]['top1_std']) for a in results)} |"
-            for key, name in rows.items()
-        ),
+        f"| {' | '.join(header)} |",
+        f"|{' --- |' * len(header)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
         "",
         "| network | trained on | top-1 % | top-5 % | ECE % | loss | networks | steps |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for arch, by_row in results.items():
+    for arch, by_row in evaluation["results"].items():
         for row in by_row.values():
             cells = [report.percent(row[m], row[f"{m}_std"]) for m in ("top1", "top5", "ece")]
             cells += [f"{row['loss']:.3f}", str(row["networks"]), str(row["steps"])]

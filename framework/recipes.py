@@ -110,5 +110,5 @@ def make_recipe(name: str, distilled: Distilled, eval_steps: tuple[int, ...] | N
             "--recipe dc"
         )
     lengths = eval_steps or (PAPERS_LENGTHS if name == "papers" else c.eval_steps)
-    text = f"{c.inner_optim} {c.inner_lr:g}; {c.syn_strategy}; {c.batch_per_class} images of each class drawn per step"
+    text = f"{c.inner_optim} {c.inner_lr:g}; {c.syn_strategy}; {c.batch_per_class} image(s) of each class drawn per step"
     return Recipe(name, make_optimizer(c.inner_optim, c.inner_lr), distilled.sampler, lengths, text)

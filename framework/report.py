@@ -155,7 +155,7 @@ def image_grid(pictures: Tensor, class_names: Sequence[str], path: Path, columns
     ax.set_yticks(middles, labels=list(class_names), parse_math=False)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def accuracy_plot(history: list[dict[str, Any]], path: Path) -> None:
@@ -172,7 +172,7 @@ def accuracy_plot(history: list[dict[str, Any]], path: Path) -> None:
     ax.set_ylabel(f"{history[0]['split']} accuracy (%)")
     ax.legend(title="trained for")
     ax.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 STAGE_COLOURS = {"early": "tab:blue", "middle": "tab:orange", "late": "tab:green", None: "tab:gray"}
@@ -196,7 +196,7 @@ def truncation_plot(epochs: list[dict[str, Any]], path: Path) -> None:
     bottom.set_ylabel("accuracy on\nreal batches (%)")
     bottom.set_xlabel("epoch")
     bottom.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def probe_figure(curves: dict[str, list[float]], window: Window) -> Figure:
@@ -211,7 +211,8 @@ def probe_figure(curves: dict[str, list[float]], window: Window) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG, atomically."""
     FigureCanvasAgg(figure)
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120, bbox_inches="tight"))
 

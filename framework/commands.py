@@ -98,7 +98,7 @@ def _open(args: argparse.Namespace, device: torch.device) -> tuple[Distilled, da
     # The settings of both papers' CIFAR-10 commands, for want of a run's own.
     config = Config(
         dataset=args.dataset, zca=args.preprocess == "zca", zca_reg=args.zca_reg, im_size=args.im_size,
-        inner_optim="Adam", inner_lr=0.001, num_train_eval=5,
+        inner_optim="Adam", inner_lr=0.001, num_train_eval=5, **({"width": args.width} if args.width else {}),
     )  # fmt: skip
     info = data.describe(args.dataset, args.root or Path(config.root), args.im_size)
     if args.mean is not None and len(args.mean) != info.channels:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from framework import networks, report
-from framework.checkpoint import write_text
+from framework.checkpoint import make_folder, write_text
 from framework.config import UserError
 from framework.data import RealData
 from framework.distilled import Distilled, network_options
@@ -140,8 +140,8 @@ def table(evaluation: dict[str, Any]) -> str:
 def write(evaluation: dict[str, Any], folder: Path) -> list[Path]:
     """Write ``<recipe>.json``, ``<recipe>.md`` and TensorBoard events; returns their paths."""
     name = evaluation["recipe"]
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         board = SummaryWriter(str(folder / "tensorboard" / name))
         board.add_text("table", table(evaluation))
         for arch, by_row in evaluation["results"].items():
@@ -150,7 +150,7 @@ def write(evaluation: dict[str, Any], folder: Path) -> list[Path]:
                     board.add_scalar(f"{arch}/{key}/{metric}", row[metric], row["steps"])
         board.close()
     except OSError as error:
-        raise UserError(f"--output {folder}: cannot write ({error.strerror}); choose another") from error
+        raise UserError(f"--output {folder}: cannot write events ({error.strerror}); choose another") from error
     paths = [folder / f"{name}.json", folder / f"{name}.md"]
     write_text(paths[0], json.dumps(evaluation, indent=2) + "\n")
     write_text(paths[1], table(evaluation) + "\n")

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from framework import formats
-from framework.checkpoint import write_text
+from framework.checkpoint import make_folder, write_text
 from framework.config import UserError
 from framework.distilled import SET, Distilled
 
@@ -235,5 +235,7 @@ def export(distilled: Distilled, form: str, path: Path, ddranking_dataset: str |
     if path.exists():
         raise UserError(f"--output {path}: is there already; remove it or choose another")
     options: dict[str, Any] = {"dataset": ddranking_dataset} if form == "ddranking" else {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return FORMS[form][1](distilled, path, **options)
+    suffix, write = FORMS[form]
+    if suffix:
+        make_folder(path.parent)
+    return write(distilled, path, **options)

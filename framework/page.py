@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from framework import report
-from framework.checkpoint import write_text
+from framework.checkpoint import make_folder, write_text
 from framework.config import DEFAULTS, FLAGS, Config, UserError
 from framework.crossarch import top1_rows
 from framework.distilled import Distilled, config_from, load_distilled
@@ -205,7 +205,7 @@ def comparison_plot(runs: dict[str, RunFolder], path: Path) -> None:
     ax = figure.subplots()
     for name, run in runs.items():
         history = run.records["evaluation"]
-        ax.plot([r["step"] for r in history], [100 * r["accuracy"] for r in history], marker=".", label=name)
+        ax.plot([r["step"] for r in history], [100 * r["accuracy"] for r in history], marker=".", label=" " + name.replace("$", r"\$"))
     ax.set_xlabel("outer step")
     ax.set_ylabel("accuracy at selection (%)")
     ax.legend()
@@ -333,7 +333,7 @@ def write(paths: list[Path], output: Path) -> list[Path]:
     for run in runs.values():
         _ = run.config  # a folder without a run is reported before anything is drawn
     files = {output: html(runs), output.with_suffix(".md"): markdown(runs, output.parent)}
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     for path, text in files.items():
         write_text(path, text)
     return list(files)

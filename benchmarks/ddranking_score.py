@@ -1,8 +1,8 @@
-"""Score a distilled set with the package ddranking 0.2.0 itself; run by scripts/ddranking_score.sh in its own environment.
+"""Score a distilled set with the package ddranking 0.2.0 itself; see scripts/ddranking_score.sh, which runs this.
 
-Prints a JSON object: the package's own figures (accuracies and their differences in percentage points), and both scores
-once more by the paper's formula (arXiv 2505.13300, section 3), which takes differences as fractions; the package puts points
-into its exponential. ddranking seeds itself from the clock, so figures vary from run to run.
+Prints a JSON object: the package's own figures (accuracies and their differences in percentage points), and both
+scores once more by the paper's formula (arXiv 2505.13300, section 3), which takes differences as fractions; the
+package puts points into its exponential. ddranking seeds itself from the clock, so figures vary from run to run.
 """
 
 import argparse
@@ -66,7 +66,9 @@ def main() -> None:
     add = parser.add_argument
     add("set", type=Path, help="folder written by main.py export --to ddranking")
     add("--root", type=Path, default=Path("dataset"), help="folder of the real data as torchvision reads it")
-    add("--tree", type=Path, help="make CIFAR-10's files in --root from train/CLASS/*, test/CLASS/* (checksums are off)")
+    add(
+        "--tree", type=Path, help="make CIFAR-10's files in --root from train/CLASS/*, test/CLASS/* (checksums are off)"
+    )
     add("--score", nargs="+", choices=("lrs", "ars"), default=["lrs"], help="label-, augmentation-robust")
     add("--random_real", action="store_true", help="score as many random real images in place of the set")
     add("--full_accuracy", type=float, help="accuracy in percent of the whole real set (default: trained here, slow)")

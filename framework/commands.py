@@ -44,7 +44,12 @@ def _evaluate_parser() -> Parser:
         "Train fresh networks on a distilled set, of this program or another, and score them on the real test images.",
     )
     add = parser.add_argument
-    add("set", metavar="RUN_OR_FILE", type=Path, help="a run's folder; .safetensors, .pt, .npz or .h5; or an image folder")
+    add(
+        "set",
+        metavar="RUN_OR_FILE",
+        type=Path,
+        help="a run's folder; .safetensors, .pt, .npz or .h5; or an image folder",
+    )
     add("--eval_arch", nargs="+", choices=ARCHITECTURES, metavar="ARCH",
         help=f"networks to train: {', '.join(ARCHITECTURES)} (default: the set's own)")  # fmt: skip
     add("--width", type=_positive, metavar="N", help="channels of those that are not the set's own (default: theirs)")
@@ -65,7 +70,9 @@ def _evaluate_parser() -> Parser:
     add("--preprocess", choices=("standardise", "zca", "pixels"),
         help="how its images were made: standardised per channel (with the training images' mean and deviation, or "
         "--mean and --std), whitened by ZCA, or left as pixels (uint8, or 0..1)")  # fmt: skip
-    add("--mean", type=float, nargs="+", metavar="M", help="of each channel, in 0..1 [read by --preprocess standardise]")
+    add(
+        "--mean", type=float, nargs="+", metavar="M", help="of each channel, in 0..1 [read by --preprocess standardise]"
+    )
     add("--std", type=float, nargs="+", metavar="S", help="the same")
     add("--zca_reg", type=float, default=0.1, help="ZCA regularisation (default: 0.1) [read by --preprocess zca]")
     add("--im_size", type=_positive, metavar="PIXELS", help="the real images are resized to this")
@@ -93,7 +100,9 @@ def _open(args: argparse.Namespace, device: torch.device) -> tuple[Distilled, da
         raise UserError("--mean and --std belong together; give both")
     if args.mean is not None:
         if args.preprocess != "standardise" or len(args.mean) != len(args.std) or min(args.std) <= 0:
-            raise UserError("--mean, --std: give one of each per channel, deviations above 0, with --preprocess standardise")
+            raise UserError(
+                "--mean, --std: give one of each per channel, deviations above 0, with --preprocess standardise"
+            )
         preprocess = data.Standardise(torch.tensor(args.mean), torch.tensor(args.std))
     # The settings of both papers' CIFAR-10 commands, for want of a run's own.
     config = Config(
@@ -134,10 +143,14 @@ def evaluate(arguments: Sequence[str]) -> int:
     recipe = make_recipe(args.recipe, distilled, lengths)
     nets = {arch: crossarch.build(arch, distilled, args.width) for arch in args.eval_arch or [distilled.config.arch]}
     runs = args.num_train_eval or distilled.config.num_train_eval
-    rows = crossarch.candidates(distilled, real, recipe, tuple(args.baselines), runs, args.seed)
+    rows = crossarch.candidates(distilled, real, recipe, tuple(args.baselines), runs, args.seed, device)
     total = runs * len(nets) * len(rows) * recipe.lengths[-1]
     with tqdm(total=total, desc="evaluating", unit="step", dynamic_ncols=True) as bar:
-        result = crossarch.evaluate(distilled, real, recipe, nets, rows, args.seed, bar.update)
+
+        def tick(steps: int) -> None:
+            bar.update(steps)
+
+        result = crossarch.evaluate(distilled, real, recipe, nets, rows, args.seed, tick)
     folder = args.output or (args.set / "evaluation" if args.set.is_dir() else Path(f"{args.set}.evaluation"))
     paths = crossarch.write(result, folder)
     print(crossarch.table(result) + "\n\n" + "\n".join(map(str, paths)))
@@ -152,11 +165,12 @@ def _export_parser() -> Parser:
     add = parser.add_argument
     add("set", metavar="RUN", type=Path, help="a run's folder, or a file of a set that this program wrote")
     add("--to", required=True, choices=tuple(FORMS),
-        help="safetensors, pt, npz, h5: lossless; images: one sub-folder of PNG files per class; ddranking: tensors for "
-        "that package's scores; hf: parquet and a data card for datasets.load_dataset")  # fmt: skip
+        help="safetensors, pt, npz, h5: lossless; images: one sub-folder of PNG files per class; ddranking: tensors "
+        "for that package's scores; hf: parquet and a data card for datasets.load_dataset")  # fmt: skip
     add("--output", type=Path, metavar="PATH", help="file or folder to write (default: in RUN/exports)")
     add("--ddranking_dataset", choices=tuple(DDRANKING), metavar="NAME",
-        help=f"which of its data sets, where the run's does not tell: {', '.join(DDRANKING)} [read by --to ddranking]")  # fmt: skip
+        help=f"which of its data sets, where the run's does not tell ({', '.join(DDRANKING)}) "
+        "[read by --to ddranking]")  # fmt: skip
     return parser
 
 
@@ -179,7 +193,9 @@ def export_set(arguments: Sequence[str]) -> int:
 
 def report(arguments: Sequence[str]) -> int:
     """``main.py report``."""
-    parser = _parser("report", "Write a page about one run, or several side by side, as HTML in one file and as Markdown.")
+    parser = _parser(
+        "report", "Write a page about one run, or several side by side, as HTML in one file and as Markdown."
+    )
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folders of runs")
     parser.add_argument("--output", type=Path, metavar="FILE.html",
         help="the page; the Markdown goes beside it (default: report.html in the first run's folder)")  # fmt: skip

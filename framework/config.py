@@ -278,6 +278,7 @@ class Parser(argparse.ArgumentParser):
     """Reports a mistake in one line and exits with code 2."""
 
     def error(self, message: str) -> NoReturn:
+        """See the class."""
         print(f"{self.prog}: error: {message} (see --help)", file=sys.stderr)
         raise SystemExit(2)
 

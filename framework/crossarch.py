@@ -42,11 +42,17 @@ def build(arch: str, distilled: Distilled, width: int | None) -> nn.Module:
 
 
 def candidates(
-    distilled: Distilled, real: RealData, recipe: Recipe, baselines: tuple[str, ...], runs: int, seed: int
+    distilled: Distilled,
+    real: RealData,
+    recipe: Recipe,
+    baselines: tuple[str, ...],
+    runs: int,
+    seed: int,
+    device: torch.device,
 ) -> dict[str, Candidate]:
     """The table's rows: the distilled set, and the baselines under the same recipe."""
-    images, labels = distilled.images.to(real.train.images.device), distilled.labels.to(real.train.images.device)
-    rows = {"distilled": Candidate("distilled images", [TrainingSet(images, labels, recipe.sampler)] * runs, recipe.lengths)}
+    own = TrainingSet(distilled.images.to(device), distilled.labels.to(device), recipe.sampler)
+    rows = {"distilled": Candidate("distilled images", [own] * runs, recipe.lengths)}
     like = replace(distilled.sampler, augmentation=recipe.sampler.augmentation)
     for name in baselines:
         drawn = BASELINES[name](real, like, runs, recipe.lengths, seed)
@@ -63,7 +69,7 @@ def evaluate(
     nets: dict[str, nn.Module],
     rows: dict[str, Candidate],
     seed: int,
-    tick: Callable[[int], None] = lambda steps: None,
+    tick: Callable[[int], None],
 ) -> dict[str, Any]:
     """Train every network on every row and score it on the test images.
 
@@ -73,7 +79,7 @@ def evaluate(
         What ``<recipe>.json`` holds: facts about the evaluation, and ``results[arch][row]`` with mean and
         deviation of every metric.
     """
-    began, device = time.monotonic(), real.train.images.device
+    began, device = time.monotonic(), rows["distilled"].sets[0].images.device
     select_on = real.test if real.val is None else real.val
     results: dict[str, dict[str, Any]] = {}
     for arch, module in nets.items():

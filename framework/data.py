@@ -97,7 +97,7 @@ class Preprocess(ABC):
 
     @abstractmethod
     def inverse(self, images: torch.Tensor, clip: bool = True) -> torch.Tensor:
-        """Return float (N, C, H, W) preprocessed images in natural colours: float32 in [0, 1], beyond it without ``clip``.
+        """Return float (N, C, H, W) preprocessed images in natural colours: float32, clipped to [0, 1] with ``clip``.
 
         The result is on the device of ``images``.
         """

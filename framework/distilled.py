@@ -80,7 +80,12 @@ class Distilled:
         )
 
     def batches(self, steps: int | None = None, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Augmented batches of images (B, C, H, W) and class weights (B, K), one per inner step (default: ``steps``)."""
+        """Augmented batches of images (B, C, H, W) and class weights (B, K), one per inner step.
+
+        Args:
+            steps: how many (default: the property ``steps``).
+            seed: of every choice.
+        """
         plan = self.sampler.plan(self.steps if steps is None else steps, generator(seed, "batches"))
         for t in range(len(plan)):
             yield apply(self.images[plan.indices[t]], self.labels[plan.indices[t]], plan.draw.at(t))
@@ -187,7 +192,9 @@ def from_foreign(stored: Stored, path: Path, real: RealData, config: Config, *, 
     if pixels:
         low, high = (0, 1) if images.is_floating_point() else (0, 255)
         if images.min() < low or images.max() > high:
-            raise UserError(f"{path}: --preprocess pixels, but values are outside {low}..{high}; say how they were made")
+            raise UserError(
+                f"{path}: --preprocess pixels, but values are outside {low}..{high}; say how they were made"
+            )
         images = real.preprocess(images * 255 if images.is_floating_point() else images)
     return Distilled(path, images.float().contiguous(), weights, real.class_names, real.preprocess, config, {})
 
@@ -227,7 +234,8 @@ def config_from(values: dict[str, Any]) -> Config:
     unknown = values.keys() - FLAGS.keys()
     if unknown:
         raise KeyError(f"unknown flags {', '.join(sorted(unknown))}, of another version")
-    return Config(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    flags: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return Config(**flags)
 
 
 def network_options(config: Config) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def _pngs(distilled: Distilled) -> tuple[list[bytes], float]:
 
 def _losses(distilled: Distilled, clipped: float) -> str:
     """What the 8 bits of an image file cost."""
-    text = f"8 bits per channel: pixels are within 1/510 of the original; {clipped:.1%} of them were outside 0..1 and clipped"
+    text = f"8 bits: pixels are within 1/510 of the original; {clipped:.1%} of them were outside 0..1 and clipped"
     if distilled.preprocess.kind == "zca":
         text += "; whitening again rescales each image, as ZCA normalises images one by one"
     return text
@@ -117,9 +117,8 @@ def _images(distilled: Distilled, path: Path) -> str:
 def _ddranking(distilled: Distilled, path: Path, dataset: str | None) -> str:
     """What the package ddranking 0.2.0 reads: ``images.pt`` in its normalisation, ``labels.pt``, ``set.json``.
 
-    ``LabelRobustScoreHard``, ``LabelRobustScoreSoft`` and ``AugmentationRobustScore`` take image tensors
-    (N, 3, H, W) float32 that are normalised like its test images, and ``hard_labels`` (N,) int64 or
-    ``soft_labels`` (N, K) float32, which a softmax turns into a distribution: so the logarithms of ours.
+    Its scores take images (N, 3, H, W) float32 that are normalised like its test images, and hard labels (N,) int64
+    or soft ones (N, K) float32, which a softmax turns into a distribution: so these are the logarithms of ours.
     """
     name = dataset or DDRANKING_NAMES.get(distilled.config.dataset)
     if name is None or distilled.images.shape[1] != 3:
@@ -143,7 +142,9 @@ def _ddranking(distilled: Distilled, path: Path, dataset: str | None) -> str:
         torch.save(distilled.labels.clamp_min(1e-12).log() if hard is None else hard, folder / "labels.pt")
         (folder / "set.json").write_text(json.dumps(about, indent=2) + "\n")
     zca = distilled.preprocess.kind == "zca"
-    return f"images normalised like {name}'s in ddranking" + (", from the inverse of our ZCA: approximate" if zca else "")
+    return f"images normalised like {name}'s in ddranking" + (
+        ", from the inverse of our ZCA: approximate" if zca else ""
+    )
 
 
 def _hf(distilled: Distilled, path: Path) -> str:
@@ -205,9 +206,9 @@ configs:
 | `weights` | {distilled.num_classes} class weights to train on; {learnt} |
 | `pixels` | {" x ".join(map(str, shape[1:]))} float32 as networks see them ({distilled.preprocess.kind}); train on these |
 
-Train with {c.inner_optim}, learning rate {c.inner_lr:g}, {distilled.steps} steps of {c.batch_per_class} image(s) of each of
-{c.task_sampler_nc or distilled.num_classes} classes, augmentation {c.syn_strategy}. `{SET}` holds the same set with its
-preprocessing; `framework.load_distilled` opens this folder.
+Train with {c.inner_optim}, learning rate {c.inner_lr:g}, {distilled.steps} steps of {c.batch_per_class} image(s) of each
+of {c.task_sampler_nc or distilled.num_classes} classes, augmentation {c.syn_strategy}. `{SET}` holds the same set
+with its preprocessing; `framework.load_distilled` opens this folder.
 """
 
 

@@ -1,7 +1,7 @@
 """Files that hold a distilled set: safetensors, ``.pt``, ``.npz``, ``.h5`` and image folders, read and written.
 
-All forms but the image folder hold the same named tensors, bit for bit, and the same metadata; so a set that was written
-in one form is whole in any other. Files of other programs hold ``images`` and ``labels`` alone, under the
+All forms but the image folder hold the same named tensors, bit for bit, and the same metadata; so a set that was
+written in one form is whole in any other. Files of other programs hold ``images`` and ``labels`` alone, under the
 names usual in the field, and no metadata.
 """
 
@@ -174,10 +174,9 @@ def write_pt(stored: Stored, path: Path) -> None:
 
 def write_npz(stored: Stored, path: Path) -> None:
     """Arrays for ``numpy.load``; ``metadata`` is a JSON text."""
-    arrays = {name: tensor.numpy() for name, tensor in stored.tensors.items()}
-    checkpoint.write_atomically(
-        path, lambda file: np.savez(file, metadata=np.array(json.dumps(stored.metadata)), **arrays)
-    )
+    arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in stored.tensors.items()}
+    arrays["metadata"] = np.array(json.dumps(stored.metadata))
+    checkpoint.write_atomically(path, lambda file: np.savez(file, **arrays))
 
 
 def write_h5(stored: Stored, path: Path) -> None:

@@ -26,7 +26,7 @@ from framework.distilled import Distilled, config_from, load_distilled
 from framework.report import percent
 
 MOST_IMAGES = 400  # of one run; a page of thousands would not open on a phone
-THEMES = {
+THEMES: dict[str, dict[str, Any]] = {
     "light": {"figure.facecolor": "#ffffff", "axes.facecolor": "#ffffff", "grid.color": "#c8ccd4"},
     "dark": {
         "figure.facecolor": "#1b1e24", "axes.facecolor": "#1b1e24", "grid.color": "#4a505c", "text.color": "#e6e8ec",
@@ -34,7 +34,7 @@ THEMES = {
         "legend.facecolor": "#1b1e24", "legend.edgecolor": "#4a505c",
     },
 }  # fmt: skip
-FIGURE = {"font.size": 13.0, "legend.fontsize": 11.0}
+FIGURE: dict[str, Any] = {"font.size": 13.0, "legend.fontsize": 11.0}
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class RunFolder:
                 "selected": f"epoch {s['best_epoch']} of {s['epochs']}, on {s['select']}",
                 "time": duration(s["seconds"]),
                 "peak memory": f"{s['peak_memory_mb']:,.0f} MiB",
-                "device": f"{s['device']}{', %d processes' % s['processes'] if s['processes'] > 1 else ''}",
+                "device": s["device"] + (f", {s['processes']} processes" if s["processes"] > 1 else ""),
                 "versions": f"torch {s['torch']}, Python {s['python']}",
             }
         return facts
@@ -179,7 +179,8 @@ def themed(draw: Callable[[Path], None]) -> dict[str, str]:
     result = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, colours in THEMES.items():
-            with matplotlib.rc_context({**FIGURE, **colours}):
+            settings: Any = {**FIGURE, **colours}
+            with matplotlib.rc_context(settings):
                 draw(Path(folder, name))
             result[name] = data_uri(Path(folder, name).read_bytes())
     return result
@@ -190,7 +191,10 @@ def training_plot(steps: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(7, 4))
     top, bottom = figure.subplots(2, 1, sharex=True)
     x = [record["step"] for record in steps]
-    for ax, key, name in ((top, "loss", "loss on real\nbatches"), (bottom, "meta_gradient_norm", "meta-gradient\nnorm")):
+    for ax, key, name in (
+        (top, "loss", "loss on real\nbatches"),
+        (bottom, "meta_gradient_norm", "meta-gradient\nnorm"),
+    ):
         ax.plot(x, [record[key] for record in steps], linewidth=1.2)
         ax.set_ylabel(name)
         ax.set_yscale("log")
@@ -205,7 +209,12 @@ def comparison_plot(runs: dict[str, RunFolder], path: Path) -> None:
     ax = figure.subplots()
     for name, run in runs.items():
         history = run.records["evaluation"]
-        ax.plot([r["step"] for r in history], [100 * r["accuracy"] for r in history], marker=".", label=" " + name.replace("$", r"\$"))
+        ax.plot(
+            [r["step"] for r in history],
+            [100 * r["accuracy"] for r in history],
+            marker=".",
+            label=" " + name.replace("$", r"\$"),
+        )
     ax.set_xlabel("outer step")
     ax.set_ylabel("accuracy at selection (%)")
     ax.legend()
@@ -232,7 +241,12 @@ def figures(run: RunFolder) -> list[dict[str, Any]]:
 def result_rows(results: dict[str, Any]) -> list[list[str]]:
     """Rows of a result table: what was trained on, three metrics with deviations, networks, steps."""
     return [
-        [row["name"], *(percent(row[m], row[f"{m}_std"]) for m in ("top1", "top5", "ece")), str(row["networks"]), str(row["steps"])]
+        [
+            row["name"],
+            *(percent(row[metric], row[f"{metric}_std"]) for metric in ("top1", "top5", "ece")),
+            str(row["networks"]),
+            str(row["steps"]),
+        ]
         for row in results.values()
     ]
 
@@ -321,7 +335,8 @@ def markdown(runs: dict[str, RunFolder], folder: Path) -> str:
                 lines += [f"![{text}](<{shown}>)", ""]
         for evaluation in run.evaluations:
             header, rows = top1_rows(evaluation)
-            lines += [f"### Recipe {evaluation['recipe']}, on {evaluation['dataset']}", "", evaluation["recipe_text"], ""]
+            lines += [f"### Recipe {evaluation['recipe']}, on {evaluation['dataset']}", ""]
+            lines += [evaluation["recipe_text"], ""]
             lines += _table(header, rows)
         lines += _table(["", ""], [list(fact) for fact in run.facts.items()])
     return "\n".join(lines)

@@ -242,7 +242,7 @@ def test_a_set_knows_how_to_train_on_it() -> None:
             which = [i for i, other in enumerate(flipped) if torch.equal(one, other)]
             assert which
             assert torch.equal(label, distilled.labels[which[0] % 6])
-    assert difference(list(distilled.batches(seed=1))[0][0], batches[0][0]) is not None
+    assert difference(next(distilled.batches(seed=1))[0], batches[0][0]) is not None
     expected = build("convnet", 3, SIDE, CLASSES, width=4, depth=1)
     assert str(distilled.network()) == str(expected)
     assert network_options(config).items() >= {"width": 4, "depth": 1}.items()

@@ -123,8 +123,8 @@ def _ddranking(distilled: Distilled, path: Path, dataset: str | None) -> str:
     name = dataset or DDRANKING_NAMES.get(distilled.config.dataset)
     if name is None or distilled.images.shape[1] != 3:
         raise UserError(
-            f"--to ddranking: it knows colour images of {', '.join(DDRANKING)} only, not {distilled.config.dataset}; if "
-            "the set is of one of those, say so with --ddranking_dataset"
+            f"--to ddranking: it knows colour images of {', '.join(DDRANKING)} only, not {distilled.config.dataset}; "
+            "if the set is of one of those, say so with --ddranking_dataset"
         )
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in DDRANKING[name])
     images = (distilled.preprocess.inverse(distilled.images, clip=False) - mean) / std
@@ -183,6 +183,7 @@ def _card(distilled: Distilled, size: str, losses: str) -> str:
     """The data card: YAML that the hub and ``datasets`` read, then text for people."""
     c, shape = distilled.config, distilled.images.shape
     learnt = "learnt class weights" if distilled.hard_labels is None else "one-hot"
+    inputs = f"{' x '.join(map(str, shape[1:]))} float32 as networks see them ({distilled.preprocess.kind})"
     title = f"{c.dataset}, distilled to {len(distilled.images)} images"
     return f"""---
 pretty_name: {json.dumps(title)}
@@ -204,11 +205,11 @@ configs:
 | `image` | in natural colours, for looking; {losses} |
 | `label` | the class that the image was made for |
 | `weights` | {distilled.num_classes} class weights to train on; {learnt} |
-| `pixels` | {" x ".join(map(str, shape[1:]))} float32 as networks see them ({distilled.preprocess.kind}); train on these |
+| `pixels` | {inputs}; train on these |
 
-Train with {c.inner_optim}, learning rate {c.inner_lr:g}, {distilled.steps} steps of {c.batch_per_class} image(s) of each
-of {c.task_sampler_nc or distilled.num_classes} classes, augmentation {c.syn_strategy}. `{SET}` holds the same set
-with its preprocessing; `framework.load_distilled` opens this folder.
+Train with {c.inner_optim}, learning rate {c.inner_lr:g}, {distilled.steps} steps of {c.batch_per_class} image(s)
+of each of {c.task_sampler_nc or distilled.num_classes} classes, augmentation {c.syn_strategy}. `{SET}` holds the
+same set with its preprocessing; `framework.load_distilled` opens this folder.
 """
 
 

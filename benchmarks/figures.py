@@ -76,7 +76,7 @@ def method(path: Path) -> None:
     bottom.legend(
         lines, [str(line.get_label()) for line in lines], loc="upper center", ncols=4, frameon=False, fontsize=9
     )
-    bottom.set_ylim(0, 0.1)
+    bottom.set_ylim(0, 0.115)
     for ax in (bottom, norm):
         ax.spines["top"].set_visible(False)
     report.save_figure(figure, path)

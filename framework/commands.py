@@ -141,7 +141,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     if lengths and sorted(set(lengths)) != list(lengths):
         raise UserError(f"--eval_steps {' '.join(map(str, lengths))}: give increasing lengths, each once")
     recipe = make_recipe(args.recipe, distilled, lengths)
-    nets = {arch: crossarch.build(arch, distilled, args.width) for arch in args.eval_arch or [distilled.config.arch]}
+    names = args.eval_arch or [distilled.config.arch]
+    nets = {name: crossarch.build(name, distilled, args.width, device) for name in names}
     runs = args.num_train_eval or distilled.config.num_train_eval
     rows = crossarch.candidates(distilled, real, recipe, tuple(args.baselines), runs, args.seed, device)
     total = runs * len(nets) * len(rows) * recipe.lengths[-1]

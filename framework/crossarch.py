@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from framework import networks, report
@@ -23,7 +22,7 @@ from framework.recipes import Recipe
 METRICS = ("top1", "top5", "ece", "loss")
 
 
-def build(arch: str, distilled: Distilled, width: int | None) -> nn.Module:
+def build(arch: str, distilled: Distilled, width: int | None, device: torch.device) -> FlatNetwork:
     """The network named ``arch`` for the set's images: the run's own with its settings, others with theirs.
 
     Args:
@@ -36,7 +35,7 @@ def build(arch: str, distilled: Distilled, width: int | None) -> nn.Module:
     others = {} if width is None else {"width": width}
     options = network_options(distilled.config) if arch == distilled.config.arch else others
     try:
-        return networks.build(arch, channels, side, distilled.num_classes, **options)
+        return FlatNetwork(networks.build(arch, channels, side, distilled.num_classes, **options), device)
     except ValueError as error:
         raise UserError(f"--eval_arch {arch}: {error}; leave it out") from error
 
@@ -66,7 +65,7 @@ def evaluate(
     distilled: Distilled,
     real: RealData,
     recipe: Recipe,
-    nets: dict[str, nn.Module],
+    nets: dict[str, FlatNetwork],
     rows: dict[str, Candidate],
     seed: int,
     tick: Callable[[int], None],
@@ -79,11 +78,11 @@ def evaluate(
         What ``<recipe>.json`` holds: facts about the evaluation, and ``results[arch][row]`` with mean and
         deviation of every metric.
     """
-    began, device = time.monotonic(), rows["distilled"].sets[0].images.device
+    began = time.monotonic()
     select_on = real.test if real.val is None else real.val
     results: dict[str, dict[str, Any]] = {}
-    for arch, module in nets.items():
-        evaluator = Evaluator(FlatNetwork(module, device), recipe.rule, seed, tick)
+    for arch, network in nets.items():
+        evaluator = Evaluator(network, recipe.rule, seed, tick)
         results[arch] = {}
         for key, row in rows.items():
             length, scores = evaluator.select_and_test(row, select_on, real.test, "evaluate", recipe.name, arch, key)
@@ -99,7 +98,7 @@ def evaluate(
         "seed": seed,
         "results": results,
         "seconds": time.monotonic() - began,
-        **report.environment(device),
+        **report.environment(next(iter(nets.values())).device),
     }
 
 
@@ -148,7 +147,7 @@ def write(evaluation: dict[str, Any], folder: Path) -> list[Path]:
     name = evaluation["recipe"]
     make_folder(folder)
     try:
-        board = SummaryWriter(str(folder / "tensorboard" / name))
+        board = SummaryWriter(str(folder / "tensorboard" / name), purge_step=0)  # an older evaluation's events go
         board.add_text("table", table(evaluation))
         for arch, by_row in evaluation["results"].items():
             for key, row in by_row.items():

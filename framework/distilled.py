@@ -218,7 +218,7 @@ def class_weights(labels: Tensor, num_classes: int, path: str | Path) -> Tensor:
     if labels.ndim == 2 and labels.shape[1] == num_classes:
         return labels.float()
     numbers = labels.flatten() if labels.ndim == 2 and labels.shape[1] == 1 else labels
-    if numbers.ndim != 1 or not torch.equal(numbers, numbers.round()):
+    if numbers.ndim != 1 or not torch.equal(numbers.double(), numbers.double().round()):
         raise UserError(f"{path}: labels of shape {tuple(labels.shape)}; there are {num_classes} classes")
     if len(numbers) == 0 or numbers.min() < 0 or numbers.max() >= num_classes:
         raise UserError(f"{path}: labels are not all in 0..{num_classes - 1}; check --dataset")

@@ -58,6 +58,8 @@ def read(path: Path, labels: Path | None = None) -> Stored:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; check the path")
     reader = _read_folder if path.is_dir() else READERS.get(path.suffix.lower())
+    if labels is not None and reader is not _read_pt:
+        raise UserError(f"--labels {labels}: only a .pt file of images has its labels elsewhere; leave it out")
     if reader is None:
         raise UserError(f"{path}: unknown form; give a run's folder, an image folder, or {', '.join(READERS)}")
     try:
@@ -76,11 +78,14 @@ def read(path: Path, labels: Path | None = None) -> Stored:
 
 
 def _named(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Tensors under our names, from arrays under any of the usual ones."""
+    """Tensors under our names, from arrays under any of the usual ones; what is no numbers is left out."""
     result = {}
     for name, array in arrays.items():
         ours = "images" if name in IMAGE_NAMES else "labels" if name in LABEL_NAMES else name
-        result[ours] = array if isinstance(array, Tensor) else torch.from_numpy(np.array(array))
+        if isinstance(array, Tensor):
+            result[ours] = array.detach()
+        elif isinstance(array, np.ndarray | np.generic) and array.dtype.kind in "biuf":
+            result[ours] = torch.from_numpy(np.array(array))
     return result
 
 
@@ -109,9 +114,8 @@ def _read_pt(path: Path, labels: Path | None = None) -> Stored:
         content = {"images": content[0], "labels": content[1]}
     if not isinstance(content, dict):
         raise UserError(f"{path}: neither a pair nor a dictionary of images and labels; save one with torch.save")
-    metadata = content.get("metadata", {})
-    tensors = _named({name: value for name, value in content.items() if isinstance(value, Tensor)})
-    return Stored({name: tensor.detach() for name, tensor in tensors.items()}, metadata)
+    metadata = content.get("metadata")
+    return Stored(_named(content), metadata if isinstance(metadata, dict) else {})
 
 
 def _read_npz(path: Path) -> Stored:

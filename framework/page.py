@@ -22,7 +22,7 @@ from framework import report
 from framework.checkpoint import make_folder, write_text
 from framework.config import DEFAULTS, FLAGS, Config, UserError
 from framework.crossarch import top1_rows
-from framework.distilled import Distilled, config_from, load_distilled
+from framework.distilled import Distilled, config_from, load_distilled, network_options
 from framework.report import percent
 
 MOST_IMAGES = 400  # of one run; a page of thousands would not open on a phone
@@ -51,17 +51,19 @@ class RunFolder:
     def config(self) -> Config:
         """The run's flags."""
         file = self.path / "config.json"
+        if not file.exists():
+            raise UserError(f"{self.path}: no run is here; give a folder with config.json")
         try:
-            return config_from(json.loads(file.read_text()))
-        except FileNotFoundError as error:
-            raise UserError(f"{self.path}: no run is here; give a folder with config.json") from error
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            return config_from(_read_json(file))
+        except (KeyError, TypeError) as error:
             raise UserError(f"{file}: cannot be read ({error}); restore it from a copy") from error
 
     @cached_property
     def summary(self) -> dict[str, Any]:
         """``summary.json``; empty for a run that has not ended."""
-        return report.read_summary(self.path / "summary.json")
+        file = self.path / "summary.json"
+        needed = ("results", "outer_steps", "best_epoch", "epochs", "select", "seconds", "processes", "device")
+        return _read_json(file, *needed, "peak_memory_mb", "torch", "python") if file.exists() else {}
 
     @cached_property
     def records(self) -> dict[str, list[dict[str, Any]]]:
@@ -84,7 +86,9 @@ class RunFolder:
     @cached_property
     def evaluations(self) -> list[dict[str, Any]]:
         """What ``main.py evaluate`` found, one entry per recipe."""
-        return [report.read_summary(file) for file in sorted((self.path / "evaluation").glob("*.json"))]
+        files = sorted((self.path / "evaluation").glob("*.json"))
+        needed = ("results", "recipe", "recipe_text", "dataset", "device", "seconds")
+        return [_read_json(file, *needed) for file in files]
 
     @property
     def words(self) -> list[str]:
@@ -103,11 +107,12 @@ class RunFolder:
         """What was run, and what it took."""
         c, s = self.config, self.summary
         steps = self.records["step"]
+        own = {name: value for name, value in network_options(c).items() if value != getattr(DEFAULTS, name)}
         facts = {
             "data set": f"{c.dataset}{', ZCA' if c.zca else ''}",
             "method": f"{c.policy}, W {c.window}, T {c.totwindow}",
             "images per class": f"{c.num_per_class}{', learnt labels' if c.train_y else ''}",
-            "network": c.arch,
+            "network": ", ".join([c.arch, *(f"{name} {value}" for name, value in own.items())]),
             "seed": str(c.seed),
             "outer steps": f"{s['outer_steps'] if s else steps[-1]['step'] if steps else 0:,}",
         }
@@ -141,6 +146,21 @@ class RunFolder:
             }
             for k in range(min(d.num_classes, MOST_IMAGES))
         ]
+
+
+def _read_json(file: Path, *needed: str) -> dict[str, Any]:
+    """An object with at least the keys ``needed``.
+
+    Raises:
+        UserError: that is not what the file holds.
+    """
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); restore it from a copy") from error
+    if not isinstance(content, dict) or not content.keys() >= set(needed):
+        raise UserError(f"{file}: lacks {', '.join(needed) or 'everything'}, or some of it; restore it from a copy")
+    return content
 
 
 def duration(seconds: float) -> str:

@@ -40,7 +40,8 @@ class Recipe:
 class DecayedSGD(SGD):
     """SGD whose learning rate falls to a tenth after ``decay_at`` steps, with a fresh momentum buffer.
 
-    Dataset condensation makes a new optimiser there (its ``evaluate_synset``), which forgets the momentum.
+    Dataset condensation makes a new optimiser there (its ``evaluate_synset``), which forgets the momentum. For
+    evaluation alone: ``pullback`` knows nothing of the decay.
     """
 
     decay_at: int = 0

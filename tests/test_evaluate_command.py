@@ -137,12 +137,13 @@ def test_rows_and_networks_do_not_disturb_each_other(recipe: str, run: Path, tmp
 
 def test_another_network_is_built_with_its_own_settings(run: Path) -> None:
     distilled = load_distilled(run)
-    own = crossarch.build("convnet", distilled, 7)
-    assert sum(p.numel() for p in own.parameters()) == sum(p.numel() for p in distilled.network().parameters())
+    own = crossarch.build("convnet", distilled, 7, CPU)
+    assert own.size == sum(p.numel() for p in distilled.network().parameters())
     elsewhere = replace(distilled, config=replace(distilled.config, arch="convnet4"))
-    assert crossarch.build("convnet", elsewhere, 7).classifier.in_features == 7  # 8 pixels, three blocks
+    other = crossarch.build("convnet", elsewhere, 7, CPU)
+    assert other.module.classifier.in_features == 7  # 8 pixels, three blocks
     with pytest.raises(UserError, match="--eval_arch convnet4: .* leave it out"):
-        crossarch.build("convnet4", distilled, None)
+        crossarch.build("convnet4", distilled, None, CPU)
 
 
 def test_table_json_and_tensorboard_agree(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -322,6 +323,7 @@ MISTAKES = {
     "a pickle": (["{pickle}", *FOREIGN], "pickle.pt: cannot be read"),
     "unequal classes": (["{unequal}", *FOREIGN], "has not as many images of each; give --recipe dc"),
     "labels out of range": (["{range}", *FOREIGN], "labels are not all in 0..9"),
+    "labels of a folder": (["{folder}", "--labels", "{lonely}", *FOREIGN], "only a .pt file of images has"),
     "a missing file": (["{run}/none.pt"], "no such file"),
     "a run without a set": (["{empty}"], "a run without distilled.safetensors"),
     "too small": (["{run}", "--eval_arch", "convnet4"], "--eval_arch convnet4: "),
@@ -330,7 +332,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_told_in_one_line(
-    mistake: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mistake: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = load_distilled(run)
     images, labels = original.images, original.hard_labels
@@ -339,14 +341,15 @@ def test_mistakes_are_told_in_one_line(
     torch.save({"images": Path("not a tensor"), "labels": labels}, tmp_path / "pickle.pt")
     torch.save((images[:9], labels[:9]), tmp_path / "unequal.pt")
     torch.save((images, labels + 1), tmp_path / "range.pt")
+    (tmp_path / "folder" / "0").mkdir(parents=True)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text("{}")
     names = {name: tmp_path / f"{name}.pt" for name in ("lonely", "pickle", "unequal", "range")}
     arguments, message = MISTAKES[mistake]
-    given = {**names, "pt": tmp_path / "set.pt", "run": run, "root": tmp_path / "nowhere", "empty": tmp_path / "empty"}
+    given = {**names, **{name: tmp_path / name for name in ("empty", "folder")}}
+    given |= {"pt": tmp_path / "set.pt", "run": run, "root": tmp_path / "nowhere"}
     before = sorted(path for path in tmp_path.rglob("*"))
-    if mistake == "another data set":
-        pytest.MonkeyPatch().setattr("torchvision.datasets.mnist.MNIST.download", _no_network)
+    monkeypatch.setattr("torchvision.datasets.mnist.MNIST.download", _no_network)
     try:
         code = main(["evaluate", *(argument.format(**given) for argument in arguments)])
     except SystemExit as stop:  # argparse's own way

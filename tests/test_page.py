@@ -187,6 +187,8 @@ def test_a_last_line_that_was_cut_short_is_dropped(run: Path) -> None:
         (["{run}", "{run}"], "given twice"),
         (["{run}", "--output", "page.pdf"], "ends in .html"),
         (["{damaged}"], "config.json: cannot be read"),
+        (["{future}"], "config.json: cannot be read"),
+        (["{partial}"], "summary.json: lacks results"),
         ([], "required: RUN"),
         (["{run}", "--output", "{run}/summary.json/x.html"], "cannot make this folder"),
     ],
@@ -196,7 +198,11 @@ def test_mistakes_are_told_in_one_line(
 ) -> None:
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "config.json").write_text("{")
-    given = {"run": run, "nothing": tmp_path / "nothing", "damaged": tmp_path / "damaged"}
+    for name, content in (("future", '{"flag_of_the_future": 1}'), ("partial", "{}")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(content)
+    (tmp_path / "partial" / "summary.json").write_text('{"device": "cpu"}')
+    given = {name: tmp_path / name for name in ("nothing", "damaged", "future", "partial")} | {"run": run}
     before = sorted(tmp_path.rglob("*"))
     try:
         code = main(["report", *(argument.format(**given) for argument in arguments)])

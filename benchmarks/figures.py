@@ -98,8 +98,22 @@ def accuracy(run: RunFolder, path: Path) -> None:
         ax.axhline(100 * row["top1"], color=colour, linestyle=":" if key == "distilled" else "--", label=label)
     ax.set_xlabel("outer step")
     ax.set_ylabel("accuracy (%)")
-    ax.legend(loc="lower right", fontsize=9)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, fontsize=9, frameon=False)
     ax.grid(alpha=0.3)
+    report.save_figure(figure, path)
+
+
+def images(run: RunFolder, path: Path) -> None:
+    """The first images of the first classes, one column per class."""
+    assert run.distilled is not None
+    by_class = run.distilled.pictures.unflatten(0, (run.distilled.num_classes, -1))[:10, :5].permute(1, 0, 3, 4, 2)
+    rows, columns = by_class.shape[:2]
+    figure = Figure(figsize=(columns, rows + 0.3))
+    for ax, picture in zip(figure.subplots(rows, columns, squeeze=False).flat, by_class.flatten(0, 1), strict=True):
+        ax.imshow(picture.expand(-1, -1, 3).numpy(), interpolation="nearest")
+        ax.axis("off")
+    for ax, name in zip(figure.axes, run.distilled.class_names, strict=False):
+        ax.set_title(name, fontsize=10, parse_math=False)
     report.save_figure(figure, path)
 
 
@@ -116,7 +130,7 @@ def main() -> int:
             raise UserError(f"{args.run}: not a finished run; continue it with --resume")
         method(args.out / "method.png")
         accuracy(run, args.out / f"accuracy_{name}.png")
-        report.image_grid(run.distilled.pictures, run.distilled.class_names, args.out / f"distilled_{name}.png")
+        images(run, args.out / f"distilled_{name}.png")
     except UserError as error:
         print(f"figures: error: {error}", file=sys.stderr)
         return 2

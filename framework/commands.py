@@ -10,8 +10,9 @@ import torch
 from tqdm import tqdm
 
 from framework import crossarch, data, page
+from framework.checkpoint import make_folder
 from framework.config import FLAGS, Config, Parser, UserError
-from framework.distilled import Distilled, from_foreign, load_distilled, open_stored
+from framework.distilled import Distilled, from_foreign, from_stored, load_distilled, open_stored
 from framework.distributed import resolve_device
 from framework.exports import DDRANKING, FORMS, export
 from framework.recipes import RECIPES, make_recipe
@@ -29,6 +30,12 @@ def _parser(name: str, description: str) -> Parser:
     )
 
 
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
@@ -44,12 +51,7 @@ def _evaluate_parser() -> Parser:
         "Train fresh networks on a distilled set, of this program or another, and score them on the real test images.",
     )
     add = parser.add_argument
-    add(
-        "set",
-        metavar="RUN_OR_FILE",
-        type=Path,
-        help="a run's folder; .safetensors, .pt, .npz or .h5; or an image folder",
-    )
+    add("set", metavar="RUN_OR_FILE", type=Path, help="a run's folder; .safetensors, .pt, .npz, .h5; an image folder")
     add("--eval_arch", nargs="+", choices=ARCHITECTURES, metavar="ARCH",
         help=f"networks to train: {', '.join(ARCHITECTURES)} (default: the set's own)")  # fmt: skip
     add("--width", type=_positive, metavar="N", help="channels of those that are not the set's own (default: theirs)")
@@ -59,7 +61,7 @@ def _evaluate_parser() -> Parser:
     add("--eval_steps", type=_positive, nargs="+", metavar="STEPS", help="training lengths instead of the recipe's")
     add("--baselines", nargs="*", choices=("random", "full"), default=[],
         help="rows to add: random (as many real images, same recipe), full (the whole real set)")  # fmt: skip
-    add("--seed", type=int, default=0, help="of every random choice (default: 0)")
+    add("--seed", type=_whole, default=0, help="of every random choice (default: 0)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     add("--root", type=Path, metavar="DIR", help="folder of the data set's files (default: the run's, or ./dataset)")
     add("--output", type=Path, metavar="DIR",
@@ -70,17 +72,15 @@ def _evaluate_parser() -> Parser:
     add("--preprocess", choices=("standardise", "zca", "pixels"),
         help="how its images were made: standardised per channel (with the training images' mean and deviation, or "
         "--mean and --std), whitened by ZCA, or left as pixels (uint8, or 0..1)")  # fmt: skip
-    add(
-        "--mean", type=float, nargs="+", metavar="M", help="of each channel, in 0..1 [read by --preprocess standardise]"
-    )
+    add("--mean", type=float, nargs="+", metavar="M", help="of each channel, in 0..1 [read by standardise]")
     add("--std", type=float, nargs="+", metavar="S", help="the same")
-    add("--zca_reg", type=float, default=0.1, help="ZCA regularisation (default: 0.1) [read by --preprocess zca]")
+    add("--zca_reg", type=float, help="ZCA regularisation (default: 0.1) [read by zca]")
     add("--im_size", type=_positive, metavar="PIXELS", help="the real images are resized to this")
     add("--labels", type=Path, metavar="FILE", help="the labels, where RUN_OR_FILE is a .pt file of images alone")
     return parser
 
 
-FOREIGN = ("dataset", "preprocess", "mean", "std", "im_size", "labels")
+FOREIGN = ("dataset", "preprocess", "mean", "std", "zca_reg", "im_size", "labels")
 
 
 def _open(args: argparse.Namespace, device: torch.device) -> tuple[Distilled, data.RealData]:
@@ -90,7 +90,7 @@ def _open(args: argparse.Namespace, device: torch.device) -> tuple[Distilled, da
     if stored.ours:
         if given:
             raise UserError(f"--{given[0]}: {args.set} is a file of this program and says that itself; leave it out")
-        distilled = load_distilled(args.set)
+        distilled = from_stored(stored, args.set)
         return distilled, _real(distilled.config, args, device, distilled.preprocess)
     for name in ("dataset", "preprocess"):
         if name not in given:
@@ -104,11 +104,12 @@ def _open(args: argparse.Namespace, device: torch.device) -> tuple[Distilled, da
                 "--mean, --std: give one of each per channel, deviations above 0, with --preprocess standardise"
             )
         preprocess = data.Standardise(torch.tensor(args.mean), torch.tensor(args.std))
-    # The settings of both papers' CIFAR-10 commands, for want of a run's own.
-    config = Config(
-        dataset=args.dataset, zca=args.preprocess == "zca", zca_reg=args.zca_reg, im_size=args.im_size,
-        inner_optim="Adam", inner_lr=0.001, num_train_eval=5, **({"width": args.width} if args.width else {}),
-    )  # fmt: skip
+    if args.zca_reg is not None and args.preprocess != "zca":
+        raise UserError(f"--zca_reg is not read by --preprocess {args.preprocess}; leave it out")
+    # Optimiser and augmentation of both papers' commands, for want of a run's own.
+    settings = {"dataset": args.dataset, "im_size": args.im_size, "zca": args.preprocess == "zca"}
+    given_too = {name: getattr(args, name) for name in ("width", "zca_reg") if getattr(args, name) is not None}
+    config = Config(**settings, **given_too, inner_optim="Adam", inner_lr=0.001, num_train_eval=5)
     info = data.describe(args.dataset, args.root or Path(config.root), args.im_size)
     if args.mean is not None and len(args.mean) != info.channels:
         raise UserError(f"--mean: {args.dataset} has {info.channels} channel(s); give that many")
@@ -145,6 +146,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     nets = {name: crossarch.build(name, distilled, args.width, device) for name in names}
     runs = args.num_train_eval or distilled.config.num_train_eval
     rows = crossarch.candidates(distilled, real, recipe, tuple(args.baselines), runs, args.seed, device)
+    folder = args.output or (args.set / "evaluation" if args.set.is_dir() else Path(f"{args.set}.evaluation"))
+    make_folder(folder)  # before hours of training, not after
     total = runs * len(nets) * len(rows) * recipe.lengths[-1]
     with tqdm(total=total, desc="evaluating", unit="step", dynamic_ncols=True) as bar:
 
@@ -152,7 +155,6 @@ def evaluate(arguments: Sequence[str]) -> int:
             bar.update(steps)
 
         result = crossarch.evaluate(distilled, real, recipe, nets, rows, args.seed, tick)
-    folder = args.output or (args.set / "evaluation" if args.set.is_dir() else Path(f"{args.set}.evaluation"))
     paths = crossarch.write(result, folder)
     print(crossarch.table(result) + "\n\n" + "\n".join(map(str, paths)))
     return 0

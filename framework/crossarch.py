@@ -11,7 +11,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from framework import networks, report
-from framework.checkpoint import make_folder, write_text
+from framework.checkpoint import write_text
 from framework.config import UserError
 from framework.data import RealData
 from framework.distilled import Distilled, network_options
@@ -143,9 +143,8 @@ def table(evaluation: dict[str, Any]) -> str:
 
 
 def write(evaluation: dict[str, Any], folder: Path) -> list[Path]:
-    """Write ``<recipe>.json``, ``<recipe>.md`` and TensorBoard events; returns their paths."""
+    """Write ``<recipe>.json``, ``<recipe>.md`` and TensorBoard events into a folder; returns their paths."""
     name = evaluation["recipe"]
-    make_folder(folder)
     try:
         board = SummaryWriter(str(folder / "tensorboard" / name), purge_step=0)  # an older evaluation's events go
         board.add_text("table", table(evaluation))

@@ -127,7 +127,11 @@ def load_distilled(path: str | Path) -> Distilled:
         UserError: there is no set, the file is damaged, or it was written by another program and so does
             not say how its images were made.
     """
-    stored = open_stored(Path(path))
+    return from_stored(open_stored(Path(path)), Path(path))
+
+
+def from_stored(stored: Stored, path: Path) -> Distilled:
+    """The set in one of our own files; see ``load_distilled``."""
     if not stored.ours:
         raise UserError(
             f"{path}: a file of another program, which says nothing of data set and preprocessing; main.py evaluate "
@@ -140,9 +144,8 @@ def load_distilled(path: str | Path) -> Distilled:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged metadata ({error}); restore it from a copy") from error
     images, labels = stored.tensors["images"].float(), class_weights(stored.tensors["labels"], len(class_names), path)
-    return Distilled(
-        Path(path), images, labels, class_names, Preprocess.from_tensors(stored.tensors), config, provenance
-    )
+    preprocess = Preprocess.from_tensors(stored.tensors)
+    return Distilled(path, images, labels, class_names, preprocess, config, provenance)
 
 
 def open_stored(path: Path, labels: Path | None = None) -> Stored:
@@ -209,7 +212,7 @@ def _folder_classes(folders: list[str], class_names: tuple[str, ...], path: Path
     raise UserError(f"{path}: folders are named neither like classes nor by their numbers; rename them 0, 1, 2, ...")
 
 
-def class_weights(labels: Tensor, num_classes: int, path: str | Path) -> Tensor:
+def class_weights(labels: Tensor, num_classes: int, path: Path) -> Tensor:
     """(N, K) float32 class weights, from those or from (N,) class numbers.
 
     Raises:

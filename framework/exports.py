@@ -109,8 +109,10 @@ def _images(distilled: Distilled, path: Path) -> str:
             (folder / f"{label:05d}_{name}").mkdir(exist_ok=True)
             (folder / f"{label:05d}_{name}" / f"{number:06d}.png").write_bytes(png)
         if distilled.hard_labels is None:
-            np.save(folder / "labels.npy", distilled.labels.numpy())
-    learnt = "; labels.npy has the learnt labels, in the order of the files" if distilled.hard_labels is None else ""
+            np.save(folder / formats.LABELS, distilled.labels.numpy())
+    learnt = (
+        f"; {formats.LABELS} has the learnt labels, in the order of the files" if distilled.hard_labels is None else ""
+    )
     return _losses(distilled, clipped) + learnt
 
 

@@ -25,6 +25,7 @@ from framework.readers import one_line
 
 IMAGE_NAMES = ("images", "data", "image", "x", "images_train")
 LABEL_NAMES = ("labels", "label", "targets", "y", "labels_train")
+LABELS = "labels.npy"
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
@@ -136,7 +137,8 @@ def _read_folder(path: Path) -> Stored:
     """Images as uint8 (N, 3, H, W), or (N, 1, H, W) where all are grey; folders in order of their names.
 
     A folder's name is the class's number, as in ``7`` or ``00007_dog``, or its name; names are kept in the
-    metadata as ``folders``, for whoever knows the data set's classes.
+    metadata as ``folders``, for whoever knows the data set's classes. Learnt labels, which folders cannot say, are
+    in ``labels.npy``, (N, K) in the order of the files.
     """
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
     files = [sorted(f for f in folder.iterdir() if f.suffix.lower() in PICTURES) for folder in folders]
@@ -150,10 +152,11 @@ def _read_folder(path: Path) -> Stored:
         raise UserError(f"{path}: pictures of different sizes or colour modes; make them alike")
     stack = torch.stack(pixels)
     images = stack.unsqueeze(1) if stack.ndim == 3 else stack.permute(0, 3, 1, 2)
+    images = images.contiguous()
+    if (path / LABELS).exists():
+        return Stored({"images": images, "labels": torch.from_numpy(np.load(path / LABELS, allow_pickle=False))})
     numbers = torch.tensor([number for number, group in enumerate(files) for _ in group])
-    return Stored(
-        {"images": images.contiguous(), "labels": numbers}, {"folders": json.dumps([folder.name for folder in folders])}
-    )
+    return Stored({"images": images, "labels": numbers}, {"folders": json.dumps([entry.name for entry in folders])})
 
 
 READERS: dict[str, Callable[[Path], Stored]] = {

@@ -108,6 +108,7 @@ def test_pictures_say_how_much_was_clipped_and_keep_learnt_labels_beside_them(tm
     share = ((natural < 0) | (natural > 1)).double().mean()
     assert f"{share:.1%} of them were outside" in export(distilled, "images", tmp_path / "set")
     assert np.array_equal(np.load(tmp_path / "set" / "labels.npy"), distilled.labels.numpy())
+    assert torch.equal(formats.read(tmp_path / "set").tensors["labels"], distilled.labels)
 
 
 @pytest.mark.parametrize("soft", [False, True])

@@ -69,17 +69,16 @@ class Preprocess(ABC):
     kind: ClassVar[Literal["standardise", "zca"]]
 
     def __call__(self, images: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
-        """Preprocess (N, C, H, W) pixels; returns float32 of the same shape.
+        """Preprocess (N, C, H, W) uint8 images; returns float32 of the same shape.
 
         Args:
-            images: uint8, or floating point on its scale of 0..255; on any device; moved in chunks, so that only
-                the result has to fit on ``device``.
+            images: on any device; moved in chunks, so that only the result has to fit on ``device``.
             device: where the result goes (default: where ``images`` are).
 
         Raises:
             UserError: the result is not finite, which damaged preprocessing tensors can cause.
         """
-        assert images.dtype == torch.uint8 or images.is_floating_point()
+        assert images.dtype == torch.uint8
         assert images.ndim == 4
         device = images.device if device is None else device
         result = torch.empty(images.shape, dtype=torch.float32, device=device)

@@ -168,7 +168,8 @@ def from_foreign(stored: Stored, path: Path, real: RealData, config: Config, *, 
         path: for messages.
         real: with the preprocessing that the set is to be seen in.
         config: the inner recipe to use.
-        pixels: the images are pixels, uint8 or in [0, 1], to be preprocessed like the real ones.
+        pixels: the images are pixels, 0..255 or floating point in [0, 1] (which are rounded to 8 bits), to be
+            preprocessed like the real ones.
 
     Raises:
         UserError: shapes or labels do not fit the data set.
@@ -198,7 +199,7 @@ def from_foreign(stored: Stored, path: Path, real: RealData, config: Config, *, 
             raise UserError(
                 f"{path}: --preprocess pixels, but values are outside {low}..{high}; say how they were made"
             )
-        images = real.preprocess(images * 255 if images.is_floating_point() else images)
+        images = real.preprocess((images * (255 / high)).round().to(torch.uint8))
     return Distilled(path, images.float().contiguous(), weights, real.class_names, real.preprocess, config, {})
 
 

@@ -47,18 +47,6 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             temporary.unlink()
 
 
-def make_folder(path: Path) -> None:
-    """Make the folder that --output names, or that the file which it names lies in, with all above it.
-
-    Raises:
-        UserError: that is not possible.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {path}: cannot make this folder ({error.strerror}); choose another") from error
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     write_atomically(path, lambda file: file.write(text.encode()))
@@ -96,6 +84,18 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     """Write a safetensors file atomically."""
     content = to_safetensors({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
     write_atomically(path, lambda file: file.write(content))
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder that --output names, or that the file which it names lies in, with all above it.
+
+    Raises:
+        UserError: that is not possible.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {path}: cannot make this folder ({error.strerror}); choose another") from error
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -71,7 +71,7 @@ def _evaluate_parser() -> Parser:
     add("--dataset", choices=DATASETS, help="real data set that the set was made from")
     add("--preprocess", choices=("standardise", "zca", "pixels"),
         help="how its images were made: standardised per channel (with the training images' mean and deviation, or "
-        "--mean and --std), whitened by ZCA, or left as pixels (0..255, or 0..1, which are rounded to 8 bits)")  # fmt: skip
+        "--mean and --std), whitened by ZCA, or pixels (0..255, or 0..1, rounded to 8 bits)")  # fmt: skip
     add("--mean", type=float, nargs="+", metavar="M", help="of each channel, in 0..1 [read by standardise]")
     add("--std", type=float, nargs="+", metavar="S", help="the same")
     add("--zca_reg", type=float, help="ZCA regularisation (default: 0.1) [read by zca]")

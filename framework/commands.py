@@ -129,6 +129,7 @@ def _real(
         im_size=config.im_size,
         val_fraction=config.val_fraction if config.select == "val" else 0.0,
         limit_train=config.limit_train,
+        workers=config.workers,
         preprocess=preprocess,
     )
 

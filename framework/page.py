@@ -217,8 +217,8 @@ def training_plot(steps: list[dict[str, Any]], path: Path) -> None:
     ):
         ax.plot(x, [record[key] for record in steps], linewidth=1.2)
         ax.set_ylabel(name)
-        ax.set_yscale("log")
         ax.grid(alpha=0.3)
+    bottom.set_yscale("log")
     bottom.set_xlabel("outer step")
     report.save_figure(figure, path)
 

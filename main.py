@@ -5,10 +5,16 @@ from collections.abc import Sequence
 
 from framework.config import UserError, parse
 
+COMMANDS = ("evaluate", "export", "report")
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code (2 for a user's mistake, told in one line)."""
     try:
+        if arguments and arguments[0] in COMMANDS:
+            from framework.commands import run
+
+            return run(arguments[0], arguments[1:])
         config, warnings = parse(arguments)
         for warning in warnings:
             print(f"main.py: warning: {warning}", file=sys.stderr)

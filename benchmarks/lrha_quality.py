@@ -143,9 +143,12 @@ def table(results: dict[str, Any]) -> str:
             for c in columns
         ]
         lines.append(f"| {recipe} | {found[columns[0]]['products']} | {slower:.1f} x | " + " | ".join(cells) + " |")
-    lines += ["", f"Window {results['window']}, {results['parameters']:,} parameters, {results['networks']} networks; "
-              "cosine ± deviation / relative error against the exact meta-gradient, which takes "
-              f"{results['window']} products. {results['device']}, torch {results['torch']}, seeds 0 and 1."]  # fmt: skip
+    lines += [
+        "",
+        f"Window {results['window']}, {results['parameters']:,} parameters, {results['networks']} networks; cosine ± "
+        f"deviation / relative error against the exact meta-gradient, which takes {results['window']} products.",
+        f"{results['device']}, torch {results['torch']}, seeds 0 and 1.",
+    ]
     return "\n".join(lines)
 
 

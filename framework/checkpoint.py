@@ -86,6 +86,18 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     write_atomically(path, lambda file: file.write(content))
 
 
+def make_folder(path: Path) -> None:
+    """Make the folder that --output names, or that the file which it names lies in, with all above it.
+
+    Raises:
+        UserError: that is not possible.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {path}: cannot make this folder ({error.strerror}); choose another") from error
+
+
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file onto the CPU.
 

@@ -339,19 +339,21 @@ def _option(name: str) -> str:
     return f"--{name}" if len(name) > 1 else f"-{name}"
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Reports a mistake in one line and exits with code 2."""
 
     def error(self, message: str) -> NoReturn:
+        """See the class."""
         print(f"{self.prog}: error: {message} (see --help)", file=sys.stderr)
         raise SystemExit(2)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of a distillation run, made from ``Config``'s fields. No abbreviations."""
-    parser = _Parser(
+    parser = Parser(
         prog="main.py",
         description="Distil a data set into a few synthetic images by truncated back-propagation through time.",
+        epilog="What to do with a distilled set: main.py evaluate | export | report, each with its own --help.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),

@@ -95,8 +95,8 @@ class Preprocess(ABC):
         return result
 
     @abstractmethod
-    def inverse(self, images: torch.Tensor) -> torch.Tensor:
-        """Return float (N, C, H, W) preprocessed images in natural colours, float32 clipped to [0, 1].
+    def inverse(self, images: torch.Tensor, clip: bool = True) -> torch.Tensor:
+        """Return float (N, C, H, W) preprocessed images in natural colours: float32, clipped to [0, 1] with ``clip``.
 
         The result is on the device of ``images``.
         """
@@ -164,10 +164,11 @@ class Standardise(Preprocess):
             stds.append(std if std > 0 else torch.ones_like(std))
         return cls(torch.stack(means).float(), torch.stack(stds).float())
 
-    def inverse(self, images: torch.Tensor) -> torch.Tensor:
+    def inverse(self, images: torch.Tensor, clip: bool = True) -> torch.Tensor:
         """See ``Preprocess.inverse``; exact for preprocessed images, up to float32 rounding."""
         mean, std = (t.view(-1, 1, 1).to(images.device) for t in (self.mean, self.std))
-        return (images.detach().float() * std + mean).clamp(0, 1)
+        natural = images.detach().float() * std + mean
+        return natural.clamp(0, 1) if clip else natural
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """See ``Preprocess.tensors``."""
@@ -243,11 +244,11 @@ class Zca(Preprocess):
         statistics = (mean_sum / (255 * len(images)), norm_sum / (255 * len(images)))
         return cls(*(t.to(torch.float32).cpu().contiguous() for t in (whiten, colour, *statistics)))
 
-    def inverse(self, images: torch.Tensor) -> torch.Tensor:
+    def inverse(self, images: torch.Tensor, clip: bool = True) -> torch.Tensor:
         """See ``Preprocess.inverse``; every image gets the training images' average mean and norm."""
         flat = images.detach().float().flatten(1) @ self.colour.to(images.device)
         natural = flat * self.image_norm.to(images.device) + self.image_mean.to(images.device)
-        return natural.clamp(0, 1).view(images.shape)
+        return (natural.clamp(0, 1) if clip else natural).view(images.shape)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """See ``Preprocess.tensors``."""
@@ -294,6 +295,7 @@ def load(
     val_fraction: float = 0.1,
     limit_train: int | None = None,
     workers: int = 0,
+    preprocess: Preprocess | None = None,
     cache_dir: Path | None = None,
     progress: bool = True,
 ) -> RealData:
@@ -313,6 +315,7 @@ def load(
             gives none. A validation part that comes with an ``imagefolder`` is used instead of a share.
         limit_train: keep this many training images after the split, spread evenly over classes.
         workers: threads that decode image files, 0 for one per core.
+        preprocess: to be used instead of one fitted on the training images; ``zca`` and ``zca_reg`` are not read then.
         cache_dir: where ZCA matrices are kept (default: ``at-bptt`` in the user's cache folder).
         progress: show progress bars on stderr.
 
@@ -333,27 +336,29 @@ def load(
     if limit_train is not None:
         train = train[_balanced_subset(source.train.labels[train], len(source.class_names), limit_train, name)]
     test = torch.arange(len(source.test.labels))
-    _require_memory(len(train) + len(test) + (0 if val is None else len(val)), info, zca, device)
+    _require_memory(len(train) + len(test) + (0 if val is None else len(val)), info, zca and preprocess is None, device)
 
     def read(part: Part, indices: torch.Tensor) -> torch.Tensor:
         return part.read(indices, workers, progress)
 
     def place(pixels: torch.Tensor, labels: torch.Tensor) -> Split:
-        return Split(preprocess(pixels, device), labels.to(device))
+        return Split(fitted(pixels, device), labels.to(device))
 
     train_pixels = read(source.train, train)
-    preprocess: Preprocess
-    if zca:
-        preprocess = _cached_zca(train_pixels, zca_reg, device, cache_dir or _default_cache(), name, progress)
+    fitted: Preprocess
+    if preprocess is not None:
+        fitted = preprocess
+    elif zca:
+        fitted = _cached_zca(train_pixels, zca_reg, device, cache_dir or _default_cache(), name, progress)
     else:
-        preprocess = Standardise.fit(train_pixels)
+        fitted = Standardise.fit(train_pixels)
     return RealData(
         name,
         source.class_names,
         place(train_pixels, source.train.labels[train]),
         None if val is None else place(read(val_part, val), val_part.labels[val]),
         place(read(source.test, test), source.test.labels),
-        preprocess,
+        fitted,
     )
 
 

@@ -49,7 +49,7 @@ class Captured:
         device = next(leaf.device for leaf in leaves if isinstance(leaf, Tensor))
         key = (structure, *((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves))
         if key not in self._captures:
-            static = [None if leaf is None else self._buffer(leaf, device) for leaf in leaves]
+            static: list[Any] = [None if leaf is None else self._buffer(leaf, device) for leaf in leaves]
             inputs = pytree.tree_unflatten(static, structure)
             self._captures[key] = (static, self.record(lambda: self.function(*inputs)))
         static, (replay, result) = self._captures[key]

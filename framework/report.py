@@ -197,7 +197,7 @@ def accuracy_plot(history: list[dict[str, Any]], path: Path) -> None:
     ax.set_ylabel(f"{history[0]['split']} accuracy (%)")
     ax.legend(title="trained for")
     ax.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 STAGE_COLOURS = {"early": "tab:blue", "middle": "tab:orange", "late": "tab:green", None: "tab:gray"}
@@ -221,7 +221,7 @@ def truncation_plot(epochs: list[dict[str, Any]], path: Path) -> None:
     bottom.set_ylabel("accuracy on\nreal batches (%)")
     bottom.set_xlabel("epoch")
     bottom.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def probe_figure(curves: dict[str, list[float]], window: Window) -> Figure:
@@ -236,7 +236,8 @@ def probe_figure(curves: dict[str, list[float]], window: Window) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG, atomically."""
     FigureCanvasAgg(figure)
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120, bbox_inches="tight"))
 

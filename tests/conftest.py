@@ -1,9 +1,13 @@
 """Fixtures that several test modules share."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+from cli import TINY
+
+from main import main
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +18,18 @@ def real_data() -> Path:
     if not (folder / "MNIST" / "raw").is_dir():
         pytest.skip(f"no real images in {folder}: set ATBPTT_DATA to a folder with MNIST/raw")
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run; tests that write into it copy it first."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main([*TINY, "--epochs", "2", "--baselines", "random", "full", "--save_dir", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run's folder."""
+    shutil.copytree(finished_run, tmp_path / "tiny")
+    return tmp_path / "tiny"

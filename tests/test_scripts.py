@@ -1,15 +1,22 @@
 """The benchmark scripts run the published commands, and pass extra flags through."""
 
 import os
+import re
+import shlex
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from commands import AT_BPTT, COMMANDS, RAT_BPTT, Command
+from PIL import Image
 
 from framework.config import parse
+from main import main
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+README = SCRIPTS.parent / "README.md"
 PUBLISHED = {
     "cifar10_ipc10.sh": AT_BPTT["cifar10-ipc10"],
     "cifar100_ipc10.sh": AT_BPTT["cifar100-ipc10"],
@@ -56,5 +63,44 @@ def test_there_is_a_script_for_every_benchmark() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_the_readme_shows_every_example_command(command: Command) -> None:
-    readme = (SCRIPTS.parent / "README.md").read_text().replace("\\\n", " ")
+    readme = README.read_text().replace("\\\n", " ")
     assert command.line in " ".join(readme.split())
+
+
+def test_the_readmes_python_example_runs_as_it_stands(finished_run: Path, tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (tmp_path / "save" / "digits").mkdir(parents=True)
+    shutil.copytree(finished_run, tmp_path / "save" / "digits" / "quickstart")
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parent)}
+    command = [sys.executable, "-c", example]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"\d+\.\d% of all 1,797 real digits\n", done.stdout)
+
+
+def test_the_readmes_commands_are_understood(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each gets as far as finding that its run is not there."""
+    lines = re.findall(r"^python main.py ((?:evaluate|export|report) .*)", README.read_text(), re.MULTILINE)
+    assert len(lines) == 4
+    for line in lines:
+        arguments = shlex.split(line.partition("#")[0].replace("[OTHER RUNS]", "").replace("save/", "nowhere/"))
+        assert main(arguments) == 2
+        assert re.search("no such file|no run is here", capsys.readouterr().err)
+
+
+def test_figures_are_drawn_from_a_run(finished_run: Path, tmp_path: Path) -> None:
+    command = ["bash", str(SCRIPTS / "figures.sh"), str(finished_run), "--out", str(tmp_path)]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True, check=True
+    )
+    names = ["method.png", "accuracy_digits.png", "distilled_digits.png"]
+    assert [Path(line).name for line in done.stdout.splitlines()] == names
+    for name in names:
+        with Image.open(tmp_path / name) as picture:
+            picture.load()
+
+
+@pytest.mark.parametrize("arguments", [[], ["nowhere"]])
+def test_a_score_needs_a_run(arguments: list[str]) -> None:
+    done = subprocess.run(["bash", str(SCRIPTS / "ddranking_score.sh"), *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "ddranking_score: give a run's folder or a distilled file first\n"

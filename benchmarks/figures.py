@@ -1,0 +1,143 @@
+"""Draw the README's figures: the method, and the accuracy and the images of a run. See scripts/figures.sh."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from framework import report
+from framework.config import UserError
+from framework.page import RunFolder
+
+GREY, BLUE, ORANGE, GREEN = "#9aa1ab", "#1f77b4", "#ff7f0e", "#2ca02c"
+
+
+def _box(ax: Axes, x: float, y: float, width: float, text: str, colour: str) -> None:
+    ax.add_patch(FancyBboxPatch((x, y), width, 0.9, boxstyle="round,pad=0.05", facecolor=colour, alpha=0.25, lw=0))
+    ax.add_patch(FancyBboxPatch((x, y), width, 0.9, boxstyle="round,pad=0.05", fill=False, edgecolor=colour))
+    ax.text(x + width / 2, y + 0.45, text, ha="center", va="center", fontsize=10)
+
+
+def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], colour: str, bend: float = 0.0) -> None:
+    style = f"arc3,rad={bend}"
+    ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=13, color=colour, connectionstyle=style))
+
+
+def method(path: Path) -> None:
+    """The bilevel loop above, and below it how AT-BPTT's stages choose the window from gradient norms."""
+    figure = Figure(figsize=(10, 5.6))
+    top, bottom = figure.subplots(2, 1, height_ratios=[1.25, 1])
+    top.set_xlim(0, 16)
+    top.set_ylim(-0.4, 4.3)
+    top.axis("off")
+    for i, name in enumerate(
+        ("$\\theta_0$", "$\\theta_1$", "…", "$\\theta_N$", "$\\theta_{N+1}$", "…", "$\\theta_{N+M}$")
+    ):
+        inside = 3 <= i <= 6
+        _box(top, 0.4 + 1.8 * i, 1.5, 1.1, name, ORANGE if inside else GREY)
+        if i:
+            _arrow(top, (1.6 + 1.8 * (i - 1), 1.95), (0.3 + 1.8 * i, 1.95), ORANGE if i > 3 else GREY)
+    _box(top, 13.2, 1.5, 2.4, "loss on a\nreal batch", GREEN)
+    _arrow(top, (12.4, 1.95), (13.1, 1.95), GREEN)
+    _box(top, 4.3, 3.3, 5.0, "synthetic images and labels S", BLUE)
+    for x in (2.3, 6.6, 10.2):
+        _arrow(top, (6.8, 3.25), (x, 2.5), BLUE)
+    _arrow(top, (14.4, 2.5), (9.5, 3.75), GREEN, bend=0.25)
+    top.text(12.9, 3.85, "meta-gradient: clip, Adam", color=GREEN, fontsize=10)
+    top.text(2.7, 1.0, "prefix: N steps, not differentiated", ha="center", color="#5c6470", fontsize=10)
+    top.text(9.1, 1.0, "window: M steps, differentiated backwards", ha="center", color=ORANGE, fontsize=10)
+    top.text(
+        9.1, 0.3, "AT-BPTT chooses N and M by stage; M is longer where gradients vary more", ha="center", fontsize=10
+    )
+
+    t = np.arange(40)
+    norms = 0.4 + 2.6 * np.exp(-t / 9)
+    for sign, name, colour in (
+        (1, "early: exp(+n / τ)", BLUE),
+        (0, "middle: uniform", GREY),
+        (-1, "late: exp(−n / τ)", GREEN),
+    ):
+        weights = np.exp(sign * norms)
+        bottom.plot(t, weights / weights.sum(), color=colour, label=name)
+    bottom.set_xlabel("inner step t")
+    bottom.set_ylabel("P(window at t)")
+    bottom.set_yticks([])
+    norm = bottom.twinx()
+    norm.plot(t, norms, "--", color="#1c2026", linewidth=1, label="gradient norm n")
+    norm.set_yticks([])
+    norm.set_ylabel("n")
+    lines = [*bottom.get_lines(), *norm.get_lines()]
+    bottom.legend(
+        lines, [str(line.get_label()) for line in lines], loc="upper center", ncols=4, frameon=False, fontsize=9
+    )
+    bottom.set_ylim(0, 0.115)
+    for ax in (bottom, norm):
+        ax.spines["top"].set_visible(False)
+    report.save_figure(figure, path)
+
+
+def accuracy(run: RunFolder, path: Path) -> None:
+    """Selection accuracy over outer steps at the best length, with the final table's baselines as lines."""
+    figure = Figure(figsize=(7, 4))
+    ax = figure.subplots()
+    history = run.records["evaluation"]
+    steps = np.array([entry["step"] for entry in history])
+    scores = [entry["scores"][entry["lengths"].index(entry["best_length"])] for entry in history]
+    mean = 100 * np.array([score["top1"] for score in scores])
+    deviation = 100 * np.array([score["top1_std"] or 0.0 for score in scores])
+    ax.plot(steps, mean, marker="o", color=BLUE, label=f"{run.summary['results']['distilled']['name']} (selection)")
+    ax.fill_between(steps, mean - deviation, mean + deviation, color=BLUE, alpha=0.2)
+    for (key, row), colour in zip(run.summary["results"].items(), (BLUE, GREY, GREEN), strict=False):
+        label = f"{row['name'].split(' (')[0]}: {report.percent(row['top1'], row['top1_std'])} (test)"
+        ax.axhline(100 * row["top1"], color=colour, linestyle=":" if key == "distilled" else "--", label=label)
+    ax.set_xlabel("outer step")
+    ax.set_ylabel("accuracy (%)")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, fontsize=9, frameon=False)
+    ax.grid(alpha=0.3)
+    report.save_figure(figure, path)
+
+
+def images(run: RunFolder, path: Path) -> None:
+    """The first images of the first classes, one column per class."""
+    assert run.distilled is not None
+    by_class = run.distilled.pictures.unflatten(0, (run.distilled.num_classes, -1))[:10, :5].permute(1, 0, 3, 4, 2)
+    rows, columns = by_class.shape[:2]
+    figure = Figure(figsize=(columns, rows + 0.3))
+    for ax, picture in zip(figure.subplots(rows, columns, squeeze=False).flat, by_class.flatten(0, 1), strict=True):
+        ax.imshow(picture.expand(-1, -1, 3).numpy(), interpolation="nearest")
+        ax.axis("off")
+    for ax, name in zip(figure.axes, run.distilled.class_names, strict=False):
+        ax.set_title(name, fontsize=10, parse_math=False)
+    report.save_figure(figure, path)
+
+
+def main() -> int:
+    """Draw everything for one finished run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("--out", type=Path, default=Path("Figure"))
+    args = parser.parse_args()
+    try:
+        run = RunFolder(args.run)
+        name = run.config.dataset
+        if not run.summary or run.distilled is None:
+            raise UserError(f"{args.run}: not a finished run; continue it with --resume")
+        method(args.out / "method.png")
+        accuracy(run, args.out / f"accuracy_{name}.png")
+        images(run, args.out / f"distilled_{name}.png")
+    except UserError as error:
+        print(f"figures: error: {error}", file=sys.stderr)
+        return 2
+    for path in ("method", f"accuracy_{name}", f"distilled_{name}"):
+        print(args.out / f"{path}.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,394 @@
+"""``main.py evaluate``: recipes against PyTorch, sets of other programs, the table."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from cli import TINY
+from PIL import Image
+from problems import CPU
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from framework import crossarch, data, formats, load_distilled
+from framework.augment import Augmentation
+from framework.config import FLAGS, Config, UserError
+from framework.data import Standardise, Zca
+from framework.distilled import Distilled, from_foreign, open_stored
+from framework.evaluate import Evaluator, TrainingSet, score
+from framework.inner import SGD, Adam, State
+from framework.networks import FlatNetwork
+from framework.recipes import DecayedSGD, EpochSampler, make_recipe
+from framework.report import percent
+from framework.rng import generator
+from main import main
+
+EVALUATE = ["--num_train_eval", "2", "--eval_steps", "3", "6", "--device", "cpu"]
+
+
+def evaluated(path: Path, *arguments: str, output: Path | None = None) -> dict[str, Any]:
+    """Run the command and read its JSON."""
+    folder = output or (path / "evaluation" if path.is_dir() else Path(f"{path}.evaluation"))
+    assert main(["evaluate", str(path), *arguments, *(["--output", str(output)] if output else [])]) == 0
+    name = arguments[arguments.index("--recipe") + 1] if "--recipe" in arguments else "inner"
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+# ---- recipes ---------------------------------------------------------------------------------------
+
+
+def test_the_decaying_sgd_is_pytorchs_with_a_new_optimiser_at_the_decay() -> None:
+    """Dataset condensation's ``evaluate_synset``, in float64."""
+    gen = generator(0, "sgd")
+    start = torch.randn(7, generator=gen, dtype=torch.float64)
+    gradients = torch.randn(9, 7, generator=gen, dtype=torch.float64)
+    state = State.fresh(start)
+    parameter = torch.nn.Parameter(start.clone())
+    options = {"momentum": 0.9, "weight_decay": 5e-4}
+    optimizer = torch.optim.SGD([parameter], lr=0.01, **options)
+    for t, gradient in enumerate(gradients):
+        if t == 4:
+            optimizer = torch.optim.SGD([parameter], lr=0.001, **options)
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        state = DecayedSGD(0.01, decay_at=4).step(state, gradient)
+        assert torch.allclose(state.theta, parameter.detach(), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize(("size", "batches", "batch"), [(10, 1, 10), (500, 2, 250), (7, 2, 3)])
+def test_an_epoch_draws_every_image_once(size: int, batches: int, batch: int) -> None:
+    plan = EpochSampler(size, batches, Augmentation("none", False, 8)).plan(5 * batches - 1, generator(0))
+    assert plan.indices.shape == (5 * batches - 1, batch)
+    for epoch in range(4):
+        drawn = plan.indices[epoch * batches : (epoch + 1) * batches].flatten()
+        assert len(drawn.unique()) == len(drawn) == batches * batch
+    assert not torch.equal(plan.indices[0], plan.indices[batches])
+    assert plan.indices.unique().numel() == size
+
+
+@pytest.mark.parametrize(("ipc", "steps", "decay", "batch"), [(1, 1001, 502, 10), (50, 2002, 1004, 250)])
+def test_the_dc_recipe_has_the_published_numbers(
+    ipc: int, steps: int, decay: int, batch: int, finished_run: Path
+) -> None:
+    few = load_distilled(finished_run)
+    distilled = replace(few, images=few.images.repeat(ipc, 1, 1, 1), labels=few.labels.repeat(ipc, 1))
+    recipe = make_recipe("dc", distilled, None)
+    assert recipe.rule == DecayedSGD(0.01, 0.9, 5e-4, decay_at=decay)
+    assert recipe.lengths == (steps,)
+    plan = recipe.sampler.plan(3, generator(0))
+    assert plan.indices.shape == (3, batch)
+    assert recipe.sampler.augmentation.operations == ("color", "crop", "cutout", "scale", "rotate")  # digits
+    cifar = replace(distilled, config=replace(distilled.config, dataset="cifar10"))
+    assert "flip" in make_recipe("dc", cifar, None).sampler.augmentation.operations
+    assert make_recipe("dc", cifar, (40,)).rule == DecayedSGD(0.01, decay_at=20)
+
+
+def test_inner_and_papers_are_the_runs_own_recipe(finished_run: Path) -> None:
+    distilled = load_distilled(finished_run)
+    inner, papers = (make_recipe(name, distilled, None) for name in ("inner", "papers"))
+    assert inner.rule == papers.rule == Adam(0.01)
+    assert inner.sampler == papers.sampler == distilled.sampler
+    assert inner.lengths == (4, 8)
+    assert papers.lengths == (300, 600, 1000, 3000)
+    sgd = replace(distilled, config=replace(distilled.config, inner_optim="SGD", inner_lr=0.1))
+    assert make_recipe("inner", sgd, (5,)).rule == SGD(0.1)
+
+
+# ---- a run of ours ---------------------------------------------------------------------------------
+
+
+def test_the_row_of_the_distilled_set_is_what_an_evaluator_finds(run: Path) -> None:
+    found = evaluated(run, *EVALUATE, "--seed", "3")
+    distilled = load_distilled(run)
+    c = distilled.config
+    real = data.load(c.dataset, Path(c.root), device=CPU, val_fraction=c.val_fraction)
+    network = FlatNetwork(distilled.network(), CPU)
+    judge, own = Evaluator(network, Adam(0.01), 3), TrainingSet(distilled.images, distilled.labels, distilled.sampler)
+    thetas = [list(judge.thetas(own, (3, 6), "evaluate", "inner", "convnet", "distilled", i)) for i in range(2)]
+    val = [np.mean([score(network, row[at], real.val).top1 for row in thetas]) for at in range(2)]
+    at = int(val[1] > val[0])
+    test = [score(network, row[at], real.test).top1 for row in thetas]
+    row = found["results"]["convnet"]["distilled"]
+    assert row["steps"] == (3, 6)[at]
+    assert row["top1"] == pytest.approx(np.mean(test), abs=1e-12)
+    assert row["top1_std"] == pytest.approx(np.std(test, ddof=1), abs=1e-12)
+    assert (found["dataset"], found["select"], row["networks"]) == ("digits", "val", 2)
+
+
+@pytest.mark.parametrize("recipe", ["inner", "dc"])
+def test_rows_and_networks_do_not_disturb_each_other(recipe: str, run: Path, tmp_path: Path) -> None:
+    steps = ["--eval_steps", "4", "--num_train_eval", "2", "--recipe", recipe]
+    alone = evaluated(run, *steps)
+    others = ["--eval_arch", *FLAGS["arch"].choices[:1], "--baselines", "random", "full"]
+    both = evaluated(run, *steps, *others, output=tmp_path / "both")
+    assert both["results"]["convnet"]["distilled"] == alone["results"]["convnet"]["distilled"]
+    assert both["results"]["convnet"].keys() == {"distilled", "random", "full"}
+    names = [row["name"] for row in both["results"]["convnet"].values()]
+    assert names[0] == "10 distilled images"
+    assert names[1].startswith("10 random real images")
+    assert names[2].startswith("1,295 real images")
+
+
+def test_another_network_is_built_with_its_own_settings(run: Path) -> None:
+    distilled = load_distilled(run)
+    own = crossarch.build("convnet", distilled, 7, CPU)
+    assert own.size == sum(p.numel() for p in distilled.network().parameters())
+    elsewhere = replace(distilled, config=replace(distilled.config, arch="convnet4"))
+    other = crossarch.build("convnet", elsewhere, 7, CPU)
+    assert other.module.classifier.in_features == 7  # 8 pixels, three blocks
+    with pytest.raises(UserError, match="--eval_arch convnet4: .* leave it out"):
+        crossarch.build("convnet4", distilled, None, CPU)
+
+
+def test_table_json_and_tensorboard_agree(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = evaluated(run, *EVALUATE, "--baselines", "random")
+    printed, text = capsys.readouterr().out, (run / "evaluation" / "inner.md").read_text()
+    assert text.strip() in printed
+    events = EventAccumulator(str(run / "evaluation" / "tensorboard" / "inner")).Reload()
+    for key, row in found["results"]["convnet"].items():
+        assert f"| {row['name']} | {percent(row['top1'], row['top1_std'])} |" in text
+        (event,) = events.Scalars(f"convnet/{key}/top1")
+        assert event.step == row["steps"]
+        assert event.value == pytest.approx(row["top1"], abs=1e-7)
+
+
+def test_the_table_has_a_column_for_every_network() -> None:
+    def row(name: str, top1: float) -> dict[str, Any]:
+        metrics = {m: v for m in ("top1", "top5", "ece", "loss") for m, v in ((m, top1), (f"{m}_std", 0.01))}
+        return {"name": name, "networks": 5, "steps": 9, **metrics}
+
+    results = {arch: {"a": row("A", x), "b": row("B", x / 2)} for arch, x in (("convnet", 0.6), ("vgg11", 0.4))}
+    header, rows = crossarch.top1_rows({"results": results})
+    assert header == ["top-1 %, trained on", "convnet", "vgg11"]
+    assert rows == [["A", "60.0 ± 1.0", "40.0 ± 1.0"], ["B", "30.0 ± 1.0", "20.0 ± 1.0"]]
+
+
+def test_a_run_that_selected_on_the_test_set_stays_marked(tmp_path: Path) -> None:
+    folder = tmp_path / "optimistic"
+    assert main([*TINY, "--epochs", "1", "--select", "test", "--save_dir", str(folder)]) == 0
+    found = evaluated(folder, *EVALUATE)
+    assert found["select"] == "test"
+    assert "ON THE TEST SET" in (folder / "evaluation" / "inner.md").read_text()
+
+
+# ---- sets of other programs ------------------------------------------------------------------------
+
+FOREIGN = ["--dataset", "digits", "--preprocess", "standardise"]
+
+
+@pytest.fixture(scope="module")
+def digits() -> data.RealData:
+    return data.load("digits", Path("."), device=CPU)
+
+
+def shuffled(distilled: Distilled) -> tuple[Tensor, Tensor]:
+    """Images and class numbers in another order than by class."""
+    order = torch.randperm(len(distilled.images), generator=generator(0, "shuffle"))
+    return distilled.images[order], distilled.hard_labels[order]
+
+
+def as_pair(images: Tensor, labels: Tensor, path: Path) -> Path:
+    torch.save((images, labels), path / "set.pt")
+    return path / "set.pt"
+
+
+def as_dictionary(images: Tensor, labels: Tensor, path: Path) -> Path:
+    torch.save({"data": images, "label": labels, "accuracy": 0.5}, path / "set.pt")
+    return path / "set.pt"
+
+
+def as_condensation(images: Tensor, labels: Tensor, path: Path) -> Path:
+    torch.save({"data": [[images * 0, labels], [images, labels]], "accs_all_exps": {}}, path / "set.pt")
+    return path / "set.pt"
+
+
+def as_h5(images: Tensor, labels: Tensor, path: Path) -> Path:
+    with h5py.File(path / "set.h5", "w") as file:
+        file["data"], file["label"] = images.numpy(), labels.numpy().astype(np.float32)
+    return path / "set.h5"
+
+
+def as_npz(images: Tensor, labels: Tensor, path: Path) -> Path:
+    np.savez(path / "set.npz", x=images.permute(0, 2, 3, 1).numpy(), y=labels.numpy())  # channels last
+    return path / "set.npz"
+
+
+@pytest.mark.parametrize("write", [as_pair, as_dictionary, as_condensation, as_h5, as_npz])
+def test_a_set_of_another_program_is_understood(
+    write: Callable[[Tensor, Tensor, Path], Path], digits: data.RealData, finished_run: Path, tmp_path: Path
+) -> None:
+    original = load_distilled(finished_run)
+    path = write(*shuffled(original), tmp_path)
+    found = from_foreign(open_stored(path), path, digits, original.config, pixels=False)
+    assert torch.equal(found.images, original.images)
+    assert torch.equal(found.labels, original.labels)
+    assert found.class_names == original.class_names
+
+
+@pytest.mark.parametrize("names", [[str(k) for k in range(10)], [f"{k:05d}_n{9 - k}" for k in range(10)]])
+def test_an_image_folder_is_understood(names: list[str], digits: data.RealData, tmp_path: Path) -> None:
+    gen = generator(0, "pixels")
+    pixels = torch.randint(256, (20, 1, 8, 8), generator=gen, dtype=torch.uint8)
+    for i, image in enumerate(pixels):
+        (tmp_path / names[i // 2]).mkdir(exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(tmp_path / names[i // 2] / f"{i:02d}.png")
+    config = Config(dataset="digits")
+    found = from_foreign(open_stored(tmp_path), tmp_path, digits, config, pixels=True)
+    assert torch.equal(found.images, digits.preprocess(pixels))
+    assert found.hard_labels.tolist() == [k for k in range(10) for _ in range(2)]
+
+
+def test_pixels_in_0_to_1_are_those_in_0_to_255(digits: data.RealData, tmp_path: Path) -> None:
+    pixels = torch.randint(256, (10, 1, 8, 8), generator=generator(0), dtype=torch.uint8)
+    config = Config(dataset="digits")
+    found = []
+    for name, images in (("a", pixels), ("b", pixels.float() / 255)):
+        torch.save((images, torch.arange(10)), tmp_path / f"{name}.pt")
+        stored = open_stored(tmp_path / f"{name}.pt")
+        found.append(from_foreign(stored, tmp_path, digits, config, pixels=True).images)
+    assert torch.allclose(*found, rtol=0, atol=1e-6)
+    torch.save((pixels.float() / 100, torch.arange(10)), tmp_path / "c.pt")
+    with pytest.raises(UserError, match="outside 0..1"):
+        from_foreign(open_stored(tmp_path / "c.pt"), tmp_path, digits, config, pixels=True)
+
+
+def test_learnt_labels_of_another_program_keep_their_order(digits: data.RealData, tmp_path: Path) -> None:
+    gen = generator(0)
+    weights = torch.rand(20, 10, generator=gen)
+    path = as_pair(torch.randn(20, 1, 8, 8, generator=gen), weights, tmp_path)
+    found = from_foreign(open_stored(path), path, digits, Config(dataset="digits"), pixels=False)
+    assert torch.equal(found.labels, weights)
+
+
+def test_the_same_set_gives_the_same_result_as_ours_and_as_theirs(run: Path, tmp_path: Path) -> None:
+    """Of the recipe, only what a foreign file cannot say differs: so it is given to both."""
+    original = load_distilled(run)
+    mean, std = (str(float(t)) for t in original.preprocess.tensors().values())
+    steps = ["--eval_steps", "20", "--recipe", "dc", "--num_train_eval", "2", "--eval_arch", "convnet"]
+    path = as_pair(original.images, original.hard_labels, tmp_path)
+    theirs = evaluated(path, *steps, "--width", "4", *FOREIGN, "--mean", mean, "--std", std)
+    deeper = replace(original.config, depth=None)
+    stored = original.stored(numbers=False)
+    stored.metadata["provenance"] = json.dumps({**original.provenance, "config": json.loads(deeper.to_json())})
+    formats.write_safetensors(stored, tmp_path / "ours.safetensors")
+    ours = evaluated(tmp_path / "ours.safetensors", *steps)
+    for metric, value in ours["results"]["convnet"]["distilled"].items():
+        assert theirs["results"]["convnet"]["distilled"][metric] == (
+            pytest.approx(value, abs=1e-6) if isinstance(value, float) else value
+        )
+
+
+def test_whitened_sets_are_judged_on_whitened_images(run: Path, tmp_path: Path) -> None:
+    original = load_distilled(run)
+    path = as_pair(original.images, original.hard_labels, tmp_path)
+    zca = ["--dataset", "digits", "--preprocess", "zca", "--zca_reg", "0.2", *EVALUATE, "--eval_arch", "convnet"]
+    plain = [*FOREIGN, *EVALUATE, "--eval_arch", "convnet"]
+    one, two = (evaluated(path, *flags, "--width", "4") for flags in (zca, plain))
+    assert one["results"]["convnet"]["distilled"]["loss"] != two["results"]["convnet"]["distilled"]["loss"]
+
+
+def test_images_and_labels_may_be_two_files(run: Path, tmp_path: Path) -> None:
+    original = load_distilled(run)
+    torch.save(original.images, tmp_path / "images.pt")
+    torch.save(original.hard_labels, tmp_path / "labels.pt")
+    found = open_stored(tmp_path / "images.pt", tmp_path / "labels.pt")
+    assert torch.equal(found.tensors["images"], original.images)
+    assert torch.equal(found.tensors["labels"], original.hard_labels)
+
+
+MISTAKES = {
+    "no data set": (["{pt}"], "set.pt: a file of another program does not say its dataset; give --dataset"),
+    "no preprocessing": (["{pt}", "--dataset", "digits"], "give --preprocess"),
+    "another data set": (["{pt}", "--dataset", "mnist", "--preprocess", "pixels", "--root", "{root}"], "--root"),
+    "another size": (["{pt}", *FOREIGN, "--im_size", "16"], "images are 1 x 8 x 8, those of digits 1 x 16 x 16"),
+    "half of the statistics": (["{pt}", *FOREIGN, "--mean", "0.5"], "--mean and --std belong together"),
+    "statistics for ZCA": (
+        ["{pt}", "--dataset", "digits", "--preprocess", "zca", "--mean", "0.5", "--std", "1"],
+        "with --preprocess standardise",
+    ),
+    "too many statistics": (["{pt}", *FOREIGN, "--mean", "0", "0", "--std", "1", "1"], "digits has 1 channel(s)"),
+    "a flag that is known": (["{run}", "--dataset", "digits"], "is a file of this program and says that itself"),
+    "a regularisation for nothing": (["{pt}", *FOREIGN, "--zca_reg", "0.2"], "--zca_reg is not read by"),
+    "a negative seed": (["{run}", "--seed", "-1"], "--seed: '-1' is not a whole number"),
+    "an output that is a file": (["{run}", "--output", "{run}/config.json"], "config.json: cannot make this folder"),
+    "lengths in disorder": (["{run}", "--eval_steps", "5", "3"], "--eval_steps 5 3: give increasing lengths"),
+    "lengths for dc": (["{run}", "--recipe", "dc", "--eval_steps", "3", "5"], "--recipe dc has one training length"),
+    "no steps": (["{run}", "--eval_steps", "0"], "'0' is not a positive whole number"),
+    "an unknown network": (["{run}", "--eval_arch", "transformer9000"], "--eval_arch: invalid choice"),
+    "an unknown device": (["{run}", "--device", "abacus"], "abacus"),
+    "no labels": (["{lonely}", *FOREIGN], "holds one tensor, the images; give --labels FILE"),
+    "a pickle": (["{pickle}", *FOREIGN], "pickle.pt: cannot be read"),
+    "unequal classes": (["{unequal}", *FOREIGN], "has not as many images of each; give --recipe dc"),
+    "labels out of range": (["{range}", *FOREIGN], "labels are not all in 0..9"),
+    "labels of a folder": (["{folder}", "--labels", "{lonely}", *FOREIGN], "only a .pt file of images has"),
+    "a missing file": (["{run}/none.pt"], "no such file"),
+    "a run without a set": (["{empty}"], "a run without distilled.safetensors"),
+    "too small": (["{run}", "--eval_arch", "convnet4"], "--eval_arch convnet4: "),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_told_in_one_line(
+    mistake: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = load_distilled(run)
+    images, labels = original.images, original.hard_labels
+    torch.save((images, labels), tmp_path / "set.pt")
+    torch.save(images, tmp_path / "lonely.pt")
+    torch.save({"images": Path("not a tensor"), "labels": labels}, tmp_path / "pickle.pt")
+    torch.save((images[:9], labels[:9]), tmp_path / "unequal.pt")
+    torch.save((images, labels + 1), tmp_path / "range.pt")
+    (tmp_path / "folder" / "0").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    names = {name: tmp_path / f"{name}.pt" for name in ("lonely", "pickle", "unequal", "range")}
+    arguments, message = MISTAKES[mistake]
+    given = {**names, **{name: tmp_path / name for name in ("empty", "folder")}}
+    given |= {"pt": tmp_path / "set.pt", "run": run, "root": tmp_path / "nowhere"}
+    before = sorted(path for path in tmp_path.rglob("*"))
+    monkeypatch.setattr("torchvision.datasets.mnist.MNIST.download", _no_network)
+    try:
+        code = main(["evaluate", *(argument.format(**given) for argument in arguments)])
+    except SystemExit as stop:  # argparse's own way
+        code = stop.code
+    error = capsys.readouterr().err
+    assert code == 2
+    assert message in error
+    assert error.startswith("main.py") or mistake == "another data set"
+    assert error.count("\n") == 1 or mistake == "another data set"  # the reader says that it downloads
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def _no_network(self: object) -> None:
+    raise OSError("no network")
+
+
+# ---- what it stands on -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zca", [False, True])
+def test_real_data_are_loaded_in_a_given_preprocessing(zca: bool, tmp_path: Path) -> None:
+    own = data.load("digits", Path("."), device=CPU, zca=zca, cache_dir=tmp_path)
+    given = Standardise(torch.tensor([0.1]), torch.tensor([2.0]))
+    other = data.load("digits", Path("."), device=CPU, zca=zca, preprocess=given, cache_dir=tmp_path)
+    assert other.preprocess is given
+    back = own.preprocess.inverse(own.test.images) if not zca else None
+    assert back is None or torch.allclose(given.inverse(other.test.images), back, rtol=0, atol=1e-5)
+    again = data.load("digits", Path("."), device=CPU, zca=not zca, preprocess=own.preprocess, cache_dir=tmp_path)
+    assert torch.equal(again.test.images, own.test.images)
+
+
+def test_the_inverse_without_clipping_is_exact_outside_0_and_1() -> None:
+    pixels = torch.randint(256, (50, 3, 4, 4), generator=generator(0), dtype=torch.uint8)
+    for preprocess in (Standardise.fit(pixels), Zca.fit(pixels, 0.1, CPU)):
+        images = 5 * torch.randn(4, 3, 4, 4, generator=generator(1))
+        free, clipped = (preprocess.inverse(images, clip=clip) for clip in (False, True))
+        assert free.min() < 0
+        assert free.max() > 1
+        assert torch.equal(free.clamp(0, 1), clipped)

@@ -100,11 +100,13 @@ class Run:
         batches = data.epoch_batches(len(parts.real.train), parts.batch_size, order)
         share = parts.batch_size // self.comm.size
         mine = slice(self.comm.rank * share, (self.comm.rank + 1) * share)
-        while p.step_in_epoch < parts.steps_per_epoch:
+        todo = batches[p.step_in_epoch :, mine]
+        images = parts.real.train.batches(todo)
+        for batch in todo:
             if p.window is None or parts.policy.every_step:
                 p.window = self.comm.from_main(self._choose_window() if self.comm.main else None)
             assert p.window is not None
-            self._outer_step(Window(*p.window), batches[p.step_in_epoch, mine])
+            self._outer_step(Window(*p.window), batch, next(images))
             self.stop.check(self.comm)
             if time.monotonic() - self.last_save > 60 * self.config.ckpt_minutes:
                 self._save()
@@ -122,25 +124,21 @@ class Run:
 
         return list(parts.policy.choose(probe))
 
-    def _outer_step(self, window: Window, batch: Tensor) -> None:
+    def _outer_step(self, window: Window, batch: Tensor, images: Tensor) -> None:
         """Average the ranks' meta-gradients and apply them.
 
         Args:
             window: where to differentiate.
             batch: (B,) indices of this rank's real images.
+            images: those images (B, C, H, W).
         """
         began = time.monotonic()
         parts, key = self.parts, (self.comm.rank, self.progress.step)
-        seed, train = self.config.seed, parts.real.train
+        seed, labels = self.config.seed, parts.real.train.labels[batch.to(self.device)]
         plan = parts.sampler.plan(sum(window), generator(seed, "trajectory", *key)).to(self.device)
         draw = parts.real_augmentation.draw(1, len(batch), generator(seed, "real batch", *key)).at(0)
         theta = parts.network.init(generator(seed, "network", *key))
-        batch = batch.to(self.device)
-        real = RealBatch(
-            train.images[batch],
-            F.one_hot(train.labels[batch], parts.real.num_classes).float(),
-            draw.to(self.device),
-        )
+        real = RealBatch(images, F.one_hot(labels, parts.real.num_classes).float(), draw.to(self.device))
         s = parts.set
         engine = ENGINES[self.config.engine_name]
         result = outer_gradient(engine, parts.network, parts.rule, theta, s.images, s.labels, plan, window, real)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from framework import data, readers
+from framework import cache, data, preprocess, readers
 from framework.config import UserError
 from framework.data import Preprocess, RealData, Standardise, Zca, epoch_batches
 from framework.rng import generator
@@ -130,7 +130,7 @@ def oracle_zca(
 @pytest.mark.parametrize("reg", [0.01, 0.1, 1.0])
 @pytest.mark.parametrize("count", [40, 300], ids=["fewer images than pixels", "more"])
 def test_zca_against_svd(count: int, reg: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "_CHUNK_VALUES", 1000)  # so that there are many chunks
+    monkeypatch.setattr(preprocess, "_CHUNK_VALUES", 1000)  # so that there are many chunks
     train, test = natural_images(count), natural_images(30, seed=1)
     fitted = Zca.fit(train, reg, CPU)
     for images in (train, test):
@@ -154,7 +154,7 @@ def test_digits_zca_against_svd() -> None:
 def test_whitened_covariance_is_the_regularised_identity() -> None:
     images, reg = natural_images(300), 0.1
     whitened = Zca.fit(images, reg, CPU)(images).double().flatten(1).numpy()
-    unit = data._unit_images(images.double()).unit.numpy()
+    unit = preprocess._unit_images(images.double()).unit.numpy()
     eigenvalues, vectors = np.linalg.eigh(unit.T @ unit / len(unit))
     in_eigenbasis = vectors.T @ (whitened.T @ whitened / len(unit)) @ vectors
     expected = eigenvalues / (eigenvalues + reg * eigenvalues.mean())
@@ -233,7 +233,7 @@ def test_preprocessing_survives_a_file(fitted: Preprocess, tmp_path: Path) -> No
 def test_preprocessing_works_image_by_image(fitted: Preprocess, monkeypatch: pytest.MonkeyPatch) -> None:
     images = natural_images(7)
     whole = fitted(images)
-    monkeypatch.setattr(data, "_CHUNK_VALUES", 1)
+    monkeypatch.setattr(preprocess, "_CHUNK_VALUES", 1)
     torch.testing.assert_close(fitted(images), whole, rtol=0, atol=1e-6)
     assert fitted(images[:0]).shape == (0, 3, 6, 6)
 
@@ -466,7 +466,7 @@ def test_memory_is_checked_before_anything_is_decoded(tmp_path: Path, monkeypatc
     monkeypatch.setattr(data, "_free_memory", lambda _: 1000)
     message = r"--device cpu: 34 images of 3x6x6 need .* GB on cpu, where .* lower --im_size or --limit_train"
     with pytest.raises(UserError, match=message):
-        load_tree(root)
+        load_tree(root, data_cache="device")
 
 
 def test_memory_needed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -596,14 +596,14 @@ def test_default_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(list((tmp_path / "xdg" / "at-bptt").iterdir())) == 1
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert data._default_cache() == tmp_path / "home" / ".cache" / "at-bptt"
+    assert cache.default_folder() == tmp_path / "home" / ".cache" / "at-bptt"
 
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", homeless)
     with pytest.raises(UserError, match="XDG_CACHE_HOME"):
-        data._default_cache()
+        cache.default_folder()
 
 
 def test_processes_share_a_cache(tmp_path: Path) -> None:

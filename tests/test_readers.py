@@ -168,7 +168,7 @@ def test_mnist_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_damaged_mnist(tmp_path: Path, file: str, keep: int) -> None:
     path = write_mnist(tmp_path) / file
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(UserError, match=r"--root .*mnist files in .*MNIST/raw are damaged .*remove that folder"):
+    with pytest.raises(UserError, match=r"--root .*mnist files in .*MNIST/raw are damaged .*remove them to have"):
         readers.read_mnist(tmp_path, 28)
 
 

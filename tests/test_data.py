@@ -1,9 +1,11 @@
 """Splits, preprocessing and loading, held against independent numpy oracles."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,15 +13,18 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from cli import TINY, difference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from framework import cache, data, preprocess, readers
+from framework.checkpoint import load_tensors
 from framework.config import UserError
 from framework.data import Preprocess, RealData, Standardise, Zca, epoch_batches
 from framework.rng import generator
+from main import main
 
 CPU = torch.device("cpu")
 # No deadline: how long an example takes says more about the machine's other work than about the code.
@@ -623,6 +628,134 @@ def test_processes_share_a_cache(tmp_path: Path) -> None:
     assert results[0] == results[1]
     assert results[0][1] == ""
     assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+# ---- streaming from disk
+
+
+def same_split(one: data.Split | None, other: data.Split | None) -> bool:
+    """Bit for bit, whole and in batches of several sizes, in this order and in another."""
+    if one is None or other is None:
+        return one is other
+    indices = torch.randperm(len(one), generator=generator(0))
+    pairs = [
+        (torch.cat(list(one.chunks(len(one)))), torch.cat(list(other.chunks(7)))),
+        (one.batch(indices), other.batch(indices)),
+        *zip(one.batches(indices.split(5)), other.batches(indices.split(5)), strict=True),
+        *((one.batch(indices[:n]), other.batch(indices[:n])) for n in (1, 2, 3)),
+    ]
+    return torch.equal(one.labels, other.labels) and all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("zca", [False, True])
+@pytest.mark.parametrize("parts", [{"train": 12, "test": 5}, {"train": 12, "val": 3, "test": 5}], ids=["share", "own"])
+@pytest.mark.parametrize("options", [{}, {"limit_train": 9}, {"val_fraction": 0.0}], ids=str)
+def test_streamed_data_is_the_same_to_the_last_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zca: bool, parts: dict[str, int], options: dict[str, float]
+) -> None:
+    monkeypatch.setattr(preprocess, "_CHUNK_VALUES", 1000)  # so that there are many chunks
+    monkeypatch.setattr(cache, "_BLOCK", 7)
+    root = write_tree(tmp_path / "data", parts=parts)
+    common = {"zca": zca, **options}
+    held = load_tree(root, data_cache="device", cache_dir=tmp_path / "one", **common)
+    streamed = load_tree(root, data_cache="disk", cache_dir=tmp_path / "other", **common)
+    assert isinstance(held.train.images, torch.Tensor)
+    assert isinstance(streamed.train.images, data.StreamedImages)
+    assert same_tensors(held.preprocess, streamed.preprocess)
+    assert held.image_shape == streamed.image_shape == (3, 6, 6)
+    assert len(streamed.train.images) == len(held.train.images)
+    for one, other in ((held.train, streamed.train), (held.val, streamed.val), (held.test, streamed.test)):
+        assert same_split(one, other)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_image_is_whitened_alike_in_every_batch(threads: int) -> None:
+    """Without blocks of one size the last bits of a matrix product depend on its shape."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        images = natural_images(600, (3, 16, 16))
+        fitted = Zca.fit(images[:300], 0.1, CPU)
+        whole = fitted(images)
+        order = torch.randperm(600, generator=generator(1))
+        assert torch.equal(fitted(images[order]), whole[order])
+        assert all(torch.equal(fitted(images[:n]), whole[:n]) for n in (1, 2, 31, 255, 256, 257))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_set_is_streamed_if_it_takes_more_than_half_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = data.describe("cifar10", Path(), None)
+    values = 60000 * 3072
+
+    def streams(free: dict[str, int | None], device: str, choice: str = "auto") -> bool:
+        monkeypatch.setattr(data, "_free_memory", lambda device: free[device.type])
+        return data.streams(choice, 60000, info, torch.device(device))
+
+    plenty = 100 * values
+    assert not streams({"cpu": 10 * values}, "cpu")
+    assert streams({"cpu": 10 * values - 1}, "cpu")
+    assert not streams({"cpu": None, "mps": None}, "mps")
+    assert not streams({"cpu": plenty, "cuda": 8 * values}, "cuda")
+    assert streams({"cpu": plenty, "cuda": 8 * values - 1}, "cuda")
+    assert streams({"cpu": 2 * values - 1, "cuda": plenty}, "cuda")
+    assert streams({"cpu": plenty}, "cpu", "disk")
+    assert not streams({"cpu": 1}, "cpu", "device")
+
+
+def test_a_set_too_large_for_memory_is_streamed_without_being_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_tree(tmp_path / "data")
+    monkeypatch.setattr(data, "_free_memory", lambda _: 1000)
+    real = load_tree(root, cache_dir=tmp_path / "cache")
+    assert isinstance(real.train.images, data.StreamedImages)
+    monkeypatch.undo()
+    assert same_split(load_tree(root).train, real.train)
+
+
+def test_batches_are_read_ahead_and_reading_can_stop_anywhere() -> None:
+    read: list[int] = []
+
+    class Numbers:
+        shape = torch.Size((9, 1, 1, 1))
+
+        def __len__(self) -> int:
+            return 9
+
+        def __getitem__(self, rows: slice | torch.Tensor, /) -> torch.Tensor:
+            assert isinstance(rows, torch.Tensor)
+            if 8 in rows:
+                raise OSError("disk failure")
+            read.extend(rows.tolist())
+            return rows.to(torch.uint8).view(-1, 1, 1, 1)
+
+    images = data.StreamedImages(Numbers(), lambda pixels: pixels.float())
+    threads = threading.active_count()
+    batches = images.batches(torch.arange(8).split(2))
+    assert next(batches).flatten().tolist() == [0, 1]
+    batches.close()
+    assert read == [0, 1, 2, 3]
+    assert threading.active_count() == threads
+    assert [batch.flatten().tolist() for batch in images.batches(torch.arange(4).split(3))] == [[0, 1, 2], [3]]
+    assert list(images.batches([])) == []
+    with pytest.raises(OSError, match="disk failure"):
+        list(images.batches(torch.arange(9).split(4)))
+
+
+def test_a_streamed_run_is_the_same_run(tmp_path: Path) -> None:
+    """Checkpoints, results and all, also where a streamed run goes on with one that was not."""
+    disk = ("--data_cache", "disk", "--cache_dir", str(tmp_path / "cache"), "--limit_train", "700")
+    line = [*TINY, *disk, "--zca", "--baselines", "random", "full", "--batch_size", "100"]
+    assert main([*line, "--data_cache", "device", "--save_dir", str(tmp_path / "held")]) == 0
+    assert main([*line, "--save_dir", str(tmp_path / "both"), "--epochs", "1"]) == 0
+    assert main([*line, "--save_dir", str(tmp_path / "both"), "--resume"]) == 0
+    held, both = (load_tensors(tmp_path / name / "distilled.safetensors") for name in ("held", "both"))
+    assert difference(held, both) is None
+    held, both = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("held", "both"))
+    assert held["results"] == both["results"]
+    assert set(held["results"]) == {"distilled", "random", "full"}
+    assert len(list((tmp_path / "cache").glob("*.uint8"))) == 2
 
 
 # ---- real files

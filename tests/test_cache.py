@@ -142,9 +142,7 @@ def child(data: Path, folder: Path, delay: float) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def test_a_killed_writer_leaves_what_it_finished_and_no_more(
-    part: FilePart, tmp_path: Path, decoded: list[str]
-) -> None:
+def test_a_killed_writer_leaves_what_it_finished(part: FilePart, tmp_path: Path, decoded: list[str]) -> None:
     folder = tmp_path / "cache"
     process = child(tmp_path / "data", folder, 0.05)
     while process.poll() is None:

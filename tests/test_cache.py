@@ -7,8 +7,10 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -166,16 +168,16 @@ def test_interrupting_between_pixels_and_checksum_loses_one_block(
     class Stop(BaseException):
         pass
 
-    crc, calls = cache.zlib.crc32, []
+    calls: list[bytes] = []
 
     def interrupted(content: bytes) -> int:
         calls.append(content)
         if len(calls) == 3:
             raise Stop
-        return crc(content)
+        return zlib.crc32(content)
 
     with monkeypatch.context() as context:
-        context.setattr(cache.zlib, "crc32", interrupted)
+        context.setattr(cache, "zlib", SimpleNamespace(crc32=interrupted))
         with pytest.raises(Stop):
             opened(part, tmp_path)
     decoded.clear()
@@ -237,9 +239,9 @@ def test_an_unreadable_image_is_named_and_its_store_is_not_taken_for_complete(pa
 
 def test_processes_share_the_work_and_the_store(part: FilePart, tmp_path: Path) -> None:
     folder = tmp_path / "cache"
-    processes = [child(tmp_path / "data", folder, 0.01) for _ in range(3)]
+    processes = [child(tmp_path / "data", folder, 0.01) for _ in range(2)]
     said = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], said
+    assert [process.returncode for process in processes] == [0, 0], said
     counts, totals = zip(*(map(int, out.split()) for out, _ in said), strict=True)
     assert sum(counts) == COUNT
     assert set(totals) == {int(everything(part).sum())}

@@ -344,11 +344,16 @@ def _require_memory(num_images: int, info: DatasetInfo, zca: bool, device: torch
     for place, need in _needs(num_images, info, zca, device).items():
         free = _free_memory(place)
         if free is not None and need > free:
-            lower = "lower --im_size or leave out --zca" if matrices > need // 2 else "give --data_cache disk"
             shape = f"{info.channels}x{info.image_size}x{info.image_size}"
+            subject, remedy = (
+                f"{num_images} images of {shape}",
+                "give --data_cache disk, lower --im_size or --limit_train",
+            )
+            if matrices > need // 2:
+                subject, remedy = f"the ZCA matrices of {shape} images", "lower --im_size or leave out --zca"
             raise UserError(
-                f"--device {device}: {num_images} images of {shape} need {need / 1e9:.1f} GB on {place}, "
-                f"where {free / 1e9:.1f} GB are free; {lower}, or lower --im_size or --limit_train"
+                f"--device {device}: {subject} need {need / 1e9:.1f} GB on {place}, where {free / 1e9:.1f} GB are "
+                f"free; {remedy}"
             )
 
 

@@ -67,7 +67,8 @@ class Preprocess(ABC):
             assert images.ndim == 4
             result = torch.empty(images.shape, dtype=torch.float32, device=device)
             for rows in chunks(images):
-                chunk = forward(images[rows].to(work, torch.float64)).to(torch.float32)
+                # Moved as bytes: converted first, eight times as much would have to be moved.
+                chunk = forward(images[rows].to(work).double()).to(torch.float32)
                 if not chunk.isfinite().all():
                     raise UserError(
                         f"preprocessing ({self.kind}): images became infinite or NaN; "
@@ -209,7 +210,7 @@ class Zca(Preprocess):
             mean_sum, norm_sum = torch.zeros(2, dtype=torch.float64, device=work)
             parts = list(chunks(images))
             for rows in tqdm(parts, desc="ZCA covariance", unit="chunk", leave=False, disable=not progress):
-                unit, mean, norm = _unit_images(images[rows].to(work, torch.float64))
+                unit, mean, norm = _unit_images(images[rows].to(work).double())
                 covariance.addmm_(unit.T, unit)
                 mean_sum += mean.sum()
                 norm_sum += norm.sum()

@@ -495,7 +495,9 @@ def test_memory_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="on cpu"):
         check({"cpu": 5 * values}, "cpu", zca=True)
     info = data.describe("imagenet", Path(), 224)
-    with pytest.raises(UserError, match="lower --im_size or leave out --zca"):
+    with pytest.raises(
+        UserError, match="the ZCA matrices of 3x224x224 images need .*; lower --im_size or leave out --zca$"
+    ):
         check({"cpu": 10**11}, "cpu", zca=True)
 
 
@@ -743,6 +745,16 @@ def test_batches_are_read_ahead_and_reading_can_stop_anywhere() -> None:
         list(images.batches(torch.arange(9).split(4)))
 
 
+def test_streaming_does_not_help_where_the_zca_matrices_do_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_tree(tmp_path / "data")
+    monkeypatch.setattr(data, "_free_memory", lambda _: 1000)
+    with pytest.raises(UserError, match="--device cpu: the ZCA matrices of 3x6x6 images need"):
+        load_tree(root, zca=True, cache_dir=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_streamed_run_is_the_same_run(tmp_path: Path) -> None:
     """Checkpoints, results and all, also where a streamed run goes on with one that was not."""
     disk = ("--data_cache", "disk", "--cache_dir", str(tmp_path / "cache"), "--limit_train", "300")
@@ -772,3 +784,13 @@ def test_real_mnist_loads_standardised(real_data: Path) -> None:
     mean, std = real.preprocess.tensors().values()
     assert mean.item() == pytest.approx(0.1307, abs=0.005)
     assert std.item() == pytest.approx(0.3081, abs=0.005)
+
+
+def test_real_mnist_streams_the_same_images(real_data: Path, tmp_path: Path) -> None:
+    held = data.load("mnist", real_data, device=CPU, limit_train=1000, progress=False)
+    streamed = data.load(
+        "mnist", real_data, device=CPU, limit_train=1000, data_cache="disk", cache_dir=tmp_path, progress=False
+    )
+    assert same_tensors(held.preprocess, streamed.preprocess)
+    assert torch.equal(held.train.batch(torch.arange(1000)), streamed.train.batch(torch.arange(1000)))
+    assert torch.equal(held.test.images, torch.cat(list(streamed.test.chunks(999))))

@@ -17,7 +17,7 @@ from scipy.io import savemat
 from torchvision import datasets
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
-from framework import readers
+from framework import data, readers
 from framework.config import FLAGS, UserError
 from framework.readers import DatasetInfo, Part, Source
 from framework.subsets import SUBSETS
@@ -761,6 +761,18 @@ def test_real_jpeg_cifar(jpeg_cifar: Path) -> None:
     with Image.open(jpeg_cifar / "train" / "airplane" / "0000.jpg") as image:
         assert np.array_equal(pixels[0].permute(1, 2, 0).numpy(), np.asarray(image.convert("RGB")))
     assert pixels.double().mean((0, 2, 3)).div(255).tolist() == pytest.approx([0.491, 0.482, 0.447], abs=0.05)
+
+
+@pytest.mark.parametrize("zca", [False, True])
+def test_real_jpeg_cifar_streams_the_same_images(jpeg_cifar: Path, tmp_path: Path, zca: bool) -> None:
+    held, streamed = (
+        data.load("imagefolder", jpeg_cifar, device=torch.device("cpu"), zca=zca, im_size=16, data_cache=kept,
+                  cache_dir=tmp_path, progress=False)
+        for kept in ("device", "disk")
+    )  # fmt: skip
+    assert held.num_classes == 10
+    order = torch.randperm(len(held.train))
+    assert torch.equal(held.train.batch(order), torch.cat(list(streamed.train.batches(order.split(17)))))
 
 
 def test_the_command_line_offers_exactly_the_readers_there_are() -> None:

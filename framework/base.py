@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -106,7 +107,7 @@ class Run:
             if p.window is None or parts.policy.every_step:
                 p.window = self.comm.from_main(self._choose_window() if self.comm.main else None)
             assert p.window is not None
-            self._outer_step(Window(*p.window), batch, next(images))
+            self._outer_step(Window(*p.window), batch, images)
             self.stop.check(self.comm)
             if time.monotonic() - self.last_save > 60 * self.config.ckpt_minutes:
                 self._save()
@@ -124,13 +125,13 @@ class Run:
 
         return list(parts.policy.choose(probe))
 
-    def _outer_step(self, window: Window, batch: Tensor, images: Tensor) -> None:
+    def _outer_step(self, window: Window, batch: Tensor, images: Iterator[Tensor]) -> None:
         """Average the ranks' meta-gradients and apply them.
 
         Args:
             window: where to differentiate.
             batch: (B,) indices of this rank's real images.
-            images: those images (B, C, H, W).
+            images: of which the next are theirs (B, C, H, W).
         """
         began = time.monotonic()
         parts, key = self.parts, (self.comm.rank, self.progress.step)
@@ -138,7 +139,7 @@ class Run:
         plan = parts.sampler.plan(sum(window), generator(seed, "trajectory", *key)).to(self.device)
         draw = parts.real_augmentation.draw(1, len(batch), generator(seed, "real batch", *key)).at(0)
         theta = parts.network.init(generator(seed, "network", *key))
-        real = RealBatch(images, F.one_hot(labels, parts.real.num_classes).float(), draw.to(self.device))
+        real = RealBatch(next(images), F.one_hot(labels, parts.real.num_classes).float(), draw.to(self.device))
         s = parts.set
         engine = ENGINES[self.config.engine_name]
         result = outer_gradient(engine, parts.network, parts.rule, theta, s.images, s.labels, plan, window, real)

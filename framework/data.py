@@ -185,10 +185,15 @@ def load(
     count = len(train) + len(test) + (0 if val is None else len(val))
     streamed = streams(data_cache, count, info, device)
     _require_memory(0 if streamed else count, info, zca, device)
+    if streamed and progress:
+        print(f"{name}: streaming images from {cache_dir or default_folder()} (--data_cache)", file=sys.stderr)
 
     def opened(part: Part) -> Part | StoredImages:
+        if not streamed:
+            return part
+        # All of it, so that runs with other splits and limits share it.
         shape = (info.channels, info.image_size, info.image_size)
-        return open_store(part, name, shape, cache_dir or default_folder(), workers, progress) if streamed else part
+        return open_store(part, name, shape, cache_dir or default_folder(), workers, progress)
 
     def read(part: Part | StoredImages, indices: torch.Tensor) -> Pixels:
         return part.take(indices) if isinstance(part, StoredImages) else part.read(indices, workers, progress)
@@ -320,7 +325,7 @@ def streams(data_cache: str, num_images: int, info: DatasetInfo, device: torch.d
     """
     if data_cache != "auto":
         return data_cache == "disk"
-    needs = _needs(num_images, info, False, device).items()
+    needs = _needs(num_images, info, zca=False, device=device).items()
     return any(need > _DEVICE_SHARE * free for place, need in needs if (free := _free_memory(place)) is not None)
 
 
@@ -345,12 +350,11 @@ def _require_memory(num_images: int, info: DatasetInfo, zca: bool, device: torch
         free = _free_memory(place)
         if free is not None and need > free:
             shape = f"{info.channels}x{info.image_size}x{info.image_size}"
-            subject, remedy = (
-                f"{num_images} images of {shape}",
-                "give --data_cache disk, lower --im_size or --limit_train",
-            )
             if matrices > need // 2:
                 subject, remedy = f"the ZCA matrices of {shape} images", "lower --im_size or leave out --zca"
+            else:
+                subject = f"{num_images} images of {shape}"
+                remedy = "give --data_cache disk, or lower --im_size or --limit_train"
             raise UserError(
                 f"--device {device}: {subject} need {need / 1e9:.1f} GB on {place}, where {free / 1e9:.1f} GB are "
                 f"free; {remedy}"

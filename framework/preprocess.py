@@ -36,8 +36,8 @@ class Pixels(Protocol):
 class Preprocess(ABC):
     """An invertible map from uint8 pixels to what networks see, fitted on training images alone.
 
-    Its tensors stay on the CPU and are moved for the length of a call: the ZCA matrices of 64x64 images
-    would otherwise hold 1.2 GB of device memory that is needed at the start and for showing images only.
+    Its tensors stay on the CPU and are moved for the length of a call (or of a map that ``on`` gave): the ZCA
+    matrices of 64x64 images would otherwise hold 1.2 GB of device memory that only streamed images need for long.
     """
 
     kind: ClassVar[Literal["standardise", "zca"]]

@@ -706,12 +706,13 @@ def test_a_set_is_streamed_if_it_takes_more_than_half_of_the_free_memory(monkeyp
 
 
 def test_a_set_too_large_for_memory_is_streamed_without_being_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = write_tree(tmp_path / "data")
     monkeypatch.setattr(data, "_free_memory", lambda _: 1000)
-    real = load_tree(root, cache_dir=tmp_path / "cache")
+    real = load_tree(root, cache_dir=tmp_path / "cache", progress=True)
     assert isinstance(real.train.images, data.StreamedImages)
+    assert f"imagefolder: streaming images from {tmp_path / 'cache'} (--data_cache)\n" in capsys.readouterr().err
     monkeypatch.undo()
     assert same_split(load_tree(root).train, real.train)
 

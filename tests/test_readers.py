@@ -771,7 +771,7 @@ def test_real_jpeg_cifar_streams_the_same_images(jpeg_cifar: Path, tmp_path: Pat
         for kept in ("device", "disk")
     )  # fmt: skip
     assert held.num_classes == 10
-    order = torch.randperm(len(held.train))
+    order = torch.randperm(len(held.train), generator=torch.Generator().manual_seed(0))
     assert torch.equal(held.train.batch(order), torch.cat(list(streamed.train.batches(order.split(17)))))
 
 

@@ -150,13 +150,14 @@ class _Store:
 
         with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
             checks = pool.map(right, range(self._blocks))
-            bar = tqdm(checks, "checking the image cache", self._blocks, False, unit="block", disable=not progress)
+            bar = tqdm(checks, "checking images", total=self._blocks, unit="block", leave=False, disable=not progress)
             return [block for block, is_right in enumerate(bar) if not is_right]
 
     def write(self, part: Part, blocks: list[int], workers: int, progress: bool) -> None:
         """Decode ``blocks`` and write them, each followed by its checksum."""
-        need, free = len(blocks) * _BLOCK * self.image_bytes, shutil.disk_usage(self.path.parent).free
-        if min(need, self.count * self.image_bytes) > free:
+        need = min(len(blocks) * _BLOCK, self.count) * self.image_bytes
+        free = shutil.disk_usage(self.path.parent).free
+        if need > free:
             raise UserError(
                 f"--cache_dir {self.path.parent}: decoded images need {need / 1e9:.1f} GB there, {free / 1e9:.1f} GB "
                 f"are free; give another folder, lower --im_size, or give --data_cache device"

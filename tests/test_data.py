@@ -759,7 +759,7 @@ def test_streaming_does_not_help_where_the_zca_matrices_do_not_fit(
 def test_a_streamed_run_is_the_same_run(tmp_path: Path) -> None:
     """Checkpoints, results and all, also where a streamed run goes on with one that was not."""
     disk = ("--data_cache", "disk", "--cache_dir", str(tmp_path / "cache"), "--limit_train", "300")
-    small = ("--batch_size", "100", "--epochs", "2", "--num_train_eval", "1", "--eval_steps", "3", "--test_freq", "2")
+    small = ("--batch_size", "100", "--epochs", "2", "--num_train_eval", "1", "--eval_steps", "3")
     line = [*TINY, *disk, *small, "--baselines", "random", "full"]
     assert main([*line, "--data_cache", "device", "--save_dir", str(tmp_path / "held")]) == 0
     assert main([*line, "--save_dir", str(tmp_path / "both"), "--epochs", "1"]) == 0

@@ -99,7 +99,7 @@ def _execution(c: Config, real: RealData, batch_size: int, device: torch.device)
 
 
 def _load_data(c: Config, comm: Comm, device: torch.device) -> RealData:
-    """Rank 0 reads first, so that downloads and the ZCA cache are made once."""
+    """Rank 0 reads first, so that downloads and caches are made once."""
     for turn in (True, False):
         if comm.main is turn:
             real = data.load(
@@ -112,6 +112,8 @@ def _load_data(c: Config, comm: Comm, device: torch.device) -> RealData:
                 val_fraction=c.val_fraction if c.select == "val" else 0.0,
                 limit_train=c.limit_train,
                 workers=c.workers,
+                data_cache=c.data_cache,
+                cache_dir=None if c.cache_dir is None else Path(c.cache_dir),
                 progress=comm.main,
             )
         comm.barrier()

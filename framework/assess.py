@@ -73,7 +73,8 @@ class Assessor:
 
     def pictures(self, images: Tensor) -> Tensor:
         """Distilled images as a person would see them; see ``report.natural_images``."""
-        contrast = float(self.parts.real.train.images[:1000].std())
+        train = self.parts.real.train
+        contrast = float(train.batch(torch.arange(min(1000, len(train)))).std())
         return report.natural_images(images.detach().to(self.device), self.parts.real.preprocess, contrast)
 
     def final_results(self, best: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -99,11 +100,13 @@ class Run:
         batches = data.epoch_batches(len(parts.real.train), parts.batch_size, order)
         share = parts.batch_size // self.comm.size
         mine = slice(self.comm.rank * share, (self.comm.rank + 1) * share)
-        while p.step_in_epoch < parts.steps_per_epoch:
+        todo = batches[p.step_in_epoch :, mine]
+        images = parts.real.train.batches(todo)
+        for batch in todo:
             if p.window is None or parts.policy.every_step:
                 p.window = self.comm.from_main(self._choose_window() if self.comm.main else None)
             assert p.window is not None
-            self._outer_step(Window(*p.window), batches[p.step_in_epoch, mine])
+            self._outer_step(Window(*p.window), batch, images)
             self.stop.check(self.comm)
             if time.monotonic() - self.last_save > 60 * self.config.ckpt_minutes:
                 self._save()
@@ -121,36 +124,30 @@ class Run:
 
         return list(parts.policy.choose(probe))
 
-    def _outer_step(self, window: Window, batch: Tensor) -> None:
+    def _outer_step(self, window: Window, batch: Tensor, images: Iterator[Tensor]) -> None:
         """Average the ranks' meta-gradients and apply them.
 
         Args:
             window: where to differentiate.
             batch: (B,) indices of this rank's real images.
+            images: of which the next are theirs (B, C, H, W).
         """
         began = time.monotonic()
         parts, key = self.parts, (self.comm.rank, self.progress.step)
-        seed, train = self.config.seed, parts.real.train
+        seed, labels = self.config.seed, parts.real.train.labels[batch.to(self.device)]
         trajectories, networks = generator(seed, "trajectory", *key), generator(seed, "network", *key)
         count = range(self.config.meta_batch)
         plans = [parts.sampler.plan(sum(window), trajectories).to(self.device) for _ in count]
         thetas = [parts.network.init(networks) for _ in count]
         draw = parts.real_augmentation.draw(1, len(batch), generator(seed, "real batch", *key)).at(0)
-        batch = batch.to(self.device)
-        real = RealBatch(
-            train.images[batch],
-            F.one_hot(train.labels[batch], parts.real.num_classes).float(),
-            draw.to(self.device),
-        )
+        real = RealBatch(next(images), F.one_hot(labels, parts.real.num_classes).float(), draw.to(self.device))
         s = parts.set
         result = outer_gradient(parts.engine, thetas, s.images, s.labels, plans, window, real)
         gradients = [gradient for gradient in result.grads if gradient is not None]
         alignment, mask = torch.zeros_like(result.loss), None
         if parts.alignment is not None:
             trained = result.theta.view(-1, parts.network.size)[0]
-            psp = parts.alignment.pull(
-                parts.network, trained, s.images, train.images[batch], train.labels[batch], self.progress.step
-            )
+            psp = parts.alignment.pull(parts.network, trained, s.images, real.images, labels, self.progress.step)
             gradients[0] = (gradients[0] + psp.gradient) * psp.mask
             alignment, mask = psp.loss, psp.mask
         loss, accuracy, alignment, *gradients = self.comm.average([result.loss, result.accuracy, alignment, *gradients])

@@ -21,6 +21,7 @@ from framework.augment import OPERATIONS
 from framework.kernels import CHUNK, PRECISIONS
 from framework.lowrank import Recipe
 from framework.networks import ACTIVATIONS, ARCHITECTURES, NORMS, POOLS, build
+from framework.subsets import SUBSETS
 
 
 class UserError(ValueError):
@@ -61,6 +62,8 @@ AUTOMATIC = POLICIES[5:]
 RESIZING = ("at-bptt", "at-bptt-windows")  # those that read the window radius
 PATIENCE = re.compile(r"\d+(\.\d+)?[TE]|[1-9]\d*")  # a fraction of T or of all epochs, or whole epochs
 AUGMENTATIONS = ", ".join(OPERATIONS)
+DOWNLOADED = ("mnist", "fashion-mnist", "svhn", "cifar10", "cifar100")
+IMAGE_FILES = ("tiny-imagenet-200", "cub-200-2011", "imagenet", *SUBSETS, "imagefolder")
 
 
 _ENGINE_LOWRANK: dict[str, Any] = {"read_by": "--engine lowrank", "reads": lambda config: config.engine == "lowrank"}
@@ -77,9 +80,10 @@ class Config:
     # fmt: off
     # Data
     dataset: str = _flag("digits", "data",
-        "real data set to distil: digits (embedded, needs no files), mnist, cifar10, cifar100, tiny-imagenet-200, "
-        "imagenet, or imagefolder (ROOT/train/<class>/*, ROOT/{val,test}/<class>/*)",
-        choices=("digits", "mnist", "cifar10", "cifar100", "tiny-imagenet-200", "imagenet", "imagefolder"))
+        "real data set to distil: digits (embedded, needs no files), one that is downloaded to ROOT if missing "
+        f"({', '.join(DOWNLOADED)}), one of image files ({', '.join(IMAGE_FILES[:-1])}: ImageNet and ten classes of "
+        "it), or imagefolder (ROOT/train/<class>/*, ROOT/{val,test}/<class>/*)",
+        choices=("digits", *DOWNLOADED, *IMAGE_FILES), metavar="NAME")
     root: str = _flag("./dataset", "data", "folder that holds the data set's files",
         metavar="DIR", resume="free", read_by="all but digits", reads=lambda c: c.dataset != "digits")
     im_size: int | None = _flag(None, "data", "resize images to this many pixels a side (default: the data set's own)",
@@ -94,7 +98,14 @@ class Config:
         kind=int, nargs="?", const=5000, minimum=1, metavar="N")
     workers: int = _flag(0, "data", "threads that decode image files once at the start (0: one per core)",
         aliases=("-j",), minimum=0, resume="free", read_by="data sets of image files",
-        reads=lambda c: c.dataset in ("imagefolder", "tiny-imagenet-200", "imagenet"))
+        reads=lambda c: c.dataset in IMAGE_FILES)
+    data_cache: str = _flag("auto", "data",
+        "where real images are kept: device (all, as float32), disk (decoded once into a memory-mapped cache, read by "
+        "batches; same numbers), or auto (disk where they would take more than half of the free memory)",
+        choices=("auto", "device", "disk"), resume="free")
+    cache_dir: str | None = _flag(None, "data", "where ZCA matrices and decoded images are kept for later runs "
+        "(default: at-bptt in the user's cache folder)", kind=str, metavar="DIR", resume="free",
+        read_by="--zca, --data_cache auto and disk", reads=lambda c: c.zca or c.data_cache != "device")
 
     # Network
     arch: str = _flag("convnet", "network",

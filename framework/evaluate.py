@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from framework.config import UserError
-from framework.data import RealData, Split
+from framework.data import RealData, Split, StreamedImages
 from framework.inner import InnerLoop, State
 from framework.networks import FlatNetwork
 from framework.rng import generator
@@ -40,7 +40,7 @@ def score(network: FlatNetwork, theta: Tensor, split: Split, batch_size: int = 1
     """
     network.module.eval()
     try:
-        logits = torch.cat([network(theta, batch) for batch in split.images.split(batch_size)])
+        logits = torch.cat([network(theta, batch) for batch in split.chunks(batch_size)])
     finally:
         network.module.train()
     confidence, prediction = logits.softmax(1).max(1)
@@ -68,7 +68,7 @@ class Sampler(Protocol):
 class TrainingSet:
     """A set to train on, and how batches of it are drawn."""
 
-    images: Tensor  # (N, C, H, W)
+    images: Tensor | StreamedImages  # (N, C, H, W)
     labels: Tensor  # (N, K) class weights
     sampler: Sampler
 
@@ -151,10 +151,20 @@ class Evaluator:
                     plan = data.sampler.plan(_CHUNK, gen).to(self.network.device)
                 steps = min(len(plan), length - state.t)
                 with self.network.tracking(statistics):
-                    state = self.loop.train(state, data.images, data.labels, plan[:steps])
+                    state = self._train(state, data, plan[:steps])
                 plan = plan[steps:]
                 self.tick(steps)
             yield torch.cat([state.theta, statistics])
+
+    def _train(self, state: State, data: TrainingSet, plan: Plan) -> State:
+        """Take the inner steps of ``plan``; of streamed images, only one batch at a time is on the device."""
+        if isinstance(data.images, Tensor):
+            return self.loop.train(state, data.images, data.labels, plan)
+        batches = data.images.batches(plan.indices)
+        for t, indices in enumerate(plan.indices):
+            step = Plan(torch.arange(len(indices), device=indices.device).unsqueeze(0), plan[t : t + 1].draw)
+            state = self.loop.train(state, next(batches), data.labels[indices], step)
+        return state
 
     def evaluate(self, data: TrainingSet, lengths: tuple[int, ...], split: Split, *key: str | int) -> list[Score]:
         """Scores of one fresh network on ``split`` after each of ``lengths`` steps."""
@@ -194,7 +204,7 @@ def random_real(real: RealData, sampler: ClassSampler, networks: int, lengths: t
                     "drop the baseline"
                 )
             picks.append(members[torch.randperm(len(members), generator=gen)[:ipc]])
-        images = real.train.images[torch.cat(picks).to(real.train.images.device)]
+        images = real.train.batch(torch.cat(picks))
         sets.append(TrainingSet(images, one_hot_labels(real.num_classes, ipc).to(images.device), sampler))
     return Candidate("random real images (another draw for each network)", sets, lengths)
 

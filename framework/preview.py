@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from framework import networks
+from framework.cache import default_folder
 from framework.config import RESIZING, Config, check_against_data
-from framework.data import describe
+from framework.data import describe, streams
 from framework.distributed import resolve_device
 from framework.engines import kept_vectors, segment
 from framework.execution import choose
@@ -66,14 +67,18 @@ def preview(config: Config) -> str:
     if info.train_size is None:
         lines.append("steps per epoch: unknown until --root is here")
     else:
-        train = info.train_size if c.select == "test" else round(info.train_size * (1 - c.val_fraction))
-        train = min(train, c.limit_train or train)
+        all_train = info.train_size if c.select == "test" else round(info.train_size * (1 - c.val_fraction))
+        train = min(all_train, c.limit_train or all_train)
         real_batch = min(c.batch_size, train)
         steps = max(1, train // real_batch)
         total = steps * (c.epochs - c.start_epoch)
         lines.append(f"steps per epoch: about {steps} ({train:,} real images, {real_batch} per step), {total:,} in all")
-        pixels = info.channels * info.image_size**2
-        data = 4 * pixels * (info.train_size + (info.test_size or 0))
+        images = train + info.train_size - all_train + (info.test_size or 0)
+        pixels = images * info.channels * info.image_size**2
+        if not streams(c.data_cache, images, info, device):
+            data = 4 * pixels
+        else:
+            lines.append(f"data: streamed from {c.cache_dir or default_folder()}, {_size(pixels)} once decoded")
     execution = choose(c, device, floats, total * length * batch * c.meta_batch)
     lines.append(f"engine: {c.engine_name} ({execution})")
     whole = c.norm == "batch"

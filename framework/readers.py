@@ -14,11 +14,14 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
@@ -26,8 +29,9 @@ from torchvision import datasets
 from tqdm import tqdm
 
 from framework.config import UserError
+from framework.subsets import SUBSETS
 
-_FILES_PER_TASK = 64
+_FILES_PER_TASK = 16
 _IMAGES_PER_RESIZE = 4096
 
 # What torchvision raises for a file that is missing, unreachable or not what its name promises.
@@ -40,7 +44,7 @@ _PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Imag
 class DatasetInfo:
     """What is known of a data set before any image is read.
 
-    ``None`` stands for a number that only the files can tell (``imagefolder`` without its folder).
+    ``None`` stands for a number that only the files can tell.
     """
 
     name: str
@@ -69,6 +73,11 @@ class Part(Protocol):
             progress: show a progress bar on stderr while files are decoded.
         """
 
+    def fingerprint(self) -> str:
+        """A hexadecimal digest that changes with whatever ``read`` would return: for files, with names, sizes and
+        times of last change, so that no file has to be opened.
+        """
+
 
 @dataclass(frozen=True)
 class ArrayPart:
@@ -84,6 +93,12 @@ class ArrayPart:
         if chosen.shape[-1] == self.size:
             return chosen
         return torch.cat([_resize(chunk, self.size) for chunk in torch.split(chosen, _IMAGES_PER_RESIZE)])
+
+    def fingerprint(self) -> str:
+        """See ``Part.fingerprint``; here that of the pixels."""
+        digest = blake2b(repr((torch.__version__, self.size, tuple(self.pixels.shape))).encode(), digest_size=16)
+        digest.update(self.pixels.contiguous().numpy().data)
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -114,6 +129,19 @@ class FilePart:
                 bar.update(done)
         return torch.from_numpy(pixels)
 
+    def fingerprint(self) -> str:
+        """See ``Part.fingerprint``. Raises ``UserError`` naming the first file that is not there."""
+        digest = blake2b(repr((PIL.__version__, self.size)).encode(), digest_size=16)
+        # Names below the folder that all have in common: a tree that was moved is still the same.
+        common = len(os.path.commonpath(self.paths))
+        for path in self.paths:
+            try:
+                about = os.stat(path)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read ({error.strerror}); put it there or remove it") from error
+            digest.update(os.fsencode(f"{path[common:]}\0{about.st_size}\0{about.st_mtime_ns}\n"))
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True)
 class Source:
@@ -137,15 +165,15 @@ def dataset_names() -> tuple[str, ...]:
 def describe(name: str, root: Path, im_size: int | None) -> DatasetInfo:
     """Return what is known of a data set without reading an image.
 
-    Only ``imagefolder`` looks at ``root``, and counts its files if the folder exists.
+    Where only the files can tell (``imagefolder`` and ImageNet's subsets), they are counted if ``root`` exists.
 
     Raises:
-        UserError: unknown ``name``, ``im_size`` below 1, or an ``imagefolder`` that is not laid out as one.
+        UserError: unknown ``name``, ``im_size`` below 1, or such a ``root`` that is not laid out as it should.
     """
     info = _registered(name, im_size)
-    if name != "imagefolder" or not root.exists():
+    if info.train_size is not None or not root.exists():
         return info
-    source = read_imagefolder(root, info.image_size)
+    source = _READERS[name](root, info.image_size)
     return replace(
         info,
         num_classes=len(source.class_names),
@@ -183,8 +211,31 @@ def read_mnist(root: Path, size: int) -> Source:
 
     Source: Y. LeCun, C. Cortes and C. J. C. Burges, through ``torchvision.datasets.MNIST``.
     """
-    files = [Path(archive).stem for archive, _ in datasets.MNIST.resources]
-    return _torchvision("mnist", datasets.MNIST, root, size, Path("MNIST", "raw"), files)
+    return _mnist("mnist", datasets.MNIST, root, size)
+
+
+def read_fashion_mnist(root: Path, size: int) -> Source:
+    """Fashion-MNIST (1x28x28, ten kinds of clothes) from ``root/FashionMNIST/raw``; downloaded if missing.
+
+    Source: H. Xiao, K. Rasul and R. Vollgraf, Fashion-MNIST, arXiv 1708.07747, through torchvision.
+    """
+    return _mnist("fashion-mnist", datasets.FashionMNIST, root, size)
+
+
+def read_svhn(root: Path, size: int) -> Source:
+    """SVHN's cropped digits (3x32x32, ten digits) from ``root`` or ``root/svhn``; downloaded there if missing.
+
+    The ``extra`` images are not used. Source: Y. Netzer et al., Reading Digits in Natural Images with
+    Unsupervised Feature Learning, 2011, through torchvision.
+    """
+    (url, train, _), (_, test, _) = (datasets.SVHN.split_list[part] for part in ("train", "test"))
+    folder = root if (root / train).is_file() else root / "svhn"
+
+    def open_half(half: str, download: bool) -> _Half:
+        part = datasets.SVHN(str(folder), split=half, download=download)
+        return part.data.transpose(0, 2, 3, 1), part.labels, list(range(10))
+
+    return _torchvision("svhn", open_half, root, size, folder, [train, test], url.rsplit("/", 1)[0])
 
 
 def read_cifar10(root: Path, size: int) -> Source:
@@ -201,6 +252,49 @@ def read_cifar100(root: Path, size: int) -> Source:
     Source: as ``read_cifar10``.
     """
     return _cifar("cifar100", datasets.CIFAR100, root, size)
+
+
+def read_cub(root: Path, size: int) -> Source:
+    """CUB-200-2011 (200 kinds of birds) as distributed, in ``root/CUB_200_2011`` or ``root`` itself.
+
+    The halves are those of ``train_test_split.txt``, the classes in the order of ``classes.txt``.
+    Source: C. Wah et al., The Caltech-UCSD Birds-200-2011 Dataset, CNS-TR-2011-001.
+
+    Raises:
+        UserError: a file of the distribution is missing, or its tables contradict each other.
+    """
+    base = root if (root / "images.txt").is_file() else root / "CUB_200_2011"
+    if not (base / "images.txt").is_file():
+        raise UserError(
+            f"--root {root}: {base / 'images.txt'} is missing; get CUB_200_2011.tgz from "
+            f"https://www.vision.caltech.edu/datasets/cub_200_2011 and unpack it into {root}"
+        )
+    files = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
+    paths, class_of, half_of, classes = (dict(row[:2] for row in _table(base / file, 2, " ")) for file in files)
+    for file, table in ((files[1], class_of), (files[2], half_of)):
+        if difference := sorted({*table} ^ {*paths}):
+            raise UserError(
+                f"{base / file}: its images and images.txt differ in {_some(difference)}; unpack the archive again"
+            )
+    if difference := sorted({*class_of.values()} ^ {*classes}):
+        raise UserError(
+            f"{base / files[3]}: its classes and {files[1]} differ in {_some(difference)}; unpack the archive again"
+        )
+    _require_two_classes(tuple(classes), base / files[3])
+    label_of = {number: label for label, number in enumerate(classes)}
+
+    def half(flag: str) -> FilePart:
+        images = [image for image in paths if half_of[image] == flag]
+        labels = [label_of[class_of[image]] for image in images]
+        if missing := sorted({*range(len(classes))} - {*labels}):
+            name = list(classes.values())[missing[0]]
+            which = "training" if flag == "1" else "test"
+            raise UserError(f"{base / files[2]}: class {name} has no {which} images; unpack the archive again")
+        return FilePart([str(base / "images" / paths[image]) for image in images], torch.tensor(labels), size)
+
+    # "001.Black_footed_Albatross"
+    names = tuple(name.split(".", 1)[-1].replace("_", " ") for name in classes.values())
+    return Source(names, half("1"), None, half("0"))
 
 
 def read_imagefolder(root: Path, size: int) -> Source:
@@ -277,13 +371,7 @@ def read_imagenet(root: Path, size: int) -> Source:
     Raises:
         UserError: as ``read_imagefolder``, or the folders are missing.
     """
-    base = root / "imagenet" if (root / "imagenet").is_dir() else root
-    for part in (base / "train", base / "val"):
-        if not part.is_dir():
-            raise UserError(
-                f"--root {root}: {part} is missing; download ILSVRC2012 from https://image-net.org "
-                f"and put its images into {base / part.name}/WNID/"
-            )
+    base = _imagenet_tree(root)
     class_names = tuple(_folders(base / "train"))
     _require_two_classes(class_names, base / "train")
     return Source(
@@ -292,6 +380,25 @@ def read_imagenet(root: Path, size: int) -> Source:
         None,
         _class_folders(base / "val", class_names, size),
     )
+
+
+def read_imagenet_subset(name: str, root: Path, size: int) -> Source:
+    """Ten classes of an ImageNet tree (see ``read_imagenet``), in the order of ``subsets.SUBSETS``.
+
+    Other classes of the tree are not looked at, and need not be there.
+
+    Raises:
+        UserError: the tree or one of the classes is missing.
+    """
+    base, classes = _imagenet_tree(root), SUBSETS[name]
+    for part in (base / "train", base / "val"):
+        if missing := [f"{wnid} ({words})" for wnid, words in classes.items() if not (part / wnid).is_dir()]:
+            raise UserError(
+                f"--root {root}: {part} lacks {_some(missing)} of {name}; download ILSVRC2012 from "
+                f"https://image-net.org and put their images into {part}/WNID/"
+            )
+    train, val = (_file_part(((wnid, base / part / wnid) for wnid in classes), size) for part in ("train", "val"))
+    return Source(tuple(classes.values()), train, None, val)
 
 
 def decode_image(path: str, size: int) -> npt.NDArray[np.uint8]:
@@ -334,35 +441,58 @@ def _resize(pixels: torch.Tensor, size: int) -> torch.Tensor:
     return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
+_Half = tuple[Any, Any, Sequence[object]]  # (N, H, W) or (N, H, W, 3) uint8 array, labels, names of classes
+
+
+def _mnist(name: str, dataset: Any, root: Path, size: int) -> Source:
+    files = [Path(archive).stem for archive, _ in dataset.resources]
+    return _of_class(name, dataset, root, size, Path(dataset.__name__, "raw"), files, dataset.mirrors[0])
+
+
 def _cifar(name: str, dataset: Any, root: Path, size: int) -> Source:
     files = [file for file, _ in (*dataset.train_list, *dataset.test_list)] + [dataset.meta["filename"]]
     # The files are pickles: torchvision compares their MD5 sums with the published ones before opening them.
-    return _torchvision(name, dataset, root, size, Path(dataset.base_folder), files)
+    return _of_class(name, dataset, root, size, Path(dataset.base_folder), files, dataset.url)
 
 
-def _torchvision(name: str, dataset: Any, root: Path, size: int, subfolder: Path, files: list[str]) -> Source:
-    """Read torchvision's ``dataset``, after a download if one of ``files`` is missing."""
-    folder = root / subfolder
+def _of_class(name: str, dataset: Any, root: Path, size: int, subfolder: Path, files: list[str], url: str) -> Source:
+    """Read one of torchvision's classes, which download both halves at once."""
+
+    def open_half(half: str, download: bool) -> _Half:
+        train = half == "train"
+        part = dataset(str(root), train=train, download=download and train)
+        return part.data, part.targets, part.classes
+
+    return _torchvision(name, open_half, root, size, root / subfolder, files, url)
+
+
+def _torchvision(
+    name: str, open_half: Callable[[str, bool], _Half], root: Path, size: int, folder: Path, files: list[str], url: str
+) -> Source:
+    """Read both halves of torchvision's data set ``name``, after a download if ``folder`` lacks one of ``files``.
+
+    Args:
+        open_half: called with ``train`` or ``test`` and whether to download.
+        url: where the files come from, for a person to read.
+    """
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         print(f"{name}: {folder} lacks {_some(missing)}; downloading", file=sys.stderr)
     try:
-        train = dataset(str(root), train=True, download=bool(missing))
-        test = dataset(str(root), train=False, download=False)
-        # MNIST's classes are called "0 - zero" and so on.
-        class_names = tuple(str(label).split(" - ")[0] for label in train.classes)
-        parts = [_whole(part.data, part.targets, _INFO[name], size) for part in (train, test)]
+        halves = [open_half(half, bool(missing)) for half in ("train", "test")]
+        parts = [_whole(data, targets, _INFO[name], size) for data, targets, _ in halves]
     except _TORCHVISION_ERRORS as error:
         if missing:
             raise UserError(
                 f"--root {root}: {name} is not there and its download failed ({one_line(error)}); "
-                f"put {', '.join(files)} into {folder}"
+                f"put {', '.join(files)} into {folder} (from {url})"
             ) from error
         raise UserError(
             f"--root {root}: the {name} files in {folder} are damaged ({one_line(error)}); "
-            f"remove that folder to have them downloaded again"
+            f"remove them to have them downloaded again"
         ) from error
-    return Source(class_names, parts[0], None, parts[1])
+    # MNIST's classes are called "0 - zero" and so on.
+    return Source(tuple(str(label).split(" - ")[0] for label in halves[0][2]), parts[0], None, parts[1])
 
 
 def _whole(data: Any, targets: Any, info: DatasetInfo, size: int) -> ArrayPart:
@@ -374,6 +504,21 @@ def _whole(data: Any, targets: Any, info: DatasetInfo, size: int) -> ArrayPart:
     if len(labels) == 0 or not 0 <= labels.min() <= labels.max() < (info.num_classes or 0):
         raise ValueError("labels are missing or out of range")
     return ArrayPart(pixels, labels, size)
+
+
+def _imagenet_tree(root: Path) -> Path:
+    """The folder that holds ``train`` and ``val``: ``root/imagenet`` or ``root`` itself."""
+    base = root / "imagenet" if (root / "imagenet").is_dir() else root
+    for part in (base / "train", base / "val"):
+        if not part.is_dir():
+            raise UserError(
+                f"--root {root}: {part} is missing; download ILSVRC2012 from https://image-net.org "
+                f"and put its images into {part}/WNID/"
+            )
+    for part in (base / "train", base / "val"):
+        if not _folders(part):
+            raise UserError(f"--root {root}: {part} holds no folders; sort its images into {part}/WNID/")
+    return base
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
@@ -415,13 +560,13 @@ def _require_two_classes(class_names: Sequence[str], where: Path) -> None:
         raise UserError(f"{where}: found {len(class_names)} class(es), but it takes at least 2 to classify")
 
 
-def _table(path: Path, columns: int) -> list[list[str]]:
-    """Return the tab-separated lines of ``path``, each of which must have at least ``columns`` fields."""
+def _table(path: Path, columns: int, separator: str = "\t") -> list[list[str]]:
+    """Return the lines of ``path``, each split into its fields, of which it must have at least ``columns``."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({one_line(error)}); unpack the archive again") from error
-    rows = [line.split("\t") for line in lines if line.strip()]
+    rows = [line.split(separator) for line in lines if line.strip()]
     if not rows or min(map(len, rows)) < columns:
         raise UserError(f"{path}: expected lines of at least {columns} fields; unpack the archive again")
     return rows
@@ -445,10 +590,14 @@ _INFO = {
     for info in (
         DatasetInfo("digits", 1, 8, 10, 1437, 360),
         DatasetInfo("mnist", 1, 28, 10, 60_000, 10_000),
+        DatasetInfo("fashion-mnist", 1, 28, 10, 60_000, 10_000),
+        DatasetInfo("svhn", 3, 32, 10, 73_257, 26_032),
         DatasetInfo("cifar10", 3, 32, 10, 50_000, 10_000),
         DatasetInfo("cifar100", 3, 32, 100, 50_000, 10_000),
         DatasetInfo("tiny-imagenet-200", 3, 64, 200, 100_000, 10_000),
+        DatasetInfo("cub-200-2011", 3, 32, 200, 5_994, 5_794),
         DatasetInfo("imagenet", 3, 64, 1000, 1_281_167, 50_000),
+        *(DatasetInfo(name, 3, 128, 10, None, None) for name in SUBSETS),
         DatasetInfo("imagefolder", 3, 32, None, None, None),
     )
 }
@@ -456,9 +605,13 @@ _INFO = {
 _READERS: dict[str, Reader] = {
     "digits": read_digits,
     "mnist": read_mnist,
+    "fashion-mnist": read_fashion_mnist,
+    "svhn": read_svhn,
     "cifar10": read_cifar10,
     "cifar100": read_cifar100,
     "tiny-imagenet-200": read_tiny_imagenet,
+    "cub-200-2011": read_cub,
     "imagenet": read_imagenet,
+    **{name: partial(read_imagenet_subset, name) for name in SUBSETS},
     "imagefolder": read_imagefolder,
 }

@@ -38,6 +38,7 @@ OURS = """
 --resume --ckpt_epochs --ckpt_minutes --dry_run --device --nproc --dist_url --dist_backend --engine
 --norm --act --pool --psp_patches --psp_lambda --meta_batch --chunk --precision --channels_last --accelerate
 --lowrank_rank --lowrank_oversampling --lowrank_power_iters --lowrank_refresh --lowrank_metric --lowrank_cotangent
+--data_cache --cache_dir
 """
 AUTOMATIC = """
 -d --d --tau --window_weight --window_rule --early_gain --middle_gain --early_patience --middle_patience --probe_every
@@ -373,6 +374,7 @@ def test_what_the_parser_refuses_is_one_line_and_code_2(
         ("zca_reg", "--zca_reg 0.2"),
         ("val_fraction", "--val_fraction 0.2 --select test"),
         ("workers", "--workers 2 --dataset cifar10"),
+        ("cache_dir", "--cache_dir x --data_cache device"),
         ("comp_aug", "--comp_aug --syn_strategy flip"),
         ("comp_aug", "--comp_aug --syn_strategy none"),
         ("comp_aug_real", "--comp_aug_real --real_strategy rotate"),
@@ -414,6 +416,8 @@ def test_a_flag_that_cannot_matter_gets_one_warning(flag: str, line: str) -> Non
         "--zca --zca_reg 0.2",
         "--val_fraction 0.2",
         "--workers 2 --dataset imagefolder",
+        "--workers 2 --dataset imagewoof --data_cache disk --cache_dir x",
+        "--zca --data_cache device --cache_dir x",
         "--comp_aug --comp_aug_real",
         "--ddtype curriculum --cctype 1 --minwindow 3 --window 5",
         "--truncation rat-bptt --complete_random --window 5 --minwindow 3",
@@ -440,7 +444,7 @@ def test_selecting_on_the_test_set_is_warned_of() -> None:
 
 FREE = """
 root workers epochs baselines save_dir fname resume print_freq ckpt_epochs ckpt_minutes wandb name dry_run device gpu
-rank dist_url dist_backend
+rank dist_url dist_backend data_cache cache_dir
 """
 
 

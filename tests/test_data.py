@@ -1,9 +1,11 @@
 """Splits, preprocessing and loading, held against independent numpy oracles."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,15 +13,18 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from cli import TINY, difference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from framework import data, readers
+from framework import cache, data, preprocess, readers
+from framework.checkpoint import load_tensors
 from framework.config import UserError
 from framework.data import Preprocess, RealData, Standardise, Zca, epoch_batches
 from framework.rng import generator
+from main import main
 
 CPU = torch.device("cpu")
 # No deadline: how long an example takes says more about the machine's other work than about the code.
@@ -130,7 +135,7 @@ def oracle_zca(
 @pytest.mark.parametrize("reg", [0.01, 0.1, 1.0])
 @pytest.mark.parametrize("count", [40, 300], ids=["fewer images than pixels", "more"])
 def test_zca_against_svd(count: int, reg: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "_CHUNK_VALUES", 1000)  # so that there are many chunks
+    monkeypatch.setattr(preprocess, "_CHUNK_VALUES", 1000)  # so that there are many chunks
     train, test = natural_images(count), natural_images(30, seed=1)
     fitted = Zca.fit(train, reg, CPU)
     for images in (train, test):
@@ -154,7 +159,7 @@ def test_digits_zca_against_svd() -> None:
 def test_whitened_covariance_is_the_regularised_identity() -> None:
     images, reg = natural_images(300), 0.1
     whitened = Zca.fit(images, reg, CPU)(images).double().flatten(1).numpy()
-    unit = data._unit_images(images.double()).unit.numpy()
+    unit = preprocess._unit_images(images.double()).unit.numpy()
     eigenvalues, vectors = np.linalg.eigh(unit.T @ unit / len(unit))
     in_eigenbasis = vectors.T @ (whitened.T @ whitened / len(unit)) @ vectors
     expected = eigenvalues / (eigenvalues + reg * eigenvalues.mean())
@@ -233,7 +238,7 @@ def test_preprocessing_survives_a_file(fitted: Preprocess, tmp_path: Path) -> No
 def test_preprocessing_works_image_by_image(fitted: Preprocess, monkeypatch: pytest.MonkeyPatch) -> None:
     images = natural_images(7)
     whole = fitted(images)
-    monkeypatch.setattr(data, "_CHUNK_VALUES", 1)
+    monkeypatch.setattr(preprocess, "_CHUNK_VALUES", 1)
     torch.testing.assert_close(fitted(images), whole, rtol=0, atol=1e-6)
     assert fitted(images[:0]).shape == (0, 3, 6, 6)
 
@@ -466,7 +471,7 @@ def test_memory_is_checked_before_anything_is_decoded(tmp_path: Path, monkeypatc
     monkeypatch.setattr(data, "_free_memory", lambda _: 1000)
     message = r"--device cpu: 34 images of 3x6x6 need .* GB on cpu, where .* lower --im_size or --limit_train"
     with pytest.raises(UserError, match=message):
-        load_tree(root)
+        load_tree(root, data_cache="device")
 
 
 def test_memory_needed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -490,7 +495,9 @@ def test_memory_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="on cpu"):
         check({"cpu": 5 * values}, "cpu", zca=True)
     info = data.describe("imagenet", Path(), 224)
-    with pytest.raises(UserError, match="lower --im_size or leave out --zca"):
+    with pytest.raises(
+        UserError, match="the ZCA matrices of 3x224x224 images need .*; lower --im_size or leave out --zca$"
+    ):
         check({"cpu": 10**11}, "cpu", zca=True)
 
 
@@ -596,14 +603,14 @@ def test_default_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(list((tmp_path / "xdg" / "at-bptt").iterdir())) == 1
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert data._default_cache() == tmp_path / "home" / ".cache" / "at-bptt"
+    assert cache.default_folder() == tmp_path / "home" / ".cache" / "at-bptt"
 
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", homeless)
     with pytest.raises(UserError, match="XDG_CACHE_HOME"):
-        data._default_cache()
+        cache.default_folder()
 
 
 def test_processes_share_a_cache(tmp_path: Path) -> None:
@@ -625,6 +632,146 @@ def test_processes_share_a_cache(tmp_path: Path) -> None:
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
+# ---- streaming from disk
+
+
+def same_split(one: data.Split | None, other: data.Split | None) -> bool:
+    """Bit for bit, whole and in batches of several sizes, in this order and in another."""
+    if one is None or other is None:
+        return one is other
+    indices = torch.randperm(len(one), generator=generator(0))
+    pairs = [
+        (torch.cat(list(one.chunks(len(one)))), torch.cat(list(other.chunks(7)))),
+        (one.batch(indices), other.batch(indices)),
+        *zip(one.batches(indices.split(5)), other.batches(indices.split(5)), strict=True),
+        *((one.batch(indices[:n]), other.batch(indices[:n])) for n in (1, 2, 3)),
+    ]
+    return torch.equal(one.labels, other.labels) and all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("zca", [False, True])
+@pytest.mark.parametrize("parts", [{"train": 12, "test": 5}, {"train": 12, "val": 3, "test": 5}], ids=["share", "own"])
+@pytest.mark.parametrize("options", [{}, {"limit_train": 9}, {"val_fraction": 0.0}], ids=str)
+def test_streamed_data_is_the_same_to_the_last_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zca: bool, parts: dict[str, int], options: dict[str, float]
+) -> None:
+    monkeypatch.setattr(preprocess, "_CHUNK_VALUES", 1000)  # so that there are many chunks
+    monkeypatch.setattr(cache, "_BLOCK", 7)
+    root = write_tree(tmp_path / "data", parts=parts)
+    common = {"zca": zca, **options}
+    held = load_tree(root, data_cache="device", cache_dir=tmp_path / "one", **common)
+    streamed = load_tree(root, data_cache="disk", cache_dir=tmp_path / "other", **common)
+    assert isinstance(held.train.images, torch.Tensor)
+    assert isinstance(streamed.train.images, data.StreamedImages)
+    assert same_tensors(held.preprocess, streamed.preprocess)
+    assert held.image_shape == streamed.image_shape == (3, 6, 6)
+    assert len(streamed.train.images) == len(held.train.images)
+    for one, other in ((held.train, streamed.train), (held.val, streamed.val), (held.test, streamed.test)):
+        assert same_split(one, other)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_image_is_whitened_alike_in_every_batch(threads: int) -> None:
+    """Without blocks of one size the last bits of a matrix product depend on its shape."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        images = natural_images(600, (3, 16, 16))
+        fitted = Zca.fit(images[:300], 0.1, CPU)
+        whole = fitted(images)
+        order = torch.randperm(600, generator=generator(1))
+        assert torch.equal(fitted(images[order]), whole[order])
+        assert all(torch.equal(fitted(images[:n]), whole[:n]) for n in (1, 2, 31, 255, 256, 257))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_set_is_streamed_if_it_takes_more_than_half_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = data.describe("cifar10", Path(), None)
+    values = 60000 * 3072
+
+    def streams(free: dict[str, int | None], device: str, choice: str = "auto") -> bool:
+        monkeypatch.setattr(data, "_free_memory", lambda device: free[device.type])
+        return data.streams(choice, 60000, info, torch.device(device))
+
+    plenty = 100 * values
+    assert not streams({"cpu": 10 * values}, "cpu")
+    assert streams({"cpu": 10 * values - 1}, "cpu")
+    assert not streams({"cpu": None, "mps": None}, "mps")
+    assert not streams({"cpu": plenty, "cuda": 8 * values}, "cuda")
+    assert streams({"cpu": plenty, "cuda": 8 * values - 1}, "cuda")
+    assert streams({"cpu": 2 * values - 1, "cuda": plenty}, "cuda")
+    assert streams({"cpu": plenty}, "cpu", "disk")
+    assert not streams({"cpu": 1}, "cpu", "device")
+
+
+def test_a_set_too_large_for_memory_is_streamed_without_being_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_tree(tmp_path / "data")
+    monkeypatch.setattr(data, "_free_memory", lambda _: 1000)
+    real = load_tree(root, cache_dir=tmp_path / "cache", progress=True)
+    assert isinstance(real.train.images, data.StreamedImages)
+    assert f"imagefolder: streaming images from {tmp_path / 'cache'} (--data_cache)\n" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert same_split(load_tree(root).train, real.train)
+
+
+def test_batches_are_read_ahead_and_reading_can_stop_anywhere() -> None:
+    read: list[int] = []
+
+    class Numbers:
+        shape = torch.Size((9, 1, 1, 1))
+
+        def __len__(self) -> int:
+            return 9
+
+        def __getitem__(self, rows: slice | torch.Tensor, /) -> torch.Tensor:
+            assert isinstance(rows, torch.Tensor)
+            if 8 in rows:
+                raise OSError("disk failure")
+            read.extend(rows.tolist())
+            return rows.to(torch.uint8).view(-1, 1, 1, 1)
+
+    images = data.StreamedImages(Numbers(), lambda pixels: pixels.float())
+    threads = threading.active_count()
+    batches = images.batches(torch.arange(8).split(2))
+    assert next(batches).flatten().tolist() == [0, 1]
+    batches.close()
+    assert read == [0, 1, 2, 3]
+    assert threading.active_count() == threads
+    assert [batch.flatten().tolist() for batch in images.batches(torch.arange(4).split(3))] == [[0, 1, 2], [3]]
+    assert list(images.batches([])) == []
+    with pytest.raises(OSError, match="disk failure"):
+        list(images.batches(torch.arange(9).split(4)))
+
+
+def test_streaming_does_not_help_where_the_zca_matrices_do_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_tree(tmp_path / "data")
+    monkeypatch.setattr(data, "_free_memory", lambda _: 1000)
+    with pytest.raises(UserError, match="--device cpu: the ZCA matrices of 3x6x6 images need"):
+        load_tree(root, zca=True, cache_dir=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_streamed_run_is_the_same_run(tmp_path: Path) -> None:
+    """Checkpoints, results and all, also where a streamed run goes on with one that was not."""
+    disk = ("--data_cache", "disk", "--cache_dir", str(tmp_path / "cache"), "--limit_train", "300")
+    small = ("--batch_size", "100", "--epochs", "2", "--num_train_eval", "1", "--eval_steps", "3")
+    line = [*TINY, *disk, *small, "--baselines", "random", "full"]
+    assert main([*line, "--data_cache", "device", "--save_dir", str(tmp_path / "held")]) == 0
+    assert main([*line, "--save_dir", str(tmp_path / "both"), "--epochs", "1"]) == 0
+    assert main([*line, "--save_dir", str(tmp_path / "both"), "--resume"]) == 0
+    held, both = (load_tensors(tmp_path / name / "distilled.safetensors") for name in ("held", "both"))
+    assert difference(held, both) is None
+    held, both = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("held", "both"))
+    assert held["results"] == both["results"]
+    assert set(held["results"]) == {"distilled", "random", "full"}
+    assert len(list((tmp_path / "cache").glob("*.uint8"))) == 2
+
+
 # ---- real files
 
 
@@ -638,3 +785,13 @@ def test_real_mnist_loads_standardised(real_data: Path) -> None:
     mean, std = real.preprocess.tensors().values()
     assert mean.item() == pytest.approx(0.1307, abs=0.005)
     assert std.item() == pytest.approx(0.3081, abs=0.005)
+
+
+def test_real_mnist_streams_the_same_images(real_data: Path, tmp_path: Path) -> None:
+    held = data.load("mnist", real_data, device=CPU, limit_train=1000, progress=False)
+    streamed = data.load(
+        "mnist", real_data, device=CPU, limit_train=1000, data_cache="disk", cache_dir=tmp_path, progress=False
+    )
+    assert same_tensors(held.preprocess, streamed.preprocess)
+    assert torch.equal(held.train.batch(torch.arange(1000)), streamed.train.batch(torch.arange(1000)))
+    assert torch.equal(held.test.images, torch.cat(list(streamed.test.chunks(999))))

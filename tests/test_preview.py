@@ -16,6 +16,7 @@ from framework import preview as module
 from framework.config import DEFAULTS, FLAGS, UserError, parse
 from framework.networks import activation_floats, build
 from framework.preview import preview, window_bytes
+from framework.subsets import SUBSETS
 from main import main
 
 MISSING = "/there/is/no/such/folder"
@@ -45,11 +46,35 @@ def test_an_example_command_is_explained_without_its_data(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("dataset", [name for name in FLAGS["dataset"].choices or () if name != "imagefolder"])
-def test_only_an_imagefolder_needs_its_files(dataset: str) -> None:
+COUNTED = {"imagefolder", *SUBSETS}  # how many images there are is known from their files alone
+
+
+@pytest.mark.parametrize("dataset", sorted({*map(str, FLAGS["dataset"].choices or ())} - COUNTED))
+def test_a_data_set_of_known_size_is_explained_without_its_files(dataset: str) -> None:
     text = shown(f"--dataset {dataset}")
     assert "unknown" not in text
     assert "steps per epoch: about" in text
+
+
+def test_of_an_imagenet_subset_only_the_number_of_images_is_unknown(tmp_path: Path) -> None:
+    text = shown("--dataset imagewoof --arch convnet4")
+    assert "steps per epoch: unknown until --root is here" in text
+    assert "classes: unknown" not in text
+    assert "3 x 128 x 128 images" in text
+    for part, count in (("train", 4), ("val", 1)):
+        for wnid in SUBSETS["imagewoof"]:
+            (tmp_path / part / wnid).mkdir(parents=True)
+            for i in range(count):
+                (tmp_path / part / wnid / f"{i}.JPEG").touch()
+    assert "about 3 (36 real images, 10 per step)" in shown("--dataset imagewoof --batch_size 10", tmp_path)
+
+
+def test_images_from_disk_are_not_counted_as_device_memory(tmp_path: Path) -> None:
+    line = f"--dataset tiny-imagenet-200 --data_cache disk --cache_dir {tmp_path / 'cache'}"
+    assert f"data: streamed from {tmp_path / 'cache'}, 1.35 GB once decoded" in shown(line)
+    assert memory(line)["data"] == 0
+    assert "data: streamed" not in shown("--dataset tiny-imagenet-200 --data_cache device")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_imagefolder_that_is_not_there_is_estimated_and_said_to_be() -> None:

@@ -1,9 +1,11 @@
 """Readers on tiny trees in their true layout, and on the real files where they are at hand."""
 
+import os
 import pickle
+import re
 import struct
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from urllib.error import URLError
 
@@ -11,11 +13,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.io import savemat
 from torchvision import datasets
+from torchvision.models._meta import _IMAGENET_CATEGORIES
 
-from framework import readers
+from framework import data, readers
 from framework.config import FLAGS, UserError
 from framework.readers import DatasetInfo, Part, Source
+from framework.subsets import SUBSETS
 
 Tree = Callable[..., Path]
 
@@ -43,8 +48,8 @@ def folder_tree(tmp_path: Path) -> Tree:
     return write
 
 
-def write_mnist(root: Path, train: int = 20, test: int = 10) -> Path:
-    raw = root / "MNIST" / "raw"
+def write_mnist(root: Path, train: int = 20, test: int = 10, name: str = "MNIST") -> Path:
+    raw = root / name / "raw"
     raw.mkdir(parents=True)
     for prefix, count in (("train", train), ("t10k", test)):
         pixels = (np.arange(count * 784) % 251).astype(np.uint8)
@@ -70,6 +75,46 @@ def write_cifar(root: Path, dataset: type, classes: int, monkeypatch: pytest.Mon
     return folder
 
 
+def write_svhn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
+    """Write SVHN's two halves, digit 0 labelled 10 as there, and let torchvision accept their sums."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {}
+    for half, count in (("train", 20), ("test", 10)):
+        written[half] = np.random.default_rng(count).integers(0, 256, (32, 32, 3, count), dtype=np.uint8)
+        labels = (np.arange(count) % 10 + 1).astype(np.uint8).reshape(-1, 1)
+        savemat(folder / f"{half}_32x32.mat", {"X": written[half], "y": labels})
+    sums = {half: [url, file, None] for half, (url, file, _) in datasets.SVHN.split_list.items()}
+    monkeypatch.setattr(datasets.SVHN, "split_list", sums)
+    return written
+
+
+def write_cub(base: Path) -> Path:
+    """Three classes of three images, of which every third is a test image; red = 80 * label."""
+    classes = ("001.Black_footed_Albatross", "002.Laysan_Albatross", "010.Red_winged_Blackbird")
+    tables: dict[str, list[str]] = {"classes": [f"{k + 1} {name}" for k, name in enumerate(classes)]}
+    for i in range(9):
+        file = f"{classes[i // 3]}/Bird_{i:04}.jpg"
+        picture(base / "images" / file, (80 * (i // 3), 0, 0), (50, 40))
+        for table, value in (
+            ("images", file),
+            ("image_class_labels", i // 3 + 1),
+            ("train_test_split", int(i % 3 < 2)),
+        ):
+            tables.setdefault(table, []).append(f"{i + 1} {value}")
+    for table, lines in tables.items():
+        (base / f"{table}.txt").write_text("\n".join(lines) + "\n")
+    return base
+
+
+def write_imagenet(base: Path, wnids: Iterable[str], counts: dict[str, int] | None = None) -> Path:
+    """Red = 20 * position in ``wnids``."""
+    for part, count in (counts or {"train": 2, "val": 1}).items():
+        for position, wnid in enumerate(wnids):
+            for i in range(count):
+                picture(base / part / wnid / f"{wnid}_{i}.JPEG", (20 * position, 0, 0), (90, 70))
+    return base
+
+
 def write_tiny_imagenet(base: Path) -> Path:
     """Two classes, listed in wnids.txt in descending order as the real file is not sorted either."""
     for label, wnid in enumerate(("n01", "n02")):
@@ -93,10 +138,14 @@ def write_tiny_imagenet(base: Path) -> Path:
     [
         DatasetInfo("digits", 1, 8, 10, 1437, 360),
         DatasetInfo("mnist", 1, 28, 10, 60000, 10000),
+        DatasetInfo("fashion-mnist", 1, 28, 10, 60000, 10000),
+        DatasetInfo("svhn", 3, 32, 10, 73257, 26032),
         DatasetInfo("cifar10", 3, 32, 10, 50000, 10000),
         DatasetInfo("cifar100", 3, 32, 100, 50000, 10000),
         DatasetInfo("tiny-imagenet-200", 3, 64, 200, 100000, 10000),
+        DatasetInfo("cub-200-2011", 3, 32, 200, 5994, 5794),
         DatasetInfo("imagenet", 3, 64, 1000, 1281167, 50000),
+        *(DatasetInfo(name, 3, 128, 10, None, None) for name in SUBSETS),
         DatasetInfo("imagefolder", 3, 32, None, None, None),
     ],
     ids=lambda info: info.name,
@@ -110,6 +159,11 @@ def test_describe_needs_no_files(expected: DatasetInfo, tmp_path: Path) -> None:
 def test_describe_counts_an_image_folder(folder_tree: Tree) -> None:
     root = folder_tree(classes="abc", per_class=2)
     assert readers.describe("imagefolder", root, 16) == DatasetInfo("imagefolder", 3, 16, 3, 6, 6)
+
+
+def test_describe_counts_an_imagenet_subset(tmp_path: Path) -> None:
+    write_imagenet(tmp_path, ["n00000001", *SUBSETS["imagefruit"]], {"train": 3, "val": 2})
+    assert readers.describe("imagefruit", tmp_path, 64) == DatasetInfo("imagefruit", 3, 64, 10, 30, 20)
 
 
 def test_describe_refuses_unknown_names_and_sizes(tmp_path: Path) -> None:
@@ -163,12 +217,52 @@ def test_mnist_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().err == ""
 
 
+def test_fashion_mnist_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_mnist(tmp_path, name="FashionMNIST")
+    info, source = readers.open_source("fashion-mnist", tmp_path, None)
+    assert info.image_size == 28
+    assert everything(source.train).flatten().tolist() == [i % 251 for i in range(20 * 784)]
+    assert source.test.labels.tolist() == list(range(10))
+    assert source.class_names[:3] == ("T-shirt/top", "Trouser", "Pullover")
+    assert len(source.class_names) == 10
+    assert capsys.readouterr().err == ""
+    # MNIST's files, which have the same names, are not taken for it.
+    write_mnist(tmp_path)
+    path = tmp_path / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"fashion-mnist files in .*FashionMNIST/raw are damaged"):
+        readers.read_fashion_mnist(tmp_path, 28)
+
+
+@pytest.mark.parametrize("subfolder", ["", "svhn"])
+def test_svhn_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subfolder: str) -> None:
+    written = write_svhn(tmp_path / subfolder, monkeypatch)
+    info, source = readers.open_source("svhn", tmp_path, None)
+    assert (info.channels, info.image_size) == (3, 32)
+    assert source.class_names == tuple("0123456789")
+    # The files say 10 for the digit 0.
+    assert source.train.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0] * 2
+    for part, half in ((source.train, "train"), (source.test, "test")):
+        pixels = everything(part)
+        assert pixels.shape == (len(part.labels), 3, 32, 32)
+        # (row, column, channel, image) in the file
+        assert pixels[7, 2, 5, 30] == written[half][5, 30, 2, 7]
+        assert np.array_equal(pixels.numpy(), written[half].transpose(3, 2, 0, 1))
+
+
+def test_svhn_with_a_wrong_checksum_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as context:
+        write_svhn(tmp_path, context)
+    with pytest.raises(UserError, match=r"--root .*svhn files in .* are damaged .*; remove them"):
+        readers.read_svhn(tmp_path, 32)
+
+
 @pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
 @pytest.mark.parametrize("keep", [0, 6, 17])
 def test_damaged_mnist(tmp_path: Path, file: str, keep: int) -> None:
     path = write_mnist(tmp_path) / file
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(UserError, match=r"--root .*mnist files in .*MNIST/raw are damaged .*remove that folder"):
+    with pytest.raises(UserError, match=r"--root .*mnist files in .*MNIST/raw are damaged .*remove them to have"):
         readers.read_mnist(tmp_path, 28)
 
 
@@ -205,9 +299,11 @@ def test_cifar_with_a_wrong_checksum_is_never_unpickled(tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     ("name", "place"),
     [
-        ("mnist", "train-images-idx3-ubyte, .* into .*MNIST/raw"),
-        ("cifar10", "data_batch_1, .*batches.meta into .*cifar-10-batches-py"),
-        ("cifar100", "train, test, meta into .*cifar-100-python"),
+        ("mnist", r"train-images-idx3-ubyte, .* into .*/MNIST/raw \(from http.*mnist"),
+        ("fashion-mnist", r"train-images-idx3-ubyte, .* into .*/FashionMNIST/raw \(from http.*fashion-mnist"),
+        ("svhn", r"train_32x32.mat, test_32x32.mat into .*/svhn \(from http.*/housenumbers\)"),
+        ("cifar10", r"data_batch_1, .*batches.meta into .*cifar-10-batches-py \(from https://.*cifar"),
+        ("cifar100", r"train, test, meta into .*cifar-100-python \(from https://.*cifar"),
     ],
 )
 def test_failed_download(
@@ -218,6 +314,7 @@ def test_failed_download(
 
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", unreachable)
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", unreachable)
+    monkeypatch.setattr("torchvision.datasets.svhn.download_url", unreachable)
     with pytest.raises(
         UserError, match=rf"--root .*{name} is not there and its download failed .*put {place}"
     ) as error:
@@ -435,17 +532,13 @@ def test_tiny_imagenet_user_errors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("inside", [True, False])
 def test_imagenet_layout(tmp_path: Path, inside: bool) -> None:
-    base = tmp_path / "imagenet" if inside else tmp_path
-    for part, count in (("train", 2), ("val", 1)):
-        for label, wnid in enumerate(("n01440764", "n01443537", "n02102040")):
-            for i in range(count):
-                picture(base / part / wnid / f"{wnid}_{i}.JPEG", (80 * label, 0, 0), (90, 70))
+    write_imagenet(tmp_path / "imagenet" if inside else tmp_path, ("n01440764", "n01443537", "n02102040"))
     info, source = readers.open_source("imagenet", tmp_path, None)
     assert info.image_size == 64
     assert source.class_names == ("n01440764", "n01443537", "n02102040")
     assert source.train.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert source.val is None
-    assert torch.allclose(everything(source.test)[:, 0].float().mean((1, 2)), torch.tensor([0.0, 80, 160]), atol=2)
+    assert torch.allclose(everything(source.test)[:, 0].float().mean((1, 2)), torch.tensor([0.0, 20, 40]), atol=2)
 
 
 def test_missing_imagenet(tmp_path: Path) -> None:
@@ -456,6 +549,175 @@ def test_missing_imagenet(tmp_path: Path) -> None:
     (tmp_path / "imagenet" / "train").mkdir(parents=True)
     with pytest.raises(UserError, match=r"imagenet/val is missing"):
         readers.read_imagenet(tmp_path, 64)
+    # Validation images as they are distributed: in one folder.
+    write_imagenet(tmp_path / "imagenet", ["n01440764"], {"train": 1})
+    picture(tmp_path / "imagenet" / "val" / "ILSVRC2012_val_00000001.JPEG")
+    with pytest.raises(UserError, match=r"imagenet/val holds no folders; sort its images into .*val/WNID/"):
+        readers.read_imagenet(tmp_path, 64)
+
+
+@pytest.mark.parametrize("size", [64, 128, 224])
+def test_imagenet_at_any_size(tmp_path: Path, size: int) -> None:
+    write_imagenet(tmp_path, ("n01440764", "n01443537"))
+    info, source = readers.open_source("imagenet", tmp_path, size)
+    assert info.image_size == size
+    assert everything(source.train).shape == (4, 3, size, size)
+
+
+# As published with the subsets: positions in ImageNet-1k's own order of classes.
+POSITIONS = {
+    "imagenette": [0, 217, 482, 491, 497, 566, 569, 571, 574, 701],
+    "imagewoof": [193, 182, 258, 162, 155, 167, 159, 273, 207, 229],
+    "imagefruit": [953, 954, 949, 950, 951, 957, 952, 945, 943, 948],
+    "imagemeow": [281, 282, 283, 284, 285, 291, 292, 290, 289, 287],
+    "imagesquawk": [84, 130, 88, 144, 145, 22, 96, 9, 100, 89],
+    "imageyellow": [309, 986, 954, 951, 987, 779, 599, 291, 72, 11],
+}
+
+
+def test_subsets_are_the_published_ones() -> None:
+    """Torchvision knows the names by position; ImageNet-1k's classes are sorted by WordNet id."""
+    assert SUBSETS.keys() == POSITIONS.keys()
+    position_of = {}
+    for name, classes in SUBSETS.items():
+        assert list(classes.values()) == [_IMAGENET_CATEGORIES[position] for position in POSITIONS[name]]
+        position_of |= dict(zip(classes, POSITIONS[name], strict=True))
+    assert len(position_of) == 60 - 3  # banana, lemon and lion are in two subsets each
+    assert sorted(position_of) == sorted(position_of, key=position_of.__getitem__)
+    assert all(re.fullmatch(r"n\d{8}", wnid) for wnid in position_of)
+
+
+@pytest.mark.parametrize("name", SUBSETS)
+def test_imagenet_subset_is_found_in_the_tree_of_imagenet(tmp_path: Path, name: str) -> None:
+    wnids = [*SUBSETS[name], "n00000001", "n99999999"]  # other classes are not looked at
+    write_imagenet(tmp_path / "imagenet", wnids, {"train": 2, "val": 1})
+    info, source = readers.open_source(name, tmp_path, None)
+    assert (info.image_size, info.num_classes) == (128, 10)
+    assert source.class_names == tuple(SUBSETS[name].values())
+    assert source.train.labels.tolist() == [k for k in range(10) for _ in range(2)]
+    assert source.val is None
+    reds = everything(source.test)[:, 0].float().mean((1, 2))
+    assert torch.allclose(reds, torch.arange(10) * 20.0, atol=2)
+
+
+def test_missing_classes_of_a_subset_are_named(tmp_path: Path) -> None:
+    def fails(match: str) -> None:
+        with pytest.raises(UserError, match=match) as error:
+            everything(readers.open_source("imagenette", tmp_path, 16)[1].train)
+        assert "\n" not in str(error.value)
+
+    fails(r"--root .*/train is missing; download ILSVRC2012 from https://image-net.org")
+    wnids = list(SUBSETS["imagenette"])
+    write_imagenet(tmp_path, wnids[:8], {"train": 1, "val": 1})
+    fails(r"train lacks n03445777 \(golf ball\), n03888257 \(parachute\) of imagenette; download ILSVRC2012")
+    write_imagenet(tmp_path, wnids, {"train": 1})
+    fails(r"val lacks n03445777 \(golf ball\)")
+    write_imagenet(tmp_path, wnids, {"val": 1})
+    (tmp_path / "train" / wnids[3] / f"{wnids[3]}_0.JPEG").write_bytes(b"no image")
+    fails(r"n03000684_0\.JPEG: not a readable image")
+    (tmp_path / "train" / wnids[3] / f"{wnids[3]}_0.JPEG").unlink()
+    fails("n03000684: class n03000684 has no images")
+
+
+# ---- CUB-200-2011
+
+
+@pytest.mark.parametrize("subfolder", ["", "CUB_200_2011"])
+def test_cub_layout(tmp_path: Path, subfolder: str) -> None:
+    write_cub(tmp_path / subfolder)
+    info, source = readers.open_source("cub-200-2011", tmp_path, None)
+    assert info.image_size == 32
+    assert source.class_names == ("Black footed Albatross", "Laysan Albatross", "Red winged Blackbird")
+    assert source.train.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert source.test.labels.tolist() == [0, 1, 2]
+    assert source.val is None
+    for part in (source.train, source.test):
+        reds = everything(part)[:, 0].float().mean((1, 2))
+        assert torch.allclose(reds, part.labels * 80.0, atol=2)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("images", None, "", r"images\.txt: expected lines of at least 2 fields; unpack"),
+        ("images", "1 001", "99 001", r"image_class_labels\.txt: its images and images\.txt differ in 1, 99; unpack"),
+        ("train_test_split", "5 1\n", "", r"train_test_split\.txt: its images and images\.txt differ in 5; unpack"),
+        (
+            "classes",
+            "2 002.Laysan_Albatross\n",
+            "",
+            r"classes\.txt: its classes and image_class_labels\.txt differ in 2",
+        ),
+        ("classes", "1 001", "4 004.Owl\n1 001", r"classes\.txt: its classes and image_class_labels\.txt differ in 4"),
+        ("train_test_split", "9 0", "9 1", r"train_test_split\.txt: class 010.* has no test images"),
+        ("train_test_split", " 1", " 0", r"train_test_split\.txt: class 001.* has no training images"),
+        ("images", "Bird_0000", "Bird_1234", r"Bird_1234\.jpg: not a readable image .*No such file"),
+    ],
+)
+def test_cub_user_errors(tmp_path: Path, file: str, old: str | None, new: str, message: str) -> None:
+    path = write_cub(tmp_path) / f"{file}.txt"
+    path.write_text(new if old is None else path.read_text().replace(old, new))
+    with pytest.raises(UserError, match=message) as error:
+        everything(readers.read_cub(tmp_path, 32).train)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_cub(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"--root .*CUB_200_2011/images.txt is missing; get CUB_200_2011.tgz from https"
+    ):
+        readers.read_cub(tmp_path, 32)
+    write_cub(tmp_path)
+    (tmp_path / "train_test_split.txt").unlink()
+    with pytest.raises(UserError, match=r"train_test_split\.txt: cannot be read .* unpack the archive again"):
+        readers.read_cub(tmp_path, 32)
+
+
+# ---- fingerprints
+
+
+def test_a_fingerprint_is_that_of_names_sizes_and_times(folder_tree: Tree, tmp_path: Path) -> None:
+    root = folder_tree()
+
+    def digest(size: int = 4, folder: Path = root) -> str:
+        return readers.read_imagefolder(folder, size).train.fingerprint()
+
+    first = digest()
+    assert digest() == first
+    assert digest(5) != first
+    victim = root / "train" / "a" / "1.png"
+    before = victim.stat()
+    os.utime(victim, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert digest() != first
+    os.utime(victim, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert digest() == first
+    content = victim.read_bytes()
+    victim.write_bytes(content + b"x")
+    os.utime(victim, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert digest() != first
+    victim.write_bytes(content)
+    os.utime(victim, ns=(before.st_atime_ns, before.st_mtime_ns))
+    victim.rename(victim.with_name("1b.png"))
+    assert digest() != first
+    victim.with_name("1b.png").rename(victim)
+    (tmp_path / "moved").mkdir()
+    for part in ("train", "test"):
+        (root / part).rename(tmp_path / "moved" / part)
+    assert digest(folder=tmp_path / "moved") == first
+
+
+def test_the_fingerprint_of_arrays_is_that_of_their_pixels(tmp_path: Path) -> None:
+    train, test = (getattr(readers.read_digits(tmp_path, 8), half) for half in ("train", "test"))
+    assert train.fingerprint() == readers.read_digits(tmp_path, 8).train.fingerprint()
+    assert len({train.fingerprint(), test.fingerprint(), readers.read_digits(tmp_path, 9).train.fingerprint()}) == 3
+
+
+def test_a_file_that_went_missing_is_named(folder_tree: Tree) -> None:
+    root = folder_tree()
+    part = readers.read_imagefolder(root, 4).train
+    (root / "train" / "b" / "2.png").unlink()
+    with pytest.raises(UserError, match=r"train/b/2\.png: cannot be read \(No such file or directory\)"):
+        part.fingerprint()
 
 
 # ---- real files
@@ -499,6 +761,18 @@ def test_real_jpeg_cifar(jpeg_cifar: Path) -> None:
     with Image.open(jpeg_cifar / "train" / "airplane" / "0000.jpg") as image:
         assert np.array_equal(pixels[0].permute(1, 2, 0).numpy(), np.asarray(image.convert("RGB")))
     assert pixels.double().mean((0, 2, 3)).div(255).tolist() == pytest.approx([0.491, 0.482, 0.447], abs=0.05)
+
+
+@pytest.mark.parametrize("zca", [False, True])
+def test_real_jpeg_cifar_streams_the_same_images(jpeg_cifar: Path, tmp_path: Path, zca: bool) -> None:
+    held, streamed = (
+        data.load("imagefolder", jpeg_cifar, device=torch.device("cpu"), zca=zca, im_size=16, data_cache=kept,
+                  cache_dir=tmp_path, progress=False)
+        for kept in ("device", "disk")
+    )  # fmt: skip
+    assert held.num_classes == 10
+    order = torch.randperm(len(held.train), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(held.train.batch(order), torch.cat(list(streamed.train.batches(order.split(17)))))
 
 
 def test_the_command_line_offers_exactly_the_readers_there_are() -> None:

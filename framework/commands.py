@@ -131,6 +131,7 @@ def _real(
         limit_train=config.limit_train,
         workers=config.workers,
         preprocess=preprocess,
+        data_cache=config.data_cache,
     )
 
 

@@ -444,7 +444,7 @@ def test_selecting_on_the_test_set_is_warned_of() -> None:
 
 FREE = """
 root workers epochs baselines save_dir fname resume print_freq ckpt_epochs ckpt_minutes wandb name dry_run device gpu
-rank dist_url dist_backend data_cache cache_dir
+rank dist_url dist_backend data_cache cache_dir chunk channels_last accelerate
 """
 
 

@@ -22,7 +22,7 @@ from framework.config import FLAGS, Config, UserError
 from framework.data import Standardise, Zca
 from framework.distilled import Distilled, from_foreign, open_stored
 from framework.evaluate import Evaluator, TrainingSet, score
-from framework.inner import SGD, Adam, State
+from framework.inner import SGD, Adam, InnerLoop, State
 from framework.networks import FlatNetwork
 from framework.recipes import DecayedSGD, EpochSampler, make_recipe
 from framework.report import percent
@@ -109,7 +109,10 @@ def test_the_row_of_the_distilled_set_is_what_an_evaluator_finds(run: Path) -> N
     c = distilled.config
     real = data.load(c.dataset, Path(c.root), device=CPU, val_fraction=c.val_fraction)
     network = FlatNetwork(distilled.network(), CPU)
-    judge, own = Evaluator(network, Adam(0.01), 3), TrainingSet(distilled.images, distilled.labels, distilled.sampler)
+    judge, own = (
+        Evaluator(InnerLoop(network, Adam(0.01)), 3),
+        TrainingSet(distilled.images, distilled.labels, distilled.sampler),
+    )
     thetas = [list(judge.thetas(own, (3, 6), "evaluate", "inner", "convnet", "distilled", i)) for i in range(2)]
     val = [np.mean([score(network, row[at], real.val).top1 for row in thetas]) for at in range(2)]
     at = int(val[1] > val[0])

@@ -271,7 +271,7 @@ def pixels(*values: float, labels: list[int]) -> Split:
 
 def test_the_length_is_chosen_without_a_look_at_the_test_split() -> None:
     """Ancestors' fault 19: the best of four lengths was picked on the test set."""
-    judge = Scripted(FlatNetwork(Threshold(), CPU), Adam(0.1), 0)
+    judge = Scripted(InnerLoop(FlatNetwork(Threshold(), CPU), Adam(0.1)), 0)
     candidate = Candidate("x", [training_set()] * 2, (10, 20, 30))
     select_on = pixels(5, 15, 25, labels=[1, 1, 0])  # best at length 20
     for labels, accuracy in (([0, 0, 1], 0.0), ([1, 1, 0], 1.0), ([1, 0, 0], 2 / 3)):

@@ -182,6 +182,8 @@ class Config:
         metavar="A_B")
     comp_aug_real: bool = _flag(False, "outer loop", "apply all of --real_strategy, not one drawn at random",
         read_by="strategies of several operations", reads=lambda c: "_" in c.real_strategy)
+    max_bad_steps: int = _flag(10, "outer loop", "outer steps in a row whose meta-gradient is NaN or infinite (each is "
+        "skipped) after which the run stops", minimum=1, resume="free")
 
     # Evaluation
     test_freq: int = _flag(5, "evaluation", "epochs between evaluations", minimum=1)
@@ -218,11 +220,15 @@ class Config:
     device: str = _flag("auto", "device and processes", "auto, cpu, cuda, cuda:N or mps", resume="free")
     gpu: int | None = _flag(None, "device and processes", "the ancestors' name for --device cuda:N",
         kind=int, minimum=0, metavar="N", resume="free")
-    mp_distributed: bool = _flag(False, "device and processes", "one process per visible GPU (see --nproc)")
+    deterministic: bool = _flag(False, "device and processes", "two runs on one machine are bit-identical, and slower "
+        "on CUDA; by default they may differ there, as sums are taken in any order (on the CPU they do not)",
+        resume="free")
+    mp_distributed: bool = _flag(False, "device and processes", "one process per visible GPU (see --nproc)",
+        resume="free")
     nproc: int | None = _flag(None, "device and processes", "processes to start (default: visible GPUs, or 1)",
-        kind=int, minimum=1, metavar="N", read_by="--mp_distributed", reads=lambda c: c.mp_distributed)
+        kind=int, minimum=1, metavar="N", resume="free", read_by="--mp_distributed", reads=lambda c: c.mp_distributed)
     world_size: int = _flag(1, "device and processes", "number of nodes, each of which starts its own processes",
-        minimum=1)
+        minimum=1, resume="free")
     rank: int = _flag(0, "device and processes", "number of this node", minimum=0, resume="free",
         read_by="--world_size above 1", reads=lambda c: c.world_size > 1)
     dist_url: str | None = _flag(None, "device and processes", "where nodes meet, tcp://HOST:PORT",

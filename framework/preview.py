@@ -51,6 +51,17 @@ def window_bytes(engine: str, module: nn.Module, channels: int, side: int, lengt
     return 4 * (STEP_GRAPH * floats * min(batch, CHUNK) + TAPE_PARAMETERS * parameters * length)
 
 
+def real_bytes(engine: str, floats: int, batch: int) -> float:
+    """Estimated peak memory of the gradient of ``batch`` real images, each with ``floats`` activations."""
+    return 4 * REAL_GRAPH * floats * (batch if engine == "higher" else min(batch, CHUNK))
+
+
+def longest_window(config: Config) -> int:
+    """The most inner steps that the run's policy will ever have differentiated."""
+    radius = config.d if config.d is not None and config.policy in RESIZING else 0
+    return config.totwindow if config.policy == "bptt" else min(config.window + radius, config.totwindow)
+
+
 def preview(config: Config) -> str:
     """The resolved configuration, method, steps per epoch and an estimate of memory, as text."""
     c = config
@@ -63,8 +74,7 @@ def preview(config: Config) -> str:
     parameters = sum(parameter.numel() for parameter in module.parameters())
     floats = activation_floats(module, info.channels, info.image_size)
     batch = (c.task_sampler_nc or classes) * c.batch_per_class
-    radius = c.d if c.d is not None and c.policy in RESIZING else 0
-    length = c.totwindow if c.policy == "bptt" else min(c.window + radius, c.totwindow)  # the longest there can be
+    length = longest_window(c)
     window = window_bytes(c.engine_name, module, info.channels, info.image_size, length, batch)
     lines = [
         c.to_json(),
@@ -90,17 +100,16 @@ def preview(config: Config) -> str:
         lines.append(f"steps per epoch: about {steps} ({train:,} real images, {real_batch} per step), {total:,} in all")
         pixels = info.channels * info.image_size**2
         data = 4 * pixels * (info.train_size + (info.test_size or 0))
-    at_a_time = real_batch if c.engine_name == "higher" else min(real_batch, CHUNK)
-    real = 4 * REAL_GRAPH * floats * at_a_time
-    lines.append(
-        f"memory, within a factor of two: window {_size(window)}, real batch {_size(real)}, data {_size(data)}, "
-        f"together {_size(window + real + data)}"
-    )
+    real = real_bytes(c.engine_name, floats, real_batch)
+    sizes = {"window": window, "real batch": real, "data": data, "together": window + real + data}
+    shown = ", ".join(f"{name} {size_text(size)}" for name, size in sizes.items())
+    lines.append(f"memory, within a factor of two: {shown}")
     lines.append(f"folder: {c.folder}")
     return "\n".join(lines)
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
+    """``count`` bytes as a person reads them."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 999.5:
             return f"{count:.3g} {unit}"

@@ -48,8 +48,8 @@ def test_a_run_leaves_its_files(finished: Path) -> None:
     """Ancestors' fault 9: output folders were never made."""
     names = {path.name for path in finished.iterdir()}
     assert names == {
-        "accuracy.png", "best.pt", "config.json", "distilled.png", "distilled.safetensors", "last.pt",
-        "metrics.jsonl", "summary.json", "tensorboard", "truncation.png",
+        ".lock", "accuracy.png", "best.pt", "config.json", "distilled.png", "distilled.safetensors", "last.pt",
+        "metrics.jsonl", "previous.pt", "summary.json", "tensorboard", "truncation.png",
     }  # fmt: skip
 
 

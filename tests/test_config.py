@@ -36,6 +36,7 @@ ANCESTORS = """
 OURS = """
 -h --help --im_size --zca_reg --val_fraction --width --depth --truncation --eval_steps --select --baselines --save_dir
 --resume --ckpt_epochs --ckpt_minutes --dry_run --device --nproc --dist_url --dist_backend --engine
+--max_bad_steps --deterministic
 """
 AUTOMATIC = """
 -d --d --tau --window_weight --window_rule --early_gain --middle_gain --early_patience --middle_patience --probe_every
@@ -432,7 +433,7 @@ def test_selecting_on_the_test_set_is_warned_of() -> None:
 
 FREE = """
 root workers epochs baselines save_dir fname resume print_freq ckpt_epochs ckpt_minutes wandb name dry_run device gpu
-rank dist_url dist_backend
+rank dist_url dist_backend max_bad_steps deterministic mp_distributed nproc world_size
 """
 
 

@@ -10,7 +10,8 @@ from torch.multiprocessing.spawn import start_processes
 
 from framework import checkpoint
 from framework.config import UserError
-from framework.distributed import Comm, _free_port, _join, resolve_device
+from framework.distributed import Comm, resolve_device
+from framework.launch import free_port, join
 from main import main
 
 
@@ -51,11 +52,11 @@ def _talk(local_rank: int, url: str, folder: str) -> None:
         )
         return 0
 
-    _join(worker, Config(device="cpu"), local_rank, local_rank, 2, url)
+    join(worker, Config(device="cpu"), local_rank, local_rank, 2, url)
 
 
 def test_two_ranks_average_as_one_process_would(tmp_path: Path) -> None:
-    start_processes(_talk, args=(f"tcp://127.0.0.1:{_free_port()}", str(tmp_path)), nprocs=2, start_method="spawn")
+    start_processes(_talk, args=(f"tcp://127.0.0.1:{free_port()}", str(tmp_path)), nprocs=2, start_method="spawn")
     ranks = [checkpoint.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     for i in (0, 1):
         expected = (ranks[0]["parts"][i] + ranks[1]["parts"][i]) / 2

@@ -1,0 +1,68 @@
+"""Out of memory: what to lower, and by how much."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
+
+import torch
+
+from framework.assemble import Parts
+from framework.config import Config, UserError
+from framework.preview import activation_floats, longest_window, real_bytes, size_text, window_bytes
+
+HALVED = ("batch_size", "batch_per_class", "task_sampler_nc", "d", "window", "totwindow")
+WORTH_IT = 0.9  # a change is named only if it leaves at most this share of the memory
+# How PyTorch says it on the CPU, where it has no exception of its own.
+_ON_CPU = ("not enough memory", "can't allocate memory", "DefaultCPUAllocator", "std::bad_alloc")
+
+
+class OutOfMemory(UserError):
+    """An allocation failed. Where the state in memory is still that of the last step, it can be saved."""
+
+
+@contextmanager
+def explained(advice: Callable[[], str]) -> Iterator[None]:
+    """Turn a failed allocation into ``OutOfMemory`` with ``advice``, on the CPU and on CUDA."""
+    try:
+        yield
+        return
+    except (RuntimeError, MemoryError) as error:
+        lines = str(error).strip().splitlines() or ["out of memory"]
+        text = next((line for line in lines if any(words in line for words in _ON_CPU)), lines[0])
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not known and not any(words in text for words in _ON_CPU):
+            raise
+    # Out of the handler, which would keep every frame's tensors alive while the run saves.
+    raise OutOfMemory(f"out of memory ({text.partition('. ')[0].strip()}): {advice()}")
+
+
+def needed(config: Config, parts: Parts, processes: int) -> float:
+    """Estimated peak bytes of one process's outer step, within a factor of two."""
+    c = config
+    module = deepcopy(parts.network.module).to("meta")
+    channels, side, _ = parts.real.image_shape
+    batch = (c.task_sampler_nc or parts.real.num_classes) * c.batch_per_class
+    window = window_bytes(c.engine_name, module, channels, side, longest_window(c), batch)
+    share = max(1, min(c.batch_size, len(parts.real.train)) // processes)
+    return window + real_bytes(c.engine_name, activation_floats(module, channels, side), share)
+
+
+def advice(config: Config, parts: Parts, processes: int) -> str:
+    """What would lower the memory of an outer step, most effective first."""
+    now = needed(config, parts, processes)
+    found = []
+    if config.engine_name == "higher":
+        found.append((needed(replace(config, engine="replay"), parts, processes), "--engine replay"))
+    for name in HALVED:
+        value = getattr(config, name)
+        if not value or value < 2 or (name == "totwindow" and config.policy != "bptt"):
+            continue
+        lower = {name: value // 2} | ({"window": min(config.window, value // 2)} if name == "totwindow" else {})
+        option = f"--{name}" if len(name) > 1 else f"-{name}"
+        found.append((needed(replace(config, **lower), parts, processes), f"{option} {value // 2} (now {value})"))
+    better = [f"{text}: {size_text(size)}" for size, text in sorted(found) if size <= WORTH_IT * now]
+    if processes > 1 and parts.network.device.type == "cpu":
+        better.append(f"--nproc {processes // 2}")
+    better.append("a smaller --width or --im_size")
+    return f"an outer step needs about {size_text(now)} here. Try {'; or '.join(better)}"

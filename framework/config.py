@@ -10,6 +10,7 @@ import json
 import math
 import re
 import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -339,6 +340,9 @@ def parse(arguments: Sequence[str]) -> tuple[Config, list[str]]:
         UserError: a value is out of range or two flags contradict each other.
         SystemExit: code 2 after one line for what argparse itself refuses; code 0 after ``--help``.
     """
+    for argument in arguments:
+        if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in argument):
+            raise UserError(f"{argument!a}: holds control characters or bytes that are no text; leave them out")
     given = vars(build_parser().parse_args(arguments))
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     config = Config(**given)

@@ -30,7 +30,7 @@ def _talking() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise PeerLost("lost contact with another process, whose own output says why it ended") from error
+        raise PeerLost("the loss of another process, whose own output says why") from error
 
 
 class Comm:

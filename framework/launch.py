@@ -41,17 +41,18 @@ def launch(worker: Worker, config: Config) -> int:
 
     Raises:
         UserError: what a worker raised, or that one of them was killed.
-        PeerLost: under torchrun, where another process has ended.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:  # started by torchrun, which gives every process its place
         rank, local_rank, size = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
-        return join(worker, config, rank, local_rank, size, "env://")
+        return _join_alone(worker, config, rank, local_rank, size, "env://")
     nproc = 1
     if config.mp_distributed:
         nproc = config.nproc or (torch.cuda.device_count() if config.device_name in ("auto", "cuda") else 1) or 1
     if nproc * config.world_size == 1:
         return _work(worker, config, Comm(), resolve_device(config.device_name))
     url = config.dist_url or f"tcp://127.0.0.1:{free_port()}"
+    if nproc == 1:  # one of several nodes
+        return _join_alone(worker, config, config.rank, 0, config.world_size, url)
     messages: Messages = get_context("spawn").SimpleQueue()
     arguments = (worker, config, nproc, url, messages)
     context = start_processes(_spawned, args=arguments, nprocs=nproc, join=False, start_method="spawn")
@@ -80,6 +81,15 @@ def join(worker: Worker, config: Config, rank: int, local_rank: int, size: int, 
     code = _work(worker, config, Comm(rank, size), device)
     dist.destroy_process_group()  # only here: after a failure it could wait for a process that is gone
     return code
+
+
+def _join_alone(worker: Worker, config: Config, rank: int, local_rank: int, size: int, url: str) -> int:
+    """``join`` where nobody of ours waits for this process: it has to say itself that it lost the others."""
+    try:
+        return join(worker, config, rank, local_rank, size, url)
+    except PeerLost as error:
+        print(f"main.py: error: stopped by {error}", file=sys.stderr)
+        return PeerLost.exit_code
 
 
 def _work(worker: Worker, config: Config, comm: Comm, device: torch.device) -> int:

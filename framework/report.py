@@ -5,6 +5,7 @@ import math
 import platform
 import resource
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,6 +46,7 @@ class Reporter:
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --save_dir") from error
+        self._previous_hook, threading.excepthook = threading.excepthook, self._thread_failed
         self.bar = tqdm(total=total, initial=step, desc="distilling", unit="step", file=sys.stderr, dynamic_ncols=True)
 
     def _keep(self, records: int) -> int:
@@ -100,12 +102,18 @@ class Reporter:
         """Print a line without disturbing the bar."""
         self.bar.write(text, file=sys.stderr)
 
+    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        """TensorBoard writes in a thread; where it cannot, neither can the run, which then says so in one line."""
+        if not isinstance(failure.exc_value, OSError):
+            self._previous_hook(failure)
+
     def close(self) -> None:
         """Flush and close everything."""
         self.bar.close()
         with suppress(OSError):  # a full disk was reported already, and closing flushes once more
             self.board.close()
             self._file.close()
+        threading.excepthook = self._previous_hook
 
 
 def _is_record(line: bytes) -> bool:

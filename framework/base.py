@@ -20,7 +20,7 @@ from framework.distributed import Comm, PeerLost
 from framework.engines import RealBatch
 from framework.inner import probe_norms
 from framework.interrupt import Interrupted, StopRequest
-from framework.memory import OutOfMemory, advice, explained
+from framework.memory import ELSEWHERE, OutOfMemory, advice, explained
 from framework.progress import Diverged, Progress
 from framework.rng import generator
 from framework.synthetic import Grads
@@ -93,8 +93,12 @@ class Run:
         share = parts.batch_size // self.comm.size
         mine = slice(self.comm.rank * share, (self.comm.rank + 1) * share)
         while p.step_in_epoch < parts.steps_per_epoch:
-            if p.window is None or parts.policy.every_step:
-                p.window = self.comm.from_main(self._choose_window() if self.comm.main else None)
+            if p.window is None or (parts.policy.every_step and p.window_step != p.step):
+                # Kept at once: a run that stops within this step must not ask the policy for it again.
+                if self.comm.main:
+                    p.window = self._choose_window()
+                p.window_step = p.step
+                p.window = self.comm.from_main(p.window)
             assert p.window is not None
             self._outer_step(Window(*p.window), batches[p.step_in_epoch, mine])
             self.stop.check(self.comm)
@@ -330,5 +334,5 @@ class Run:
 def main_worker(config: Config, comm: Comm, device: torch.device) -> int:
     """Run one worker from start to end. Returns the exit code."""
     lock = checkpoint.FolderLock(config.folder)
-    with lock if comm.main else nullcontext():
+    with explained(lambda: ELSEWHERE), lock if comm.main else nullcontext():
         return Run(config, comm, device, lock).run()

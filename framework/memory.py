@@ -12,6 +12,7 @@ from framework.config import Config, UserError
 from framework.preview import activation_floats, longest_window, real_bytes, size_text, window_bytes
 
 HALVED = ("batch_size", "batch_per_class", "task_sampler_nc", "d", "window", "totwindow")
+ELSEWHERE = "while loading or building: lower --limit_train, --im_size, --num_per_class or --width, or free memory"
 WORTH_IT = 0.9  # a change is named only if it leaves at most this share of the memory
 # How PyTorch says it on the CPU, where it has no exception of its own.
 _ON_CPU = ("not enough memory", "can't allocate memory", "DefaultCPUAllocator", "std::bad_alloc")

@@ -22,6 +22,7 @@ class Progress:
     step_in_epoch: int = 0
     step: int = 0  # outer steps since the start of the run
     window: list[int] | None = None  # start and length in force
+    window_step: int = -1  # the step before which rank 0 chose it
     loss_sum: float = 0.0  # over the epoch's applied steps so far
     accuracy_sum: float = 0.0
     skipped: int = 0  # steps of the epoch so far whose meta-gradient was not finite

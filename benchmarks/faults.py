@@ -38,7 +38,7 @@ FAULTS = (
     Fault("kill -9 of one of two ranks, SIGTERM to both", "test_two_processes_killed_stopped", 2, "nothing"),
     Fault("last checkpoint truncated, bit-flipped or missing", "test_the_checkpoint_before_stands_in", 1,
           "one checkpoint's steps, taken again bit for bit"),
-    Fault("random damage to a checkpoint", "test_one_damaged_checkpoint_loses_no_run", 200,
+    Fault("random damage to a checkpoint", "test_one_damaged_checkpoint_loses_no_run", 100,
           "one checkpoint's steps; no damage unnoticed"),
     Fault("full disk, quota, read-only or missing folder", "test_a_folder_that_cannot_be_written", 1,
           "the step under way, taken again bit for bit"),
@@ -51,8 +51,8 @@ FAULTS = (
     Fault("malicious pickle", "test_a_malicious_file", 1, "nothing: not run"),
     Fault("random command line", "test_any_command_line", 150, "nothing: runs dry, or one line and exit 2"),
     Fault("random damage to the files of a run", "test_a_run_with_a_damaged_file", 2, "damaged metrics"),
-    Fault("random damage to metrics", "test_damaged_metrics", 100, "the damaged records"),
-    Fault("random damage to a distilled set", "test_a_damaged_distilled_set", 200, "nothing: loads, or one line"),
+    Fault("random damage to metrics", "test_damaged_metrics", 40, "the damaged records"),
+    Fault("random damage to a distilled set", "test_a_damaged_distilled_set", 100, "nothing: loads, or one line"),
     Fault("random damage to an image", "test_a_damaged_image", 50, "nothing: decodes, or one line"),
 )  # fmt: skip
 

@@ -23,7 +23,8 @@ from framework.engines import MetaGradient
 from framework.synthetic import Grads
 from main import main
 
-SMALL = [*TINY, "--num_train_eval", "1", "--eval_steps", "2", "--ckpt_minutes", "1e-9"]  # four outer steps per epoch
+SMALL = [*TINY, "--num_train_eval", "1", "--eval_steps", "2", "--test_freq", "9"]  # four outer steps per epoch
+EVERY_STEP = ["--ckpt_minutes", "1e-9"]  # a checkpoint
 RESUME = parse([*SMALL, "--resume"])[0]
 
 
@@ -220,7 +221,7 @@ def test_a_folder_that_cannot_be_written_while_running(
     at_step(6, causes[fault])
     try:
         with ordinary_user():
-            code = run(folder)
+            code = run(folder, *EVERY_STEP)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     if fault == "folder removed":
@@ -320,10 +321,10 @@ def test_out_of_memory_says_what_to_lower_and_keeps_the_last_state(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    flags = ["--engine", engine, "--epochs", "1", "--num_per_class", "4", "--batch_per_class", "4"]
+    flags = ["--engine", engine, "--epochs", "1", "--test_freq", "1", "--num_per_class", "4", "--batch_per_class", "4"]
     assert run(tmp_path / "whole", *flags) == 0
     at_step(3, allocate)
-    assert run(tmp_path / "run", *flags, "--ckpt_minutes", "10") == 2  # no checkpoint but the one made now
+    assert run(tmp_path / "run", *flags) == 2
     line = error_line(capsys)
     assert "out of memory" in line
     assert "--batch_per_class 2 (now 4)" in line

@@ -188,7 +188,7 @@ def assert_loads_or_one_line(load: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize("name", ["last.pt", "previous.pt"])
-@fuzzed(200)
+@fuzzed(100)
 @given(st.data())
 def test_one_damaged_checkpoint_loses_no_run(name: str, finished: Path, tmp_path: Path, data: Any) -> None:
     """The state that is found is, bit for bit, one that was saved: no damage goes unnoticed."""
@@ -216,7 +216,7 @@ def test_a_run_with_a_damaged_file_is_resumed(name: str, finished: Path, tmp_pat
     assert code == 0 or name == "summary.json"
 
 
-@fuzzed(100)
+@fuzzed(40)
 @given(st.data())
 def test_damaged_metrics_can_be_plotted(finished: Path, tmp_path: Path, data: Any) -> None:
     content = (finished / "metrics.jsonl").read_bytes()
@@ -236,7 +236,7 @@ def digits() -> RealData:
     return assemble.assemble(parse(SMALL)[0], Comm(), CPU).real
 
 
-@fuzzed(200)
+@fuzzed(100)
 @given(st.data())
 def test_a_damaged_distilled_set_to_start_from(finished: Path, digits: RealData, tmp_path: Path, data: Any) -> None:
     content, path = (finished / "distilled.safetensors").read_bytes(), tmp_path / "damaged.safetensors"

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -131,16 +132,17 @@ def test_kill_9_at_50_moments_of_writing_checkpoints(tmp_path: Path) -> None:
 def test_the_checkpoint_before_stands_in_for_a_damaged_one(
     how: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(tmp_path, "--epochs", "1") == 0
-    last = tmp_path / "last.pt"
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    last = folder / "last.pt"
     content = bytearray(last.read_bytes())
     content[len(content) // 2] ^= 4
     last.write_bytes(content if how == "flipped" else content[:-1])
     if how == "missing":
         last.unlink()
-    assert run(tmp_path, "--resume") == 0
-    assert f"continuing from {tmp_path / 'previous.pt'}" in capsys.readouterr().out
-    assert difference(state_of(whole), state_of(tmp_path)) is None
+    assert run(folder, "--resume") == 0
+    assert f"continuing from {folder / 'previous.pt'}" in capsys.readouterr().out
+    assert difference(state_of(whole), state_of(folder)) is None
 
 
 # ---- two runs in one folder ------------------------------------------------------------------------

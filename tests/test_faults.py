@@ -313,8 +313,11 @@ def on_cuda() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ...")
 
 
-@pytest.mark.parametrize("allocate", [on_cuda, lambda: torch.empty(2**50), lambda: bytearray(2**50)])
-@pytest.mark.parametrize("engine", ["higher", "replay"])
+@pytest.mark.parametrize(
+    ("engine", "allocate"),
+    [("higher", on_cuda), ("replay", lambda: torch.empty(2**50)), ("higher", lambda: bytearray(2**50))],
+    ids=["CUDA", "PyTorch on the CPU", "Python"],
+)
 def test_out_of_memory_says_what_to_lower_and_keeps_the_last_state(
     engine: str,
     allocate: Callable[[], object],

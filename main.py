@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
             print(preview(config))
             return 0
         from framework.base import main_worker
-        from framework.distributed import launch
+        from framework.launch import launch
 
         return launch(main_worker, config)
     except UserError as error:

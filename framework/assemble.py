@@ -94,8 +94,8 @@ def _execution(c: Config, real: RealData, batch_size: int, device: torch.device)
     outer_steps = (c.epochs - c.start_epoch) * (len(real.train) // batch_size)
     images = (c.task_sampler_nc or classes) * c.batch_per_class
     set_device_precision(c.precision)
-    length = min(c.window, c.totwindow) * c.meta_batch
-    return choose(c, device, networks.activation_floats(module, channels, side), outer_steps * length * images)
+    image_steps = outer_steps * c.longest_window * images * c.meta_batch
+    return choose(c, device, networks.activation_floats(module, channels, side), image_steps)
 
 
 def _load_data(c: Config, comm: Comm, device: torch.device) -> RealData:

@@ -149,6 +149,28 @@ class Augmentation:
         return Draw(**result)
 
 
+def sample_bilinearly(images: Tensor, grid: Tensor) -> Tensor:
+    """``F.grid_sample`` with zero padding, by operations whose derivatives have deterministic algorithms on CUDA.
+
+    Args:
+        images: (B, C, H, W).
+        grid: (B, H, W, 2) normalised x and y, as ``F.affine_grid`` returns without aligned corners.
+    """
+    _, channels, height, width = images.shape
+    x = ((grid[..., 0] + 1) * width - 1) / 2
+    y = ((grid[..., 1] + 1) * height - 1) / 2
+    left, top = x.floor(), y.floor()
+    result = torch.zeros_like(images)
+    for column in (left, left + 1):
+        for row in (top, top + 1):
+            weight = (1 - (x - column).abs()) * (1 - (y - row).abs())
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            index = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).long().flatten(1)
+            corner = images.flatten(2).gather(2, index.unsqueeze(1).expand(-1, channels, -1)).view_as(images)
+            result = result + (weight * inside).unsqueeze(1) * corner
+    return result
+
+
 def apply(images: Tensor, labels: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
     """Augment one batch.
 
@@ -166,7 +188,10 @@ def apply(images: Tensor, labels: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         images = torch.where(draw.flip.view(-1, 1, 1, 1), images.flip(-1), images)
     if draw.affine is not None:
         grid = F.affine_grid(draw.affine.to(images.dtype), list(images.shape), align_corners=False)
-        images = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        if images.is_cuda and torch.are_deterministic_algorithms_enabled():
+            images = sample_bilinearly(images, grid)
+        else:
+            images = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     if draw.colour is not None:
         offset, saturation, contrast = draw.colour.to(images.dtype).T.view(3, -1, 1, 1, 1)
         images = images + offset

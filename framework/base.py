@@ -5,6 +5,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,31 +17,14 @@ from framework.assemble import assemble
 from framework.assess import Assessor, select_best
 from framework.config import Config, UserError
 from framework.distill_higher import outer_gradient
-from framework.distributed import Comm
+from framework.distributed import Comm, PeerLost
 from framework.engines import RealBatch
 from framework.interrupt import Interrupted, StopRequest
+from framework.memory import ELSEWHERE, OutOfMemory, advice, explained
+from framework.progress import Diverged, Progress
 from framework.rng import generator
 from framework.synthetic import Grads
 from framework.truncation import Window
-
-
-@dataclasses.dataclass
-class Progress:
-    """Where a run stands; with the synthetic set and the policy's state, all there is to resume.
-
-    No random state is here: every stream is derived from the seed and the counters below.
-    """
-
-    epoch: int
-    step_in_epoch: int = 0
-    step: int = 0  # outer steps since the start of the run
-    window: list[int] | None = None  # start and length in force
-    loss_sum: float = 0.0  # over the epoch's steps so far
-    accuracy_sum: float = 0.0
-    seconds: float = 0.0  # all attempts together
-    records: int = 0  # lines of metrics.jsonl
-    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # evaluations
-    best: dict[str, Any] | None = None  # evaluation, images and labels of the selected snapshot
 
 
 class Run:
@@ -50,13 +34,15 @@ class Run:
         config: validated flags.
         comm: this process and its peers.
         device: where everything lives.
+        lock: of the run's folder; only rank 0 holds it.
     """
 
-    def __init__(self, config: Config, comm: Comm, device: torch.device) -> None:
-        self.config, self.comm, self.device = config, comm, device
+    def __init__(self, config: Config, comm: Comm, device: torch.device, lock: checkpoint.FolderLock) -> None:
+        self.config, self.comm, self.device, self.lock = config, comm, device, lock
         self.folder = config.folder
         self.stop = StopRequest()
-        saved = checkpoint.find_run(self.folder, config)
+        # Rank 0's: another node may not see the folder.
+        saved = comm.from_main(checkpoint.find_run(self.folder, config) if comm.main else None)
         if saved is None and config.resume and comm.main:
             print(f"--resume: {self.folder} holds no checkpoint yet; starting a new run", flush=True)
         self.parts = assemble(config, comm, device)
@@ -75,15 +61,21 @@ class Run:
         summary: dict[str, Any] = {}
         try:
             with self.stop:
-                while self.progress.epoch < self.config.epochs:
-                    self._epoch()
-                if self.comm.main:  # one process is enough for a few networks at the very end
-                    summary = self._summarise()
-        except Interrupted as interruption:
-            self._save()
-            if self.comm.main:
-                print(f"stopped by {interruption}: saved {self.folder / 'last.pt'}; continue with --resume", flush=True)
-            return interruption.exit_code
+                try:
+                    while self.progress.epoch < self.config.epochs:
+                        self._epoch()
+                    if self.comm.main:  # one process is enough for a few networks at the very end
+                        with explained(self._advice):
+                            summary = self._summarise()
+                except (Interrupted, PeerLost, OutOfMemory, Diverged) as reason:
+                    # Wherever these are raised, the state is that after some whole number of steps.
+                    self._save()
+                    if isinstance(reason, UserError):
+                        raise
+                    if self.comm.main:
+                        where = self.folder / checkpoint.LAST
+                        print(f"stopped by {reason}: saved {where}; continue with --resume", flush=True)
+                    return reason.exit_code
         finally:
             if self.reporter is not None:
                 self.reporter.close()
@@ -103,8 +95,12 @@ class Run:
         todo = batches[p.step_in_epoch :, mine]
         images = parts.real.train.batches(todo)
         for batch in todo:
-            if p.window is None or parts.policy.every_step:
-                p.window = self.comm.from_main(self._choose_window() if self.comm.main else None)
+            if p.window is None or (parts.policy.every_step and p.window_step != p.step):
+                # Kept at once: a run that stops within this step must not ask the policy for it again.
+                if self.comm.main:
+                    p.window = self._choose_window()
+                p.window_step = p.step
+                p.window = self.comm.from_main(p.window)
             assert p.window is not None
             self._outer_step(Window(*p.window), batch, images)
             self.stop.check(self.comm)
@@ -125,7 +121,7 @@ class Run:
         return list(parts.policy.choose(probe))
 
     def _outer_step(self, window: Window, batch: Tensor, images: Iterator[Tensor]) -> None:
-        """Average the ranks' meta-gradients and apply them.
+        """Average the ranks' meta-gradients and apply them; skip them where they are not finite.
 
         Args:
             window: where to differentiate.
@@ -142,7 +138,8 @@ class Run:
         draw = parts.real_augmentation.draw(1, len(batch), generator(seed, "real batch", *key)).at(0)
         real = RealBatch(next(images), F.one_hot(labels, parts.real.num_classes).float(), draw.to(self.device))
         s = parts.set
-        result = outer_gradient(parts.engine, thetas, s.images, s.labels, plans, window, real)
+        with explained(self._advice):
+            result = outer_gradient(parts.engine, thetas, s.images, s.labels, plans, window, real)
         gradients = [gradient for gradient in result.grads if gradient is not None]
         alignment, mask = torch.zeros_like(result.loss), None
         if parts.alignment is not None:
@@ -151,25 +148,35 @@ class Run:
             gradients[0] = (gradients[0] + psp.gradient) * psp.mask
             alignment, mask = psp.loss, psp.mask
         loss, accuracy, alignment, *gradients = self.comm.average([result.loss, result.accuracy, alignment, *gradients])
-        norm, clip = s.update(Grads(gradients[0], gradients[1] if s.learn_labels else None), mask)
-        # The step's only wait for the device.
-        numbers = torch.stack([loss, accuracy, norm, clip, alignment]).tolist()
-        self._record_step(*numbers, seconds=time.monotonic() - began)
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
+        # The step's only wait for the device. All ranks see the same numbers, and so skip the same steps.
+        numbers = torch.stack([loss, accuracy, norm, alignment]).tolist()
+        if all(map(math.isfinite, numbers)):
+            _, clip = s.update(Grads(gradients[0], gradients[1] if s.learn_labels else None), mask)
+            self._record_step(*numbers, clip=clip, seconds=time.monotonic() - began)
+        else:
+            self._skip_step(*numbers[:3])
+
+    def _skip_step(self, loss: float, accuracy: float, norm: float) -> None:
+        """Count, tell and record a step whose meta-gradient is not finite; the set stays as it is."""
+        p = self.progress
+        p.skip()
+        if self.reporter is not None:
+            self.reporter.bar.update()
+            self.reporter.say(
+                f"outer step {p.step} skipped: its meta-gradient is not finite (loss {loss:g}, norm {norm:g}); "
+                f"{p.skipped_in_row} in a row, {p.skipped_in_run} in this run"
+            )
+            values = {"loss": loss, "accuracy": accuracy, "meta_gradient_norm": norm}
+            self.reporter.log("skipped", p.step, epoch=p.epoch + 1, **values, skipped_in_run=p.skipped_in_run)
+        p.check(self.config.max_bad_steps)
 
     def _record_step(
-        self, loss: float, accuracy: float, norm: float, clip: float, alignment: float, *, seconds: float
+        self, loss: float, accuracy: float, norm: float, alignment: float, *, clip: Tensor, seconds: float
     ) -> None:
         """Count a step, which took ``seconds``; every ``--print_freq`` steps show it."""
         p = self.progress
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise UserError(
-                f"the meta-gradient is not finite at outer step {p.step} (loss {loss}, norm {norm}): lower --inner_lr "
-                f"or --window, or raise --minwindow; the last checkpoint in {self.folder} is intact"
-            )
-        p.loss_sum += loss
-        p.accuracy_sum += accuracy
-        p.step += 1
-        p.step_in_epoch += 1
+        p.applied(loss, accuracy)
         if self.reporter is None:
             return
         self.reporter.bar.update()
@@ -184,7 +191,7 @@ class Run:
                 loss=loss,
                 accuracy=accuracy,
                 meta_gradient_norm=norm,
-                clip_factor=clip,
+                clip_factor=clip.item(),
                 alignment=alignment if self.parts.alignment else None,
                 window_start=start,
                 window_length=length,
@@ -195,21 +202,25 @@ class Run:
 
     def _close_epoch(self) -> None:
         """Evaluate if it is time, tell the policy, move on, checkpoint."""
-        c, p, policy, steps = self.config, self.progress, self.parts.policy, self.parts.steps_per_epoch
+        c, p, policy, s = self.config, self.progress, self.parts.policy, self.parts.set
         number = p.epoch + 1
+        self.comm.verify([s.images, s.labels], f"after epoch {number}, the synthetic set")
         due = number % c.test_freq == 0 or number == c.epochs
         # Before any of the state changes: an evaluation that is interrupted is simply done again.
         if due:
-            self._evaluate(number)
-        loss, accuracy = p.loss_sum / steps, p.accuracy_sum / steps
+            with explained(self._advice):
+                self._evaluate(number)
+        loss, accuracy = p.means()
         if self.reporter is not None:
             assert p.window is not None
             window = {"window_start": p.window[0], "window_length": p.window[1]}
-            self.reporter.log("epoch", p.step, epoch=number, loss=loss, accuracy=accuracy, **window, **policy.state())
+            values = {"loss": loss, "accuracy": accuracy, "skipped": p.skipped}
+            self.reporter.log("epoch", p.step, epoch=number, **values, **window, **policy.state())
             if due:
                 self.reporter.truncation(p.step, policy.curves(), Window(*p.window))
-        policy.observe(loss, accuracy)
-        p.epoch, p.step_in_epoch, p.window, p.loss_sum, p.accuracy_sum = number, 0, None, 0.0, 0.0
+        if math.isfinite(loss):
+            policy.observe(loss, accuracy)
+        p.next_epoch()
         if number % c.ckpt_epochs == 0 or number == c.epochs:
             self._save()
 
@@ -268,10 +279,7 @@ class Run:
 
     def _open_folder(self) -> None:
         c, real = self.config, self.parts.real
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--save_dir {self.folder}: cannot create it ({error.strerror}); choose another") from error
+        self.lock.make()
         checkpoint.write_text(self.folder / "config.json", c.to_json() + "\n")
         if c.wandb:
             report.mirror_to_wandb(c.name, dataclasses.asdict(c), self.folder)
@@ -289,12 +297,17 @@ class Run:
             f"steps per epoch, {self.parts.network.size:,} parameters, into {self.folder}"
         )
 
+    def _advice(self) -> str:
+        """What to lower if memory runs out."""
+        kept = f"the last good state is saved in {self.folder / checkpoint.LAST}"
+        return f"{advice(self.config, self.parts, self.comm.size)}; {kept}"
+
     def _seconds(self) -> float:
         """Since the start of the run, pauses between attempts left out."""
         return time.monotonic() - self.clock
 
     def _save(self) -> None:
-        """Write ``last.pt``: everything that changes during the run."""
+        """Write ``last.pt``: everything that changes during the run. The one before becomes ``previous.pt``."""
         self.last_save = time.monotonic()
         if not self.comm.main:
             return
@@ -305,20 +318,30 @@ class Run:
             "progress": dataclasses.asdict(self.progress),
             "set": self.parts.set.state_dict(),
             "policy": self.parts.policy.state_dict(),
+            "processes": self.comm.size,
         }
-        checkpoint.save(self.folder / "last.pt", state)
+        checkpoint.save_run(self.folder, state)
 
     def _restore(self, saved: dict[str, Any]) -> None:
         try:
             self.parts.set.load_state_dict(saved["set"])
             self.parts.policy.load_state_dict(saved["policy"])
             self.progress = Progress(**saved["progress"])
+            processes = saved["processes"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"{self.folder / 'last.pt'}: not a complete checkpoint ({error}); choose another --save_dir"
+                f"{self.folder / checkpoint.LAST}: not a complete checkpoint ({error}); choose another --save_dir"
             ) from error
+        if processes != self.comm.size and self.comm.main:
+            print(
+                f"--resume: saved by {processes} process(es), continued by {self.comm.size}: same set, optimiser and "
+                "policy; new random streams, so not the steps that the others would have taken",
+                flush=True,
+            )
 
 
 def main_worker(config: Config, comm: Comm, device: torch.device) -> int:
     """Run one worker from start to end. Returns the exit code."""
-    return Run(config, comm, device).run()
+    lock = checkpoint.FolderLock(config.folder)
+    with explained(lambda: ELSEWHERE), lock if comm.main else nullcontext():
+        return Run(config, comm, device, lock).run()

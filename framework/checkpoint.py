@@ -1,10 +1,13 @@
 """Files that are either the old version or the new one, whatever happens in between.
 
 Everything is written to a temporary file in the same folder, flushed to the disk, and renamed over
-the target. Checkpoints hold tensors and plain Python values only and are read with
+the target. A run keeps its last checkpoint and the one before, so that a damaged file costs a few steps
+and no more. Checkpoints hold tensors and plain Python values only and are read with
 ``weights_only=True``, so a file cannot run code.
 """
 
+import errno
+import fcntl
 import json
 import os
 import zipfile
@@ -22,8 +25,13 @@ from torch import Tensor
 from framework.config import Config, UserError, differences
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], keep: Path | None = None) -> None:
     """Create or replace ``path`` with what ``write`` puts into the file it is given.
+
+    Args:
+        path: the file.
+        write: called with the temporary file.
+        keep: where the older version goes; by default it is replaced.
 
     Raises:
         UserError: the file cannot be written (disk full, folder read-only); an older version is untouched.
@@ -34,6 +42,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            os.replace(path, keep)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
@@ -47,6 +57,59 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             temporary.unlink()
 
 
+LAST, PREVIOUS = "last.pt", "previous.pt"
+
+
+class FolderLock:
+    """A run's folder held by one process; the kernel lets go of it however that process ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> "FolderLock":
+        """Hold the folder if it exists; a run that is refused later must not have made it."""
+        if self.folder.exists():
+            self._take()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def make(self) -> None:
+        """Make the folder if need be, hold it, and remove what a killed process was writing there.
+
+        Raises:
+            UserError: it cannot be made or written; or another run was quicker.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--save_dir {self.folder}: cannot create it ({error.strerror}); choose another") from error
+        if self._file is None:
+            self._take()
+            if (self.folder / LAST).exists():
+                raise UserError(f"{self.folder} already holds a run by now: choose another --save_dir")
+        for leftover in self.folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+    def _take(self) -> None:
+        try:
+            self._file = open(self.folder / ".lock", "ab")  # noqa: SIM115  (open for the run's whole life)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{self.folder}: another run is writing there; wait for its end, or choose another --save_dir"
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+                raise UserError(
+                    f"cannot write to {self.folder}: {error.strerror}; choose another --save_dir"
+                ) from error
+            print(f"{self.folder}: its file system has no locks; start no second run there", flush=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     write_atomically(path, lambda file: file.write(text.encode()))
@@ -55,6 +118,15 @@ def write_text(path: Path, text: str) -> None:
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint atomically."""
     write_atomically(path, lambda file: torch.save(state, file))
+
+
+def save_run(folder: Path, state: dict[str, Any]) -> None:
+    """Write a run's checkpoint; the last one becomes the previous one. One of both is whole at any moment.
+
+    Raises:
+        UserError: it cannot be written; the last one is as it was.
+    """
+    write_atomically(folder / LAST, lambda file: torch.save(state, file), keep=folder / PREVIOUS)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -113,23 +185,47 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 def find_run(folder: Path, config: Config) -> dict[str, Any] | None:
     """The state to resume from in a run's folder; None where a new run is to start.
 
+    Where the last checkpoint is damaged or missing, the one before, and a line says so.
+
     Raises:
-        UserError: the folder holds a run and --resume was not given; or its checkpoint is damaged or of
-            another configuration.
+        UserError: the folder holds a run and --resume was not given; or both its checkpoints are damaged, or
+            of another configuration.
     """
-    path = folder / "last.pt"
-    if not path.exists():
+    last, previous = folder / LAST, folder / PREVIOUS
+    if not (last.exists() or previous.exists()):
         return None
     if not config.resume:
         raise UserError(f"{folder} already holds a run: continue it with --resume, or choose another --save_dir")
-    state = load(path)
     try:
-        changed = differences(json.loads(state["config"]), config)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not a checkpoint of this program; check --save_dir") from error
+        path, (state, saved) = last, _load_run(last)
+    except UserError as error:
+        if not previous.exists():
+            raise
+        try:
+            path, (state, saved) = previous, _load_run(previous)
+        except UserError:
+            raise error from None
+        print(f"{str(error).partition(';')[0]}; continuing from {previous}, the checkpoint before", flush=True)
+    changed = differences(saved, config)
     if changed:
         raise UserError(
             f"--resume: {path} is of another configuration: {'; '.join(changed)}; give the same flags, or another "
             "--save_dir"
         )
     return state
+
+
+def _load_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A run's checkpoint and the flags it was saved with.
+
+    Raises:
+        UserError: it is damaged or not one of ours.
+    """
+    state = load(path)
+    try:
+        saved = json.loads(state["config"])
+        if not isinstance(saved, dict):
+            raise TypeError("config")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a checkpoint of this program; check --save_dir") from error
+    return state, saved

@@ -10,6 +10,7 @@ import json
 import math
 import re
 import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,6 +241,8 @@ class Config:
         metavar="A_B")
     comp_aug_real: bool = _flag(False, "outer loop", "apply all of --real_strategy, not one drawn at random",
         read_by="strategies of several operations", reads=lambda c: "_" in c.real_strategy)
+    max_bad_steps: int = _flag(10, "outer loop", "outer steps in a row whose meta-gradient is NaN or infinite (each is "
+        "skipped) after which the run stops", minimum=1, resume="free")
 
     # High resolution
     psp_patches: int = _flag(0, "high resolution",
@@ -283,11 +286,15 @@ class Config:
     device: str = _flag("auto", "device and processes", "auto, cpu, cuda, cuda:N or mps", resume="free")
     gpu: int | None = _flag(None, "device and processes", "the ancestors' name for --device cuda:N",
         kind=int, minimum=0, metavar="N", resume="free")
-    mp_distributed: bool = _flag(False, "device and processes", "one process per visible GPU (see --nproc)")
+    deterministic: bool = _flag(False, "device and processes", "two runs on one machine are bit-identical, and slower "
+        "on CUDA; by default they may differ there, as sums are taken in any order (on the CPU they do not)",
+        resume="free")
+    mp_distributed: bool = _flag(False, "device and processes", "one process per visible GPU (see --nproc)",
+        resume="free")
     nproc: int | None = _flag(None, "device and processes", "processes to start (default: visible GPUs, or 1)",
-        kind=int, minimum=1, metavar="N", read_by="--mp_distributed", reads=lambda c: c.mp_distributed)
+        kind=int, minimum=1, metavar="N", resume="free", read_by="--mp_distributed", reads=lambda c: c.mp_distributed)
     world_size: int = _flag(1, "device and processes", "number of nodes, each of which starts its own processes",
-        minimum=1)
+        minimum=1, resume="free")
     rank: int = _flag(0, "device and processes", "number of this node", minimum=0, resume="free",
         read_by="--world_size above 1", reads=lambda c: c.world_size > 1)
     dist_url: str | None = _flag(None, "device and processes", "where nodes meet, tcp://HOST:PORT",
@@ -312,6 +319,12 @@ class Config:
     def network(self) -> dict[str, Any]:
         """The network flags, as ``networks.build`` takes them."""
         return {"width": self.width, "depth": self.depth, "norm": self.norm, "act": self.act, "pool": self.pool}
+
+    @property
+    def longest_window(self) -> int:
+        """The most inner steps that the policy will ever have differentiated."""
+        radius = self.d if self.d is not None and self.policy in RESIZING else 0
+        return self.totwindow if self.policy == "bptt" else min(self.window + radius, self.totwindow)
 
     @property
     def engine_name(self) -> str:
@@ -411,6 +424,9 @@ def parse(arguments: Sequence[str]) -> tuple[Config, list[str]]:
         UserError: a value is out of range or two flags contradict each other.
         SystemExit: code 2 after one line for what argparse itself refuses; code 0 after ``--help``.
     """
+    for argument in arguments:
+        if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in argument):
+            raise UserError(f"{argument!a}: holds control characters or bytes that are no text; leave them out")
     given = vars(build_parser().parse_args(arguments))
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     config = Config(**given)

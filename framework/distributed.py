@@ -1,23 +1,36 @@
-"""Processes: how they are started and the few things they say to each other.
+"""Processes: the few things they say to each other. How they are started: ``framework.launch``.
 
 Every rank trains an inner network of its own on its share of the real batch; meta-gradients are
 averaged. Rank 0 alone decides and writes. With one process every method here is trivial.
 """
 
-import os
-import socket
-from collections.abc import Callable
-from datetime import timedelta
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
-from framework.config import Config, UserError
+from framework.config import UserError
 
 T = TypeVar("T")
+
+
+class PeerLost(Exception):
+    """Another process of the run has ended; nothing more can be said to anybody."""
+
+    exit_code = 69  # EX_UNAVAILABLE of sysexits.h
+
+
+@contextmanager
+def _talking() -> Iterator[None]:
+    """Within this there are only messages: if one fails, somebody is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLost("the loss of another process, whose own output says why") from error
 
 
 class Comm:
@@ -36,7 +49,8 @@ class Comm:
         if self.size == 1:
             return tensors
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        dist.all_reduce(flat)
+        with _talking():
+            dist.all_reduce(flat)
         flat /= self.size
         parts = flat.split([tensor.numel() for tensor in tensors])
         return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
@@ -46,7 +60,8 @@ class Comm:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        with _talking():
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def gather(self, value: T) -> list[T]:
@@ -54,13 +69,37 @@ class Comm:
         if self.size == 1:
             return [value]
         box: list[T] = [value] * self.size
-        dist.all_gather_object(box, value)
+        with _talking():
+            dist.all_gather_object(box, value)
         return box
 
     def barrier(self) -> None:
         """Wait for everybody."""
         if self.size > 1:
-            dist.barrier()
+            with _talking():
+                dist.barrier()
+
+    def verify(self, tensors: list[Tensor], name: str) -> None:
+        """Check that every rank holds the same bits.
+
+        Args:
+            tensors: to compare.
+            name: what they are, for the message.
+
+        Raises:
+            UserError: on every rank, naming the ranks that differ from rank 0.
+        """
+        if self.size == 1:
+            return
+        digest = hashlib.blake2b()
+        for tensor in tensors:
+            digest.update(tensor.detach().cpu().contiguous().numpy().data)
+        first, *others = self.gather(digest.hexdigest())
+        if odd := [str(rank) for rank, other in enumerate(others, 1) if other != first]:
+            raise UserError(
+                f"{name} of rank {', '.join(odd)} differs from rank 0's: a fault of memory or network, nothing was "
+                "saved since; continue from the last checkpoint with --resume"
+            )
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
@@ -86,56 +125,3 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     if device.type not in ("cpu", "mps"):
         raise UserError(f"--device {name}: give auto, cpu, cuda, cuda:N or mps")
     return device
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-Worker = Callable[[Config, Comm, torch.device], int]
-
-
-def _join(worker: Worker, config: Config, rank: int, local_rank: int, size: int, url: str) -> int:
-    device = resolve_device(config.device_name, local_rank)
-    backend = config.dist_backend or ("nccl" if device.type == "cuda" else "gloo")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group(backend, init_method=url, rank=rank, world_size=size, timeout=timedelta(minutes=30))
-    try:
-        return worker(config, Comm(rank, size), device)
-    finally:
-        dist.destroy_process_group()
-
-
-def _spawned(local_rank: int, worker: Worker, config: Config, nproc: int, url: str) -> None:
-    try:
-        code = _join(worker, config, config.rank * nproc + local_rank, local_rank, nproc * config.world_size, url)
-    except UserError as error:
-        print(f"main.py: error: {error}", flush=True)
-        code = 2
-    if code:
-        raise SystemExit(code)
-
-
-def launch(worker: Worker, config: Config) -> int:
-    """Run ``worker`` in as many processes as the flags or torchrun's environment ask for.
-
-    Returns:
-        The exit code: 0, or the first non-zero one.
-    """
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # started by torchrun, which gives every process its place
-        rank, local_rank, size = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
-        return _join(worker, config, rank, local_rank, size, "env://")
-    nproc = 1
-    if config.mp_distributed:
-        nproc = config.nproc or (torch.cuda.device_count() if config.device_name in ("auto", "cuda") else 1) or 1
-    if nproc * config.world_size == 1:
-        return worker(config, Comm(), resolve_device(config.device_name))
-    url = config.dist_url or f"tcp://127.0.0.1:{_free_port()}"
-    try:
-        start_processes(_spawned, args=(worker, config, nproc, url), nprocs=nproc, start_method="spawn")
-    except ProcessExitedException as error:
-        return error.exit_code
-    return 0

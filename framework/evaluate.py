@@ -1,5 +1,6 @@
 """How good a training set is: train fresh networks on it from scratch and score them on real images."""
 
+import math
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -92,6 +93,8 @@ class Evaluation:
     def deviation(self, length: int, metric: str = "top1") -> float | None:
         """Sample standard deviation over networks; None for a single one."""
         values = self.values(length, metric)
+        if not all(map(math.isfinite, values)):  # of a network that diverged; statistics.stdev would crash
+            return math.nan
         return statistics.stdev(values) if len(values) > 1 else None
 
     def summary(self, length: int) -> dict[str, float | None]:

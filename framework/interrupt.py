@@ -1,9 +1,14 @@
 """SIGINT and SIGTERM as a request to stop at the next safe point."""
 
+import os
 import signal
+import time
 from types import FrameType
 
 from framework.distributed import Comm
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ECHO = 2.0  # seconds within which a second signal is taken for the first: a terminal, torchrun and our parent all send
 
 
 class Interrupted(Exception):
@@ -15,14 +20,15 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Within ``with``, the first SIGINT or SIGTERM is only noted; a second one acts as usual."""
+    """Within ``with``, the first SIGINT or SIGTERM is only noted; another, later than its echo, acts as usual."""
 
     def __init__(self) -> None:
         self.number = 0
+        self._since = 0.0
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -31,21 +37,18 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        for noted in self._previous:
-            signal.signal(noted, signal.SIG_DFL)
+        if not self.number:
+            self.number, self._since = number, time.monotonic()
+        elif time.monotonic() - self._since > ECHO:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     def check(self, comm: Comm, collective: bool = True) -> None:
         """Raise ``Interrupted`` if a stop was requested, with ``collective`` on any rank.
 
-        A collective check is a message between ranks, so all of them must make it; elsewhere a rank
-        among several waits for the next collective one.
+        A collective check is a message between ranks, so all of them must make it. Elsewhere each rank
+        looks for itself; whoever waits for one that stopped so gets ``PeerLost``.
         """
-        if comm.size == 1:
-            number = self.number
-        elif collective:
-            number = max(comm.gather(self.number))
-        else:
-            return
+        number = max(comm.gather(self.number)) if collective else self.number
         if number:
             raise Interrupted(number)

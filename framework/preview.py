@@ -7,11 +7,12 @@ from torch import nn
 
 from framework import networks
 from framework.cache import default_folder
-from framework.config import RESIZING, Config, check_against_data
+from framework.config import Config, check_against_data
 from framework.data import describe, streams
 from framework.distributed import resolve_device
 from framework.engines import kept_vectors, segment
 from framework.execution import choose
+from framework.kernels import Execution
 
 # Measured by benchmarks/memory_estimate.py, as multiples of the floats that one forward pass writes.
 WINDOW_GRAPH = 1.5  # higher: kept for every differentiated step and image
@@ -42,6 +43,30 @@ def window_bytes(
     return 4 * (STEP_GRAPH * floats * min(batch, chunk) + vectors * parameters)
 
 
+def step_bytes(
+    config: Config, execution: Execution, module: nn.Module, channels: int, side: int, classes: int, real_batch: int
+) -> tuple[float, float]:
+    """Estimated additional peak memory of one process's outer step: of its window, and of its real batch.
+
+    Args:
+        config, execution: of the run.
+        module: the network, on ``meta``.
+        channels, side: of its images.
+        classes: of the data set.
+        real_batch: real images of this process.
+    """
+    c = config
+    batch = (c.task_sampler_nc or classes) * c.batch_per_class
+    whole = c.norm == "batch"
+    at_once = c.meta_batch if execution.together else 1
+    window = window_bytes(
+        c.engine_name, module, channels, side, c.longest_window, batch, batch if whole else execution.chunk,
+        c.lowrank_rank + c.lowrank_oversampling if c.engine_name == "lowrank" else 0,
+    )  # fmt: skip
+    images = real_batch if whole or c.engine_name == "higher" else min(real_batch, execution.chunk)
+    return at_once * window, at_once * 4 * REAL_GRAPH * images * networks.activation_floats(module, channels, side)
+
+
 def preview(config: Config) -> str:
     """The resolved configuration, method, steps per epoch and an estimate of memory, as text."""
     c = config
@@ -54,8 +79,7 @@ def preview(config: Config) -> str:
     parameters = sum(parameter.numel() for parameter in module.parameters())
     floats = networks.activation_floats(module, info.channels, info.image_size)
     batch = (c.task_sampler_nc or classes) * c.batch_per_class
-    radius = c.d if c.d is not None and c.policy in RESIZING else 0
-    length = c.totwindow if c.policy == "bptt" else min(c.window + radius, c.totwindow)  # the longest there can be
+    length = c.longest_window
     lines = [c.to_json(), "", f"method: {c.policy}, at most {length} of {c.totwindow} inner steps differentiated"]
     lines.append(f"device: {device}")
     lines.append(
@@ -78,26 +102,19 @@ def preview(config: Config) -> str:
         if not streams(c.data_cache, images, info, device):
             data = 4 * pixels
         else:
-            lines.append(f"data: streamed from {c.cache_dir or default_folder()}, {_size(pixels)} once decoded")
+            lines.append(f"data: streamed from {c.cache_dir or default_folder()}, {size_text(pixels)} once decoded")
     execution = choose(c, device, floats, total * length * batch * c.meta_batch)
     lines.append(f"engine: {c.engine_name} ({execution})")
-    whole = c.norm == "batch"
-    networks_at_once = c.meta_batch if execution.together else 1
-    window = networks_at_once * window_bytes(
-        c.engine_name, module, info.channels, info.image_size, length, batch, batch if whole else execution.chunk,
-        c.lowrank_rank + c.lowrank_oversampling if c.engine_name == "lowrank" else 0,
-    )  # fmt: skip
-    at_a_time = real_batch if whole or c.engine_name == "higher" else min(real_batch, execution.chunk)
-    real = networks_at_once * 4 * REAL_GRAPH * floats * at_a_time
-    lines.append(
-        f"memory, within a factor of two: window {_size(window)}, real batch {_size(real)}, data {_size(data)}, "
-        f"together {_size(window + real + data)}"
-    )
+    window, real = step_bytes(c, execution, module, info.channels, info.image_size, classes, real_batch)
+    sizes = {"window": window, "real batch": real, "data": data, "together": window + real + data}
+    shown = ", ".join(f"{name} {size_text(size)}" for name, size in sizes.items())
+    lines.append(f"memory, within a factor of two: {shown}")
     lines.append(f"folder: {c.folder}")
     return "\n".join(lines)
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
+    """``count`` bytes as a person reads them."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 999.5:
             return f"{count:.3g} {unit}"

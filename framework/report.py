@@ -5,6 +5,7 @@ import math
 import platform
 import resource
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,17 +49,24 @@ class Reporter:
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --save_dir") from error
+        self._previous_hook, threading.excepthook = threading.excepthook, self._thread_failed
         self.bar = tqdm(total=total, initial=step, desc="distilling", unit="step", file=sys.stderr, dynamic_ncols=True)
 
     def _keep(self, records: int) -> int:
-        """Drop records of steps that a resumed run will take again; returns how many are left."""
+        """Drop records of steps that a resumed run will take again, and damaged ones; returns how many are left."""
         path = self.folder / METRICS
-        kept = []
-        for line in path.read_text().splitlines(keepends=True)[:records] if path.exists() else []:
-            if not line.endswith("}\n"):  # cut short by a power failure
-                break
-            kept.append(line)
-        write_text(path, "".join(kept))
+        try:
+            lines = path.read_bytes().splitlines()[:records] if path.exists() else []
+        except OSError as error:
+            raise UserError(
+                f"cannot read {path}: {error.strerror}; move it away, then continue with --resume"
+            ) from error
+        kept = [line.decode() for line in lines if _is_record(line)]
+        if lost := records - len(kept):
+            print(
+                f"{path}: {lost} of {records} records are damaged or missing; continuing without them", file=sys.stderr
+            )
+        write_text(path, "".join(f"{line}\n" for line in kept))
         return len(kept)
 
     def log(self, kind: str, step: int, **values: Any) -> None:
@@ -97,12 +105,33 @@ class Reporter:
         """Print a line without disturbing the bar."""
         self.bar.write(text, file=sys.stderr)
 
+    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        """TensorBoard writes in a thread; where it cannot, neither can the run, which then says so in one line."""
+        if not isinstance(failure.exc_value, OSError):
+            self._previous_hook(failure)
+
     def close(self) -> None:
         """Flush and close everything."""
         self.bar.close()
         with suppress(OSError):  # a full disk was reported already, and closing flushes once more
             self.board.close()
             self._file.close()
+        threading.excepthook = self._previous_hook
+
+
+def _is_record(line: bytes) -> bool:
+    """Whether a line of the metrics is as it was written, as far as anybody reads it."""
+    try:
+        record = json.loads(line)
+        if record["kind"] == "epoch":  # plots are made of these
+            numbers = [record[name] for name in ("epoch", "window_start", "window_length")]
+            accuracy, stage = record["accuracy"], record.get("stage")
+            if not isinstance(accuracy, float | int | None) or stage not in STAGE_COLOURS:
+                return False
+            return all(isinstance(number, int) for number in numbers)
+        return isinstance(record["step"], int)
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _finite(value: Any) -> Any:
@@ -210,12 +239,13 @@ def truncation_plot(epochs: list[dict[str, Any]], path: Path) -> None:
     x = np.array([entry["epoch"] for entry in epochs])
     start = np.array([entry["window_start"] for entry in epochs])
     length = np.array([entry["window_length"] for entry in epochs])
+    accuracy = 100 * np.array([entry["accuracy"] for entry in epochs], dtype=float)  # None, of no step, becomes NaN
     stages = [entry.get("stage") for entry in epochs]
     for stage in dict.fromkeys(stages):
         at = np.array([other == stage for other in stages])
         colour = STAGE_COLOURS[stage]
         top.bar(x[at], length[at], width=1.0, bottom=start[at], color=colour, alpha=0.6, label=stage or "window")
-        bottom.plot(x[at], 100 * np.array([entry["accuracy"] for entry in epochs])[at], ".", markersize=3, color=colour)
+        bottom.plot(x[at], accuracy[at], ".", markersize=3, color=colour)
     top.set_ylabel("inner steps differentiated")
     top.legend(loc="upper left", title="stage" if any(stages) else None)
     bottom.set_ylabel("accuracy on\nreal batches (%)")

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,17 @@ def start(*arguments: str | Path, **options: Any) -> "subprocess.Popen[str]":
     """Run main.py in a process of its own."""
     command = [sys.executable, "main.py", *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+def wait_for_step(folder: Path, step: int, process: "subprocess.Popen[str]") -> None:
+    """Until the metrics show that ``step`` outer steps were taken and a checkpoint exists."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        metrics = folder / "metrics.jsonl"
+        if (folder / "last.pt").exists() and metrics.exists() and f'"step": {step},' in metrics.read_text():
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"step {step} never came: {process.communicate()}")
 
 
 def difference(one: Any, two: Any, where: str = "") -> str | None:

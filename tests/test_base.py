@@ -3,14 +3,13 @@
 import json
 import resource
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cli import TINY, difference, start
+from cli import TINY, difference, start, wait_for_step
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -48,8 +47,8 @@ def test_a_run_leaves_its_files(finished: Path) -> None:
     """Ancestors' fault 9: output folders were never made."""
     names = {path.name for path in finished.iterdir()}
     assert names == {
-        "accuracy.png", "best.pt", "config.json", "distilled.png", "distilled.safetensors", "last.pt",
-        "metrics.jsonl", "summary.json", "tensorboard", "truncation.png",
+        ".lock", "accuracy.png", "best.pt", "config.json", "distilled.png", "distilled.safetensors", "last.pt",
+        "metrics.jsonl", "previous.pt", "summary.json", "tensorboard", "truncation.png",
     }  # fmt: skip
 
 
@@ -173,17 +172,6 @@ def test_ckptname_is_where_the_set_starts(finished: Path, tmp_path: Path) -> Non
 
 
 # ---- resume ----------------------------------------------------------------------------------------
-
-
-def wait_for_step(folder: Path, step: int, process: "Any") -> None:
-    """Until the metrics show that ``step`` outer steps were taken and a checkpoint exists."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        metrics = folder / "metrics.jsonl"
-        if (folder / "last.pt").exists() and metrics.exists() and f'"step": {step},' in metrics.read_text():
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"step {step} never came: {process.communicate()}")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)

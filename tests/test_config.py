@@ -39,6 +39,7 @@ OURS = """
 --norm --act --pool --psp_patches --psp_lambda --meta_batch --chunk --precision --channels_last --accelerate
 --lowrank_rank --lowrank_oversampling --lowrank_power_iters --lowrank_refresh --lowrank_metric --lowrank_cotangent
 --data_cache --cache_dir
+--max_bad_steps --deterministic
 """
 AUTOMATIC = """
 -d --d --tau --window_weight --window_rule --early_gain --middle_gain --early_patience --middle_patience --probe_every
@@ -445,6 +446,7 @@ def test_selecting_on_the_test_set_is_warned_of() -> None:
 FREE = """
 root workers epochs baselines save_dir fname resume print_freq ckpt_epochs ckpt_minutes wandb name dry_run device gpu
 rank dist_url dist_backend data_cache cache_dir chunk channels_last accelerate
+max_bad_steps deterministic mp_distributed nproc world_size
 """
 
 

@@ -1,16 +1,31 @@
 """Processes: devices by name, ranks that agree with one process, runs of two processes."""
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
-from cli import TINY, difference
+from cli import ROOT, TINY, difference, start, wait_for_step
+from problems import make_problem
 from torch.multiprocessing.spawn import start_processes
 
-from framework import checkpoint
-from framework.config import UserError
-from framework.distributed import Comm, _free_port, _join, resolve_device
+from framework import base, checkpoint
+from framework.config import Config, UserError, parse
+from framework.distill_higher import ENGINES, outer_gradient
+from framework.distributed import Comm, resolve_device
+from framework.engines import MetaGradient
+from framework.inner import Adam
+from framework.launch import free_port, join
+from framework.synthetic import Grads, SyntheticSet
+from framework.truncation import Window
 from main import main
 
 
@@ -33,50 +48,202 @@ def test_auto_is_a_device_that_exists() -> None:
     torch.ones(1, device=resolve_device("auto"))
 
 
-def _talk(local_rank: int, url: str, folder: str) -> None:
-    from framework.config import Config
+# ---- what ranks say to each other, in one start of four processes ----------------------------------
 
-    def worker(config: Config, comm: Comm, device: torch.device) -> int:
-        gen = torch.Generator().manual_seed(comm.rank)
-        parts = [
-            torch.randn(4, 3, generator=gen, dtype=torch.float64),
-            torch.randn((), generator=gen, dtype=torch.float64),
-        ]
-        averaged = comm.average([part.clone() for part in parts])
-        told = comm.from_main([1, 2] if comm.main else None)
-        gathered = comm.gather(comm.rank * 10)
-        comm.barrier()
-        torch.save(
-            {"parts": parts, "averaged": averaged, "told": told, "gathered": gathered}, f"{folder}/{comm.rank}.pt"
-        )
-        return 0
-
-    _join(worker, Config(device="cpu"), local_rank, local_rank, 2, url)
+FEW = [*TINY, "--epochs", "1", "--num_train_eval", "1", "--eval_steps", "2"]
 
 
-def test_two_ranks_average_as_one_process_would(tmp_path: Path) -> None:
-    start_processes(_talk, args=(f"tcp://127.0.0.1:{_free_port()}", str(tmp_path)), nprocs=2, start_method="spawn")
-    ranks = [checkpoint.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    for i in (0, 1):
-        expected = (ranks[0]["parts"][i] + ranks[1]["parts"][i]) / 2
-        for rank in ranks:
-            assert torch.allclose(rank["averaged"][i], expected, rtol=1e-15)
-    assert ranks[0]["told"] == ranks[1]["told"] == [1, 2]
-    assert ranks[0]["gathered"] == ranks[1]["gathered"] == [0, 10]
+def part(rank: int) -> MetaGradient:
+    """The meta-gradient of one rank: a network and a share of the real images of its own."""
+    p = make_problem(5, seed=rank)
+    shared = make_problem(5)  # the synthetic set, which all hold
+    return outer_gradient(
+        ENGINES["replay"], p.network, Adam(0.01), p.theta, shared.images, shared.labels, p.plan, Window(2, 3), p.real
+    )
 
 
-def test_a_run_of_two_processes_is_reproducible_and_resumable(tmp_path: Path) -> None:
-    flags = [*TINY, "--mp_distributed", "--nproc", "2", "-d", "2", "--num_train_eval", "3"]
-    whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
-    assert main([*flags, "--epochs", "2", "--save_dir", whole]) == 0
-    assert main([*flags, "--epochs", "1", "--save_dir", parts]) == 0
-    assert main([*flags, "--epochs", "2", "--save_dir", parts, "--resume"]) == 0
-    one, two = (checkpoint.load(Path(folder) / "last.pt") for folder in (whole, parts))
+def flat(result: MetaGradient) -> list[torch.Tensor]:
+    assert result.grads.labels is not None
+    return [result.loss, result.grads.images, result.grads.labels]
+
+
+def averaging(config: Config, comm: Comm, device: torch.device) -> int:
+    told = comm.from_main([1, 2] if comm.main else None)
+    gathered = comm.gather(comm.rank * 10)
+    averaged = comm.average(flat(part(comm.rank)))
+    comm.verify(averaged, "the average")
+    alone = averaged[1].clone()
+    alone[0, 0, 0, 0] += 1e-15 * (comm.rank == 1)
+    said = ""
+    try:
+        comm.verify([alone], "the set")
+    except UserError as error:
+        said = str(error)
+    comm.barrier()
+    state = {"averaged": averaged, "told": told, "gathered": gathered, "said": said}
+    checkpoint.save(config.folder / f"{comm.size}-{comm.rank}.pt", state)
+    return 0
+
+
+def spoiling(config: Config, comm: Comm, device: torch.device) -> int:
+    """A run in which rank 1's second meta-gradient is NaN."""
+    original, calls = base.outer_gradient, iter(range(1, 1000))
+
+    def spoiled(*args: Any) -> MetaGradient:
+        result = original(*args)
+        factor = float("nan") if comm.rank == 1 and next(calls) == 2 else 1.0
+        return MetaGradient(result.loss, result.accuracy, Grads(result.grads.images * factor, None))
+
+    with patch.object(base, "outer_gradient", spoiled):
+        return base.main_worker(config, comm, device)
+
+
+def diverging(config: Config, comm: Comm, device: torch.device) -> int:
+    """A run in which rank 1's synthetic set is off by a bit after the first step."""
+    original = SyntheticSet.update
+
+    def update(self: SyntheticSet, grads: Grads) -> Any:
+        result = original(self, grads)
+        with torch.no_grad():
+            self.images[0, 0, 0, 0] += 1e-6 * comm.rank
+        return result
+
+    with patch.object(SyntheticSet, "update", update):
+        return base.main_worker(config, comm, device)
+
+
+def everything(local_rank: int, urls: list[str], folder: Path) -> None:
+    def config(name: str) -> Config:
+        return parse([*FEW, "--save_dir", str(folder / name)])[0]
+
+    join(averaging, parse(["--device", "cpu", "--save_dir", str(folder)])[0], local_rank, local_rank, 4, urls[0])
+    if local_rank < 2:
+        join(averaging, parse(["--device", "cpu", "--save_dir", str(folder)])[0], local_rank, local_rank, 2, urls[1])
+        join(spoiling, config("spoilt"), local_rank, local_rank, 2, urls[2])
+        try:
+            join(diverging, config("diverged"), local_rank, local_rank, 2, urls[3])
+        except UserError as error:
+            (folder / f"diverged{local_rank}.txt").write_text(str(error))
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("four")
+    urls = [f"tcp://127.0.0.1:{free_port()}" for _ in range(4)]
+    start_processes(everything, args=(urls, folder), nprocs=4, start_method="spawn")
+    return folder
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_average_of_ranks_is_that_of_one_process(size: int, four: Path) -> None:
+    parts = [flat(part(rank)) for rank in range(size)]
+    expected = [torch.stack(tensors).mean(0) for tensors in zip(*parts, strict=True)]
+    for rank in range(size):
+        state = checkpoint.load(four / f"{size}-{rank}.pt")
+        for ours, theirs in zip(state["averaged"], expected, strict=True):
+            assert ours.dtype == torch.float64
+            assert float((ours - theirs).norm() / theirs.norm()) < 1e-10
+        assert state["told"] == [1, 2]
+        assert state["gathered"] == [10 * other for other in range(size)]
+
+
+def test_sets_that_differ_by_a_bit_stop_the_run_on_every_rank(four: Path) -> None:
+    for rank in range(2):
+        assert "the set of rank 1 differs from rank 0's" in checkpoint.load(four / f"2-{rank}.pt")["said"]
+        (line,) = (four / f"diverged{rank}.txt").read_text().splitlines()
+        assert "after epoch 1, the synthetic set of rank 1 differs" in line
+    assert not (four / "diverged" / "last.pt").exists(), "what is wrong is not saved"
+
+
+def test_all_ranks_skip_a_step_that_one_of_them_spoils(four: Path) -> None:
+    progress = checkpoint.load(four / "spoilt" / "last.pt")["progress"]
+    assert (progress["step"], progress["skipped_in_run"]) == (4, 1)
+    assert progress["best"]["images"].isfinite().all()
+
+
+# ---- whole runs ------------------------------------------------------------------------------------
+
+TWO = ["--mp_distributed", "--nproc", "2"]
+
+
+def children(process: int) -> list[int]:
+    """The worker processes that ``process`` started, in the order of their ranks."""
+    pids = map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split())
+    return sorted(pid for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
+def test_two_processes_killed_stopped_and_resumed_end_bit_identical(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A rank killed with -9 ends the job, SIGTERM to the parent stops it; either way nothing is lost."""
+    flags = [*TINY, *TWO, "-d", "2", "--num_train_eval", "3", "--ckpt_minutes", "1e-9"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main([*flags, "--save_dir", str(whole)]) == 0
+
+    process = start(*flags, "--save_dir", parts)
+    wait_for_step(parts, 2, process)
+    victim = children(process.pid)[1]
+    os.kill(victim, signal.SIGKILL)
+    began = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - began < 60
+    assert process.returncode == 2
+    (line,) = (line for line in err.splitlines() if "error:" in line)
+    assert f"rank 1 (process {victim}) was killed by SIGKILL" in line
+    assert "Traceback" not in err
+
+    process = start(*flags, "--save_dir", parts, "--resume")
+    wait_for_step(parts, 7, process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "stopped by SIGTERM" in out
+    assert "Traceback" not in err
+
+    assert main([*flags, "--save_dir", str(parts), "--resume"]) == 0
+    one, two = (checkpoint.load(folder / "last.pt") for folder in (whole, parts))
     assert difference(one["set"], two["set"]) is None
     assert difference(one["policy"], two["policy"]) is None
-    summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    summary = json.loads((whole / "summary.json").read_text())
     assert summary["processes"] == 2
     assert summary["results"]["distilled"]["networks"] == 3
+
+    # Another number of processes goes on from the same state, and says what is new.
+    capfd.readouterr()
+    shutil.copytree(whole, tmp_path / "alone")
+    one_process = [*TINY, "-d", "2", "--num_train_eval", "3", "--save_dir", str(tmp_path / "alone"), "--resume"]
+    assert main([*one_process, "--epochs", "4"]) == 0
+    assert "saved by 2 process(es), continued by 1" in capfd.readouterr().out
+    assert checkpoint.load(tmp_path / "alone" / "last.pt")["processes"] == 1
+
+
+def assert_two_processes_ran(folder: Path, *processes: "subprocess.Popen[str]") -> None:
+    for process in processes:
+        _, err = process.communicate(timeout=180)
+        assert process.returncode == 0, err
+    assert json.loads((folder / "summary.json").read_text())["processes"] == 2
+
+
+def torchrun(*arguments: str | Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "torch.distributed.run", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_torchrun_on_one_node(tmp_path: Path) -> None:
+    run = ["main.py", *FEW, "--save_dir", tmp_path]
+    assert_two_processes_ran(tmp_path, torchrun("--standalone", "--nproc-per-node", "2", *run))
+
+
+def test_torchrun_on_two_nodes(tmp_path: Path) -> None:
+    where = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    run = ["main.py", *FEW, "--save_dir", tmp_path]
+    assert_two_processes_ran(tmp_path, *(torchrun(*where, "--node-rank", str(rank), *run) for rank in range(2)))
+
+
+def test_two_nodes_started_by_hand(tmp_path: Path) -> None:
+    url = f"tcp://127.0.0.1:{free_port()}"
+    flags = [*FEW, "--world_size", "2", "--dist-url", url, "--save_dir", tmp_path]
+    assert_two_processes_ran(tmp_path, *(start(*flags, "--rank", str(rank)) for rank in range(2)))
 
 
 def test_a_mistake_in_a_run_of_two_processes_exits_with_2(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

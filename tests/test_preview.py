@@ -235,4 +235,4 @@ def test_the_datas_memory_is_that_of_its_float32_images() -> None:
     ],
 )
 def test_sizes_are_readable(count: float, text: str) -> None:
-    assert module._size(count) == text
+    assert module.size_text(count) == text

@@ -113,7 +113,7 @@ GOOD = '{"kind": "step", "step": 1}\n'
         pytest.param(GOOD * 2 + GOOD[:9], 2, 2, id="cut off after the checkpoint"),
         pytest.param(GOOD * 2, 3, 2, id="a line lost"),
         pytest.param(GOOD * 2 + GOOD[:9], 3, 2, id="half a line lost"),
-        pytest.param(GOOD * 2 + GOOD[:-1], 3, 2, id="a line's end lost"),
+        pytest.param(GOOD * 2 + GOOD[:-1], 3, 3, id="a line's end lost"),
     ],
 )
 def test_whatever_was_left_the_metrics_stay_readable(

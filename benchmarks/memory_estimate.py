@@ -17,9 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from framework.augment import Augmentation
-from framework.distill_higher import ENGINES
+from framework.distill_higher import make_engine
 from framework.engines import RealBatch
-from framework.inner import Adam, State
+from framework.inner import Adam, InnerLoop, State
+from framework.kernels import Execution
 from framework.networks import FlatNetwork, build
 from framework.preview import window_bytes
 from framework.rng import generator
@@ -43,8 +44,9 @@ def measure(engine: str, ipc: int, window: int, width: int) -> None:
     images = noise_images(10, ipc, (3, 32, 32), gen)
     state = State.fresh(network.init(gen))
     before = peak_mb()
-    ENGINES[engine](network, Adam(1e-3), state, images, one_hot_labels(10, ipc), plan, real)
-    estimate = window_bytes(engine, network.module.to("meta"), 3, 32, window, 10 * ipc) / 2**20
+    loop = InnerLoop(network, Adam(1e-3), Execution())
+    make_engine(engine, loop)(state, images, one_hot_labels(10, ipc), plan, real)
+    estimate = window_bytes(engine, network.module.to("meta"), 3, 32, window, 10 * ipc, loop.execution.chunk) / 2**20
     measured = peak_mb() - before
     print(f"| {engine} | {10 * ipc} | {window} | {measured:.0f} | {estimate:.0f} | {estimate / measured:.2f} |")
 
@@ -61,7 +63,7 @@ def main() -> None:
         return
     print("| engine | images per step | window | measured MiB | estimated MiB | ratio |")
     print("| --- | --- | --- | --- | --- | --- |", flush=True)
-    for engine, (ipc, window) in itertools.product(ENGINES, CASES):
+    for engine, (ipc, window) in itertools.product(("higher", "replay"), CASES):
         case = ["--case", engine, str(ipc), str(window)]
         subprocess.run([sys.executable, __file__, "--width", str(arguments.width), *case], check=True)
 

@@ -68,8 +68,16 @@ class FolderLock:
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> "FolderLock":
-        """Hold the folder if it exists; a run that is refused later must not have made it."""
-        if self.folder.exists():
+        """Hold the folder if it exists; a run that is refused later must not have made it.
+
+        Raises:
+            UserError: another run holds it, or it cannot be reached or written.
+        """
+        try:
+            exists = self.folder.exists()
+        except OSError as error:
+            raise UserError(f"--save_dir {self.folder}: cannot reach it ({error.strerror}); choose another") from error
+        if exists:
             self._take()
         return self
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -19,10 +20,10 @@ from torch.multiprocessing.spawn import start_processes
 
 from framework import base, checkpoint
 from framework.config import Config, UserError, parse
-from framework.distill_higher import ENGINES, outer_gradient
+from framework.distill_higher import outer_gradient
 from framework.distributed import Comm, resolve_device
-from framework.engines import MetaGradient
-from framework.inner import Adam
+from framework.engines import MetaGradient, Replay
+from framework.inner import Adam, InnerLoop
 from framework.launch import free_port, join
 from framework.synthetic import Grads, SyntheticSet
 from framework.truncation import Window
@@ -57,9 +58,8 @@ def part(rank: int) -> MetaGradient:
     """The meta-gradient of one rank: a network and a share of the real images of its own."""
     p = make_problem(5, seed=rank)
     shared = make_problem(5)  # the synthetic set, which all hold
-    return outer_gradient(
-        ENGINES["replay"], p.network, Adam(0.01), p.theta, shared.images, shared.labels, p.plan, Window(2, 3), p.real
-    )
+    engine = Replay(InnerLoop(p.network, Adam(0.01)))
+    return outer_gradient(engine, [p.theta], shared.images, shared.labels, [p.plan], Window(2, 3), p.real)
 
 
 def flat(result: MetaGradient) -> list[torch.Tensor]:
@@ -92,7 +92,7 @@ def spoiling(config: Config, comm: Comm, device: torch.device) -> int:
     def spoiled(*args: Any) -> MetaGradient:
         result = original(*args)
         factor = float("nan") if comm.rank == 1 and next(calls) == 2 else 1.0
-        return MetaGradient(result.loss, result.accuracy, Grads(result.grads.images * factor, None))
+        return replace(result, grads=Grads(result.grads.images * factor, None))
 
     with patch.object(base, "outer_gradient", spoiled):
         return base.main_worker(config, comm, device)

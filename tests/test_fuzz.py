@@ -227,7 +227,7 @@ def test_damaged_metrics_can_be_plotted(finished: Path, tmp_path: Path, data: An
     reporter.close()
     kept = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert records - len(kept) <= 2 or len(kept) == reporter.records
-    with patch.object(report, "_save"):  # drawing takes a second, laying out does not
+    with patch.object(report, "save_figure"):  # drawing takes a second, laying out does not
         report.truncation_plot([record for record in kept if record["kind"] == "epoch"], tmp_path / "x.png")
 
 

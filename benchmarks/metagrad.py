@@ -1,13 +1,13 @@
 """Meta-gradient engines side by side: time by phase, memory, error.
 
-    python benchmarks/metagrad.py --out DIR [--images 10 100] [--windows 20 60] [--variants ...] [--minutes 5]
+    python benchmarks/metagrad.py --out DIR [--images 10 100] [--windows 20 60] [--variants ...] [--seconds 240]
 
 Every variant takes the same outer step: ConvNet-3 of ``--width`` on 3x32x32 images of ten classes, Adam, a prefix of 20
 steps, the window, a real batch. Ratios refer to ``ancestor``, the public code's way (benchmarks/ancestor.py);
 ``higher`` is our engine of that name, on planned batches. Times are medians of runs in turn (A B C A B C ...) after a
-warm-up, in one process; memory is each variant's own additional peak, in a process of its own; the error is the images'
-gradient's against float64. Writes DIR/metagrad.json and DIR/metagrad.md; ``--plot FILE`` draws the growth of time and
-memory from such a JSON.
+warm-up, in one process; memory is each variant's additional peak over what is held before it (on a CPU, after a short
+run, in a process of its own); the error is the images' gradient's against float64. Writes DIR/NAME.json and
+DIR/NAME.md; ``--plot FILE`` draws the growth of time and memory from such a JSON.
 """
 
 import argparse
@@ -175,26 +175,19 @@ def needed_mb(images: int, window: int, width: int) -> float:
 def memory(variant: str, images: int, window: int, a: argparse.Namespace) -> float:
     """The additional peak memory of one variant in MiB, measured in a process of its own."""
     command = [sys.executable, __file__, "--memory", variant, "--images", str(images), "--windows", str(window)]
-    command += ["--real", str(a.real), "--widths", str(a.width), "--device", a.device]
+    command += ["--real", str(a.real), "--widths", str(a.width)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
 def print_memory(variant: str, a: argparse.Namespace) -> None:
-    """Print by how many MiB one outer step's peak exceeds what the process holds after a short one."""
-    device = resolve_device(a.device)
-    run = make(a.images[0], a.windows[0], a.real, a.widths[0], device, torch.float32).runner(variant)
+    """Print by how many MiB one outer step's peak on the CPU exceeds what the process holds after a short one."""
+    run = make(a.images[0], a.windows[0], a.real, a.widths[0], torch.device("cpu"), torch.float32).runner(variant)
     run(WARM_UP, no_mark)
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated(device) / 2**20
-        run(a.windows[0], no_mark)
-        print(torch.cuda.max_memory_allocated(device) / 2**20 - before)
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
-        before = resident_mb("VmRSS")
-        run(a.windows[0], no_mark)
-        print(resident_mb("VmHWM") - before)
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
+    before = resident_mb("VmRSS")
+    run(a.windows[0], no_mark)
+    print(resident_mb("VmHWM") - before)
 
 
 def resident_mb(key: str) -> float:
@@ -215,9 +208,15 @@ def case(images: int, window: int, a: argparse.Namespace, device: torch.device) 
             entry["left out"][variant] = f"needs about {needed / 1024:.0f} GiB, {free / 1024:.0f} are free"
             continue
         began = time.perf_counter()
+        if device.type == "cuda":  # what graphs keep for themselves counts too
+            gc.collect()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated(device)
         runs[variant] = problem.runner(variant)
-        runs[variant](WARM_UP, no_mark)
+        runs[variant](window if device.type == "cuda" else WARM_UP, no_mark)
         entry["variants"][variant] = {"warm-up seconds": time.perf_counter() - began}
+        if device.type == "cuda":
+            entry["variants"][variant]["peak MiB"] = (torch.cuda.max_memory_allocated(device) - before) / 2**20
     times: dict[str, list[dict[str, float]]] = {variant: [] for variant in runs}
     gradients = {}
     deadline = time.monotonic() + a.case_seconds
@@ -240,9 +239,8 @@ def case(images: int, window: int, a: argparse.Namespace, device: torch.device) 
             g = gradients[variant].double()
             result["relative error"] = float((g - exact).norm() / exact.norm())
             result["cosine"] = float(torch.nn.functional.cosine_similarity(g.flatten(), exact.flatten(), 0))
-        if a.no_memory:
-            continue
-        result["peak MiB"] = memory(variant, images, window, a)
+        if device.type == "cpu" and not a.no_memory:
+            result["peak MiB"] = memory(variant, images, window, a)
     return entry
 
 
@@ -312,7 +310,7 @@ def main() -> None:
     parser.add_argument("--real", type=int, default=500, help="real images")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--case_seconds", type=float, default=math.inf, help="repeat no case after this time")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="start no case after this time")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="start no case after this time")
     parser.add_argument("--error_limit", type=int, default=2000, help="images x window up to which errors are measured")
     parser.add_argument("--no_memory", action="store_true")
     parser.add_argument("--device", default="auto")
@@ -330,7 +328,7 @@ def main() -> None:
                                "repeats": a.repeats, "cases": [], "skipped": []}  # fmt: skip
     if device.type == "cpu":
         results["threads"] = f"{torch.get_num_threads()} threads"
-    deadline = time.monotonic() + 60 * a.minutes
+    deadline = time.monotonic() + a.seconds
     a.out.mkdir(parents=True, exist_ok=True)
     pairs = [(i, w) for i in a.images for w in a.windows]
     if a.cases:

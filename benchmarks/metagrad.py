@@ -75,7 +75,10 @@ ENGINES: dict[str, Callable[[FlatNetwork, Execution], Engine]] = {
     "replay, graphs, compile": lambda network, how: Replay(
         InnerLoop(network, RULE, replace(how, graphs=True, compile=True))
     ),
-    "lowrank 8 per window": lambda network, how: LowRank(InnerLoop(network, RULE, how), Recipe(8, 8, 1, refresh=0)),
+    "lowrank": lambda network, how: LowRank(InnerLoop(network, RULE, how)),
+    "lowrank, one random set per window": lambda network, how: LowRank(
+        InnerLoop(network, RULE, how), Recipe(8, 8, 1, refresh=0, cotangent=False)
+    ),
 }
 VARIANTS = (*ANCESTORS, *ENGINES)
 DEFAULTS = {

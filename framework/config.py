@@ -206,20 +206,21 @@ class Config:
     accelerate: str = _flag("auto", "meta-gradient",
         "compile (torch.compile), graphs (CUDA graphs), both, none, or auto (CUDA: graphs; CPU: compile where a run is "
         "long enough to gain by it)", choices=("auto", "none", "compile", "graphs", "both"), resume="free")
-    lowrank_rank: int = _flag(32, "meta-gradient", "rank of the factors; 0 leaves the Hessian out", minimum=0,
+    lowrank_rank: int = _flag(8, "meta-gradient", "rank of the factors; 0 leaves the Hessian out", minimum=0,
         metavar="K", **_ENGINE_LOWRANK)
     lowrank_oversampling: int = _flag(4, "meta-gradient", "extra random samples per factorisation", minimum=0,
         metavar="SAMPLES", **_ENGINE_LOWRANK)
     lowrank_power_iters: int = _flag(2, "meta-gradient", "power iterations per factorisation", minimum=0,
         metavar="N", **_ENGINE_LOWRANK)
-    lowrank_refresh: int = _flag(1, "meta-gradient",
+    lowrank_refresh: int = _flag(5, "meta-gradient",
         "inner steps that share one factorisation; 0: all steps of a window", minimum=0, metavar="STEPS",
         **_ENGINE_LOWRANK)
     lowrank_metric: str = _flag("plain", "meta-gradient",
         "factorise the Hessian H (plain), or D^1/2 H D^1/2 with D the inner optimiser's diagonal step (adam)",
         choices=("plain", "adam"), **_ENGINE_LOWRANK)
-    lowrank_cotangent: bool = _flag(False, "meta-gradient",
-        "keep the vector to be multiplied, and its product, among the factors", **_ENGINE_LOWRANK)
+    lowrank_random: bool = _flag(False, "meta-gradient",
+        "random samples alone, as published; by default the vector to be multiplied is kept among the factors too",
+        **_ENGINE_LOWRANK)
 
     # Outer loop
     epochs: int = _flag(100, "outer loop", "passes over the real training set", aliases=("--epoch",), minimum=1,
@@ -335,7 +336,7 @@ class Config:
     def lowrank(self) -> Recipe:
         """How ``--engine lowrank`` approximates Hessians."""
         return Recipe(self.lowrank_rank, self.lowrank_oversampling, self.lowrank_power_iters, self.lowrank_refresh,
-                      self.lowrank_metric, self.lowrank_cotangent)  # fmt: skip
+                      self.lowrank_metric, not self.lowrank_random)  # fmt: skip
 
     @property
     def folder(self) -> Path:

@@ -26,12 +26,12 @@ class Recipe:
         cotangent: sample H's action on the vector it will be applied to, too, and keep both directions.
     """
 
-    rank: int = 32
+    rank: int = 8
     oversampling: int = 4
     power_iterations: int = 2
-    refresh: int = 1
+    refresh: int = 5
     metric: str = "plain"
-    cotangent: bool = False
+    cotangent: bool = True
 
     def products(self) -> int:
         """Hessian-vector products of one factorisation."""

@@ -14,6 +14,7 @@ from framework.assemble import Parts
 from framework.config import Config
 from framework.distributed import Comm
 from framework.evaluate import BASELINES, Candidate, Evaluation, Evaluator, TrainingSet
+from framework.progress import Progress
 
 
 class Assessor:
@@ -95,6 +96,37 @@ class Assessor:
                 name = f"{len(row.sets[0].images):,} {row.name}"
                 results[key] = {"name": name, "networks": len(row.sets), "steps": length, **scores.summary(length)}
         return results
+
+    def summarise(self, folder: Path, progress: Progress, seconds: Callable[[], float]) -> dict[str, Any]:
+        """``summary.json``: made once, by the only use of the test set."""
+        c, path = self.config, folder / "summary.json"
+        summary = report.read_summary(path)
+        if summary.get("epochs") == c.epochs and {"distilled", *c.baselines} <= summary["results"].keys():
+            return summary
+        assert progress.best is not None, "the last epoch is always evaluated"
+        results = self.final_results(progress.best)
+        summary = {
+            "dataset": c.dataset,
+            "policy": c.policy,
+            "seed": c.seed,
+            "epochs": c.epochs,
+            "outer_steps": progress.step,
+            "best_epoch": progress.best["epoch"],
+            "select": c.select,
+            "results": results,
+            "seconds": seconds(),
+            "processes": self.comm.size,
+            "execution": str(self.parts.loop.execution),
+            **report.environment(self.device),
+            "files": {
+                "picture": str(folder / "distilled.png"),
+                "curves": str(folder / "accuracy.png"),
+                "windows": str(folder / "truncation.png"),
+                "distilled set": str(folder / "distilled.safetensors"),
+            },
+        }
+        checkpoint.write_text(path, json.dumps(summary, indent=2) + "\n")
+        return summary
 
     def _bar(self, text: str, total: int) -> "tqdm[Any]":
         self.bar = tqdm(

@@ -1,7 +1,6 @@
 """One worker's run: the outer loop, its checkpoints, its metrics."""
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -66,7 +65,7 @@ class Run:
                         self._epoch()
                     if self.comm.main:  # one process is enough for a few networks at the very end
                         with explained(self._advice):
-                            summary = self._summarise()
+                            summary = self.assessor.summarise(self.folder, self.progress, self._seconds)
                 except (Interrupted, PeerLost, OutOfMemory, Diverged) as reason:
                     # Wherever these are raised, the state is that after some whole number of steps.
                     self._save()
@@ -245,36 +244,6 @@ class Run:
         p.history.append(entry)
         p.best = best
 
-    def _summarise(self) -> dict[str, Any]:
-        """``summary.json``: made once, by the only use of the test set."""
-        c, p, path = self.config, self.progress, self.folder / "summary.json"
-        summary = report.read_summary(path)
-        if summary.get("epochs") == c.epochs and {"distilled", *c.baselines} <= summary["results"].keys():
-            return summary
-        assert p.best is not None, "the last epoch is always evaluated"
-        results = self.assessor.final_results(p.best)
-        summary = {
-            "dataset": c.dataset,
-            "policy": c.policy,
-            "seed": c.seed,
-            "epochs": c.epochs,
-            "outer_steps": p.step,
-            "best_epoch": p.best["epoch"],
-            "select": c.select,
-            "results": results,
-            "seconds": self._seconds(),
-            "processes": self.comm.size,
-            **report.environment(self.device),
-            "files": {
-                "picture": str(self.folder / "distilled.png"),
-                "curves": str(self.folder / "accuracy.png"),
-                "windows": str(self.folder / "truncation.png"),
-                "distilled set": str(self.folder / "distilled.safetensors"),
-            },
-        }
-        checkpoint.write_text(path, json.dumps(summary, indent=2) + "\n")
-        return summary
-
     # ---- state -------------------------------------------------------------------------------------
 
     def _open_folder(self) -> None:
@@ -290,12 +259,14 @@ class Run:
                 f"--batch_size {c.batch_size}: only {self.parts.batch_size} real training images; using all"
             )
         validation = 0 if real.val is None else len(real.val)
+        execution = self.parts.loop.execution
         self.reporter.say(
-            f"{c.policy} on {c.dataset}, engine {c.engine_name} ({self.parts.loop.execution}), "
-            f"{self.device}: {len(self.parts.set.images)} synthetic "
-            f"images, {len(real.train)} real ({validation} more for validation), {self.parts.steps_per_epoch} outer "
-            f"steps per epoch, {self.parts.network.size:,} parameters, into {self.folder}"
+            f"{c.policy} on {c.dataset}, engine {c.engine_name} ({execution}), {self.device}: "
+            f"{len(self.parts.set.images)} synthetic images, {len(real.train)} real (and {validation} for validation), "
+            f"{self.parts.steps_per_epoch} outer steps per epoch, {self.parts.network.size:,} parameters; {self.folder}"
         )
+        if execution.compile:
+            self.reporter.say("compiling the inner steps: the first outer step takes about a minute longer")
 
     def _advice(self) -> str:
         """What to lower if memory runs out."""

@@ -94,6 +94,8 @@ def _join_alone(worker: Worker, config: Config, rank: int, local_rank: int, size
 
 def _work(worker: Worker, config: Config, comm: Comm, device: torch.device) -> int:
     with deterministic_algorithms(config.deterministic):
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         return worker(config, comm, device)
 
 

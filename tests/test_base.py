@@ -136,6 +136,10 @@ def test_fewer_steps_than_print_freq_is_no_division_by_zero(tmp_path: Path) -> N
         "--im_size 16 --depth 2 --limit_train 100",
         "--norm batch --act gelu --pool max",
         "--arch vit --pool none",
+        "--engine higher --meta_batch 2",
+        "--engine lowrank --lowrank_rank 2 --lowrank_refresh 2 --lowrank_metric adam",
+        "--engine lowrank --lowrank_rank 2 --lowrank_random --train_y",
+        "--precision bf16 --window 3 --totwindow 25 --chunk 4 --channels_last",
         "--start_epoch 2",
         "--select test",
     ],
@@ -144,6 +148,18 @@ def test_every_method_runs(flags: str, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     flags += " --epochs 1" if "start_epoch" not in flags else ""
     assert main([*TINY, *flags.split(), "--save_dir", str(tmp_path / "run")]) == 0
+
+
+def test_more_networks_per_step_are_less_noisy(tmp_path: Path) -> None:
+    """Four networks' meta-gradients averaged: the same streams, so the first network's is among them."""
+    records = {}
+    for networks in (1, 4):
+        folder = tmp_path / str(networks)
+        assert main([*TINY, "--epochs", "1", "--meta_batch", str(networks), "--save_dir", str(folder)]) == 0
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        records[networks] = next(record for record in map(json.loads, lines) if record["kind"] == "step")
+    assert records[4]["meta_gradient_norm"] < records[1]["meta_gradient_norm"]
+    assert records[4]["window_start"] == records[1]["window_start"]
 
 
 def test_select_test_is_marked_wherever_the_figure_appears(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -236,3 +236,29 @@ def test_the_datas_memory_is_that_of_its_float32_images() -> None:
 )
 def test_sizes_are_readable(count: float, text: str) -> None:
     assert module.size_text(count) == text
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        ("--precision tf32 --device cpu", "--precision tf32"),
+        ("--accelerate graphs --device cpu", "--accelerate graphs"),
+        ("--accelerate both --device cpu", "--accelerate both"),
+        ("--accelerate compile --norm batch --device cpu", "--accelerate compile"),
+    ],
+)
+def test_what_a_device_cannot_do_is_refused(flags: str, part: str) -> None:
+    with pytest.raises(UserError, match=part):
+        preview(parse(flags.split())[0])
+
+
+def test_a_long_run_on_a_cpu_is_compiled_and_a_short_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("framework.execution.has_compiler", lambda device: True)
+    short, long = (preview(parse(["--device", "cpu", "--epochs", str(epochs)])[0]) for epochs in (1, 1_000_000))
+    assert "compile" not in next(line for line in short.splitlines() if line.startswith("engine: "))
+    assert "compile" in next(line for line in long.splitlines() if line.startswith("engine: "))
+    monkeypatch.setattr("framework.execution.has_compiler", lambda device: False)
+    plain = preview(parse(["--device", "cpu", "--epochs", "1000000"])[0])
+    assert "compile" not in next(line for line in plain.splitlines() if line.startswith("engine: "))
+    with pytest.raises(UserError, match="C.. compiler"):
+        preview(parse(["--device", "cpu", "--accelerate", "compile"])[0])

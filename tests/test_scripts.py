@@ -104,3 +104,8 @@ def test_a_score_needs_a_run(arguments: list[str]) -> None:
     done = subprocess.run(["bash", str(SCRIPTS / "ddranking_score.sh"), *arguments], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "ddranking_score: give a run's folder or a distilled file first\n"
+
+
+def test_the_readmes_figures_are_those_of_the_results() -> None:
+    done = subprocess.run([sys.executable, "benchmarks/readme_tables.py", "--check"], cwd=SCRIPTS.parent, check=False)
+    assert done.returncode == 0, "run: python benchmarks/readme_tables.py"

@@ -29,8 +29,10 @@ def metagrad(files: list[dict[str, Any]]) -> str:
                              f"| {e['peak MiB']:,.0f} | {100 * share:.1f} % |")  # fmt: skip
     first = files[0]
     place = ", ".join(str(first[key]) for key in ("device", "torch"))
-    runs = " and ".join(str(results["repeats"]) for results in files)
-    lines += ["", f"{place}; at most {runs} runs, in turn; {', '.join(SOURCES)}."]
+    runs = ", ".join(
+        f"{name} (at most {results['repeats']} runs each)" for name, results in zip(SOURCES, files, strict=True)
+    )
+    lines += ["", f"{place}. Medians, in turn: {runs}."]
     return "\n".join(lines)
 
 

@@ -291,7 +291,9 @@ def plot(source: Path, target: Path) -> None:
                           if quantity in e["variants"].get(variant, {})]  # fmt: skip
                 if points:
                     axes[row, column].loglog(*zip(*points, strict=True), "o-", label=variant)
-        axes[0, column].set_title(", ".join(f"{k} {v:,}" for k, v in zip(others, fixed, strict=True)), fontsize=10)
+        axes[0, column].set_title(
+            "at " + ", ".join(f"{k} {v:,}" for k, v in zip(others, fixed, strict=True)), fontsize=10
+        )
         axes[1, column].set_xlabel({"window": "window (inner steps)", "images": "images per step"}.get(key, key))
     axes[0, 0].set_ylabel("seconds per outer step")
     axes[1, 0].set_ylabel("additional peak memory (MiB)")

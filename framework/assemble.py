@@ -92,9 +92,8 @@ def _execution(c: Config, real: RealData, batch_size: int, device: torch.device)
     with torch.device("meta"):
         module = networks.build(c.arch, channels, side, classes, **c.network)
     outer_steps = (c.epochs - c.start_epoch) * (len(real.train) // batch_size)
-    images = (c.task_sampler_nc or classes) * c.batch_per_class
     set_device_precision(c.precision)
-    image_steps = outer_steps * c.longest_window * images * c.meta_batch
+    image_steps = outer_steps * c.longest_window * c.inner_batch(classes) * c.meta_batch
     return choose(c, device, networks.activation_floats(module, channels, side), image_steps)
 
 
@@ -102,20 +101,7 @@ def _load_data(c: Config, comm: Comm, device: torch.device) -> RealData:
     """Rank 0 reads first, so that downloads and caches are made once."""
     for turn in (True, False):
         if comm.main is turn:
-            real = data.load(
-                c.dataset,
-                Path(c.root),
-                device=device,
-                zca=c.zca,
-                zca_reg=c.zca_reg,
-                im_size=c.im_size,
-                val_fraction=c.val_fraction if c.select == "val" else 0.0,
-                limit_train=c.limit_train,
-                workers=c.workers,
-                data_cache=c.data_cache,
-                cache_dir=None if c.cache_dir is None else Path(c.cache_dir),
-                progress=comm.main,
-            )
+            real = data.load_for(c, device, progress=comm.main)
         comm.barrier()
     return real
 

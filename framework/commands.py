@@ -91,7 +91,7 @@ def _open(args: argparse.Namespace, device: torch.device) -> tuple[Distilled, da
         if given:
             raise UserError(f"--{given[0]}: {args.set} is a file of this program and says that itself; leave it out")
         distilled = from_stored(stored, args.set)
-        return distilled, _real(distilled.config, args, device, distilled.preprocess)
+        return distilled, data.load_for(distilled.config, device, root=args.root, preprocess=distilled.preprocess)
     for name in ("dataset", "preprocess"):
         if name not in given:
             raise UserError(f"{args.set}: a file of another program does not say its {name}; give --{name}")
@@ -113,26 +113,8 @@ def _open(args: argparse.Namespace, device: torch.device) -> tuple[Distilled, da
     info = data.describe(args.dataset, args.root or Path(config.root), args.im_size)
     if args.mean is not None and len(args.mean) != info.channels:
         raise UserError(f"--mean: {args.dataset} has {info.channels} channel(s); give that many")
-    real = _real(config, args, device, preprocess)
+    real = data.load_for(config, device, root=args.root, preprocess=preprocess)
     return from_foreign(stored, args.set, real, config, pixels=args.preprocess == "pixels"), real
-
-
-def _real(
-    config: Config, args: argparse.Namespace, device: torch.device, preprocess: data.Preprocess | None
-) -> data.RealData:
-    return data.load(
-        config.dataset,
-        args.root or Path(config.root),
-        device=device,
-        zca=config.zca,
-        zca_reg=config.zca_reg,
-        im_size=config.im_size,
-        val_fraction=config.val_fraction if config.select == "val" else 0.0,
-        limit_train=config.limit_train,
-        workers=config.workers,
-        preprocess=preprocess,
-        data_cache=config.data_cache,
-    )
 
 
 def evaluate(arguments: Sequence[str]) -> int:

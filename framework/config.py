@@ -327,6 +327,10 @@ class Config:
         radius = self.d if self.d is not None and self.policy in RESIZING else 0
         return self.totwindow if self.policy == "bptt" else min(self.window + radius, self.totwindow)
 
+    def inner_batch(self, num_classes: int) -> int:
+        """Synthetic images per inner step."""
+        return (self.task_sampler_nc or num_classes) * self.batch_per_class
+
     @property
     def engine_name(self) -> str:
         """The engine that --engine stands for."""

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from framework.cache import StoredImages, default_folder, open_store
-from framework.config import UserError
+from framework.config import Config, UserError
 from framework.preprocess import Map, Pixels, Preprocess, Standardise, Zca, chunks
 from framework.readers import DatasetInfo, Part, dataset_names, describe, one_line, open_source
 from framework.rng import generator
@@ -223,6 +223,40 @@ def load(
         None if val is None else split(read(val_part, val), val_labels[val]),
         split(read(test_part, test), source.test.labels),
         fitted,
+    )
+
+
+def load_for(
+    config: Config,
+    device: torch.device,
+    *,
+    root: Path | None = None,
+    preprocess: Preprocess | None = None,
+    progress: bool = True,
+) -> RealData:
+    """``load`` what a run's flags describe.
+
+    Args:
+        config: the flags.
+        device: where the tensors go.
+        root: instead of the flags' own.
+        preprocess, progress: see ``load``.
+    """
+    c = config
+    return load(
+        c.dataset,
+        root or Path(c.root),
+        device=device,
+        zca=c.zca,
+        zca_reg=c.zca_reg,
+        im_size=c.im_size,
+        val_fraction=c.val_fraction if c.select == "val" else 0.0,
+        limit_train=c.limit_train,
+        workers=c.workers,
+        preprocess=preprocess,
+        data_cache=c.data_cache,
+        cache_dir=None if c.cache_dir is None else Path(c.cache_dir),
+        progress=progress,
     )
 
 

@@ -56,7 +56,7 @@ def step_bytes(
         real_batch: real images of this process.
     """
     c = config
-    batch = (c.task_sampler_nc or classes) * c.batch_per_class
+    batch = c.inner_batch(classes)
     whole = c.norm == "batch"
     at_once = c.meta_batch if execution.together else 1
     window = window_bytes(
@@ -78,7 +78,7 @@ def preview(config: Config) -> str:
         module = networks.build(c.arch, info.channels, info.image_size, classes, **c.network)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     floats = networks.activation_floats(module, info.channels, info.image_size)
-    batch = (c.task_sampler_nc or classes) * c.batch_per_class
+    batch = c.inner_batch(classes)
     length = c.longest_window
     lines = [c.to_json(), "", f"method: {c.policy}, at most {length} of {c.totwindow} inner steps differentiated"]
     lines.append(f"device: {device}")

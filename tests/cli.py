@@ -6,7 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+
+from main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -16,6 +19,16 @@ TINY = [
     *("--ddtype", "curriculum", "--cctype", "2", "--window", "3", "--totwindow", "8"),
     *("--test_freq", "1", "--num_train_eval", "2", "--eval_steps", "4", "8", "--print_freq", "1"),
 ]
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command line that must be refused, with code 2, says on stderr."""
+    try:
+        code = main(arguments)
+    except SystemExit as stop:  # argparse's own way
+        code = stop.code
+    assert code == 2
+    return capsys.readouterr().err
 
 
 def start(*arguments: str | Path, **options: Any) -> "subprocess.Popen[str]":

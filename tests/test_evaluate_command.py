@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from cli import TINY
+from cli import TINY, refused
 from PIL import Image
 from problems import CPU
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -356,12 +356,7 @@ def test_mistakes_are_told_in_one_line(
     given |= {"pt": tmp_path / "set.pt", "run": run, "root": tmp_path / "nowhere"}
     before = sorted(path for path in tmp_path.rglob("*"))
     monkeypatch.setattr("torchvision.datasets.mnist.MNIST.download", _no_network)
-    try:
-        code = main(["evaluate", *(argument.format(**given) for argument in arguments)])
-    except SystemExit as stop:  # argparse's own way
-        code = stop.code
-    error = capsys.readouterr().err
-    assert code == 2
+    error = refused(["evaluate", *(argument.format(**given) for argument in arguments)], capsys)
     assert message in error
     assert error.startswith("main.py") or mistake == "another data set"
     assert error.count("\n") == 1 or mistake == "another data set"  # the reader says that it downloads

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from cli import difference
+from cli import difference, refused
 from PIL import Image
 
 from framework import formats, load_distilled
@@ -212,12 +212,7 @@ def test_mistakes_are_told_in_one_line(
     arguments: list[str], message: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(run.rglob("*"))
-    try:
-        code = main(["export", *(argument.format(run=run) for argument in arguments)])
-    except SystemExit as stop:  # argparse's own way
-        code = stop.code
-    error = capsys.readouterr().err
-    assert code == 2
+    error = refused(["export", *(argument.format(run=run) for argument in arguments)], capsys)
     assert message in error
     assert error.count("\n") == 1
     assert sorted(run.rglob("*")) == before

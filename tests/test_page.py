@@ -12,6 +12,7 @@ from pathlib import Path
 import browser
 import pytest
 import torch
+from cli import refused
 from test_exports import made_up
 
 from framework import formats, page
@@ -204,12 +205,7 @@ def test_mistakes_are_told_in_one_line(
     (tmp_path / "partial" / "summary.json").write_text('{"device": "cpu"}')
     given = {name: tmp_path / name for name in ("nothing", "damaged", "future", "partial")} | {"run": run}
     before = sorted(tmp_path.rglob("*"))
-    try:
-        code = main(["report", *(argument.format(**given) for argument in arguments)])
-    except SystemExit as stop:  # argparse's own way
-        code = stop.code
-    error = capsys.readouterr().err
-    assert code == 2
+    error = refused(["report", *(argument.format(**given) for argument in arguments)], capsys)
     assert message in error
     assert error.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before

@@ -6,8 +6,10 @@ Every variant takes the same outer step: ConvNet-3 of ``--width`` on 3x32x32 ima
 steps, the window, a real batch. Ratios refer to ``ancestor``, the public code's way (benchmarks/ancestor.py);
 ``higher`` is our engine of that name, on planned batches. Times are medians of runs in turn (A B C A B C ...) after a
 warm-up, in one process; memory is each variant's additional peak over what is held before it (on a CPU, after a short
-run, in a process of its own); the error is the images' gradient's against float64. Writes DIR/NAME.json and
-DIR/NAME.md; ``--plot FILE`` draws the growth of time and memory from such a JSON.
+run, in a process of its own; on CUDA, all that the allocator reserves, graphs' own memory included); the error is the
+images' gradient's against float64. On CUDA, PyTorch's default is TF32 in convolutions: ``ancestor, tf32`` is the public
+code as it would run there, the other ancestors compute in float32. Writes DIR/NAME.json and DIR/NAME.md; ``--plot
+FILE`` draws the growth of time and memory from such a JSON.
 """
 
 import argparse
@@ -50,7 +52,7 @@ WARM_UP = 2  # window of the run that loads libraries, compiles and captures
 PREFIX = 20
 RULE = Adam(1e-3)
 PHASES = ("prefix", "window", "real", "backward")
-ANCESTORS = ("ancestor", "ancestor+rebuild")
+ANCESTORS = ("ancestor", "ancestor+rebuild", "ancestor, tf32")
 ENGINES: dict[str, Callable[[FlatNetwork, Execution], Engine]] = {
     "higher": lambda network, how: Higher(InnerLoop(network, RULE, how)),
     "replay": lambda network, how: Replay(InnerLoop(network, RULE, how)),
@@ -75,6 +77,12 @@ ENGINES: dict[str, Callable[[FlatNetwork, Execution], Engine]] = {
     "replay, graphs, compile": lambda network, how: Replay(
         InnerLoop(network, RULE, replace(how, graphs=True, compile=True))
     ),
+    "replay, graphs, compile, tf32": lambda network, how: Replay(
+        InnerLoop(network, RULE, replace(how, graphs=True, compile=True, precision="tf32"))
+    ),
+    "replay, graphs, compile, bf16": lambda network, how: Replay(
+        InnerLoop(network, RULE, replace(how, graphs=True, compile=True, precision="bf16"))
+    ),
     "lowrank": lambda network, how: LowRank(InnerLoop(network, RULE, how)),
     "lowrank, one random set per window": lambda network, how: LowRank(
         InnerLoop(network, RULE, how), Recipe(8, 8, 1, refresh=0, cotangent=False)
@@ -82,7 +90,7 @@ ENGINES: dict[str, Callable[[FlatNetwork, Execution], Engine]] = {
 }
 VARIANTS = (*ANCESTORS, *ENGINES)
 DEFAULTS = {
-    "cpu": [*ANCESTORS, "higher", "replay", "replay, compile", "replay, compile, bf16"],
+    "cpu": [*ANCESTORS[:2], "higher", "replay", "replay, compile", "replay, compile, bf16"],
     "cuda": [*ANCESTORS, "higher", "replay", "replay, forward over reverse", "replay, graphs", "replay, graphs, tf32",
              "replay, graphs, bf16", "replay, graphs, bf16, channels last"],
 }  # fmt: skip
@@ -105,11 +113,17 @@ class Problem:
         if variant in ANCESTORS:
             width = self.network.shapes[0][0]
             classes = self.labels.argmax(1)
-            return lambda window, mark: outer_step(
-                lambda: build("convnet", 3, 32, 10, width=width), self.images, classes, self.real.images,
-                self.real.labels.argmax(1), num_classes=10, prefix=PREFIX, window=window, lr=RULE.lr,
-                rebuild="rebuild" in variant, mark=mark,
-            )  # fmt: skip
+
+            def ancestors_run(window: int, mark: Mark) -> Tensor:
+                set_device_precision("float32")
+                torch.backends.cudnn.allow_tf32 = "tf32" in variant
+                return outer_step(
+                    lambda: build("convnet", 3, 32, 10, width=width), self.images, classes, self.real.images,
+                    self.real.labels.argmax(1), num_classes=10, prefix=PREFIX, window=window, lr=RULE.lr,
+                    rebuild="rebuild" in variant, mark=mark,
+                )  # fmt: skip
+
+            return ancestors_run
         engine = ENGINES[variant](self.network, Execution(chunk=CHUNK.get(device.type, CHUNK["cpu"])))
 
         def run(window: int, mark: Mark) -> Tensor:
@@ -175,8 +189,16 @@ def needed_mb(images: int, window: int, width: int) -> float:
     return window_bytes("higher", module, 3, 32, window, images, images) / 2**20
 
 
-def memory(variant: str, images: int, window: int, a: argparse.Namespace) -> float:
-    """The additional peak memory of one variant in MiB, measured in a process of its own."""
+def memory(problem: Problem, variant: str, images: int, window: int, a: argparse.Namespace) -> float:
+    """The additional peak memory of one variant in MiB: on a CPU in a process of its own."""
+    device = problem.network.device
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_reserved(device)
+        problem.runner(variant)(window, no_mark)
+        return (torch.cuda.max_memory_reserved(device) - before) / 2**20
     command = [sys.executable, __file__, "--memory", variant, "--images", str(images), "--windows", str(window)]
     command += ["--real", str(a.real), "--widths", str(a.width)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
@@ -205,21 +227,20 @@ def case(images: int, window: int, a: argparse.Namespace, device: torch.device) 
     needed, free = needed_mb(images, window, a.width), free_mb(device)
     entry: dict[str, Any] = {"images": images, "window": window, "real": a.real, "width": a.width,
                              "parameters": problem.network.size, "variants": {}, "left out": {}}  # fmt: skip
-    runs = {}
+    chosen = []
     for variant in a.variants or DEFAULTS[device.type]:
         if (variant == "higher" or variant in ANCESTORS) and needed > 0.85 * free:
             entry["left out"][variant] = f"needs about {needed / 1024:.0f} GiB, {free / 1024:.0f} are free"
-            continue
+        else:
+            chosen.append(variant)
+    for variant in chosen:
+        entry["variants"][variant] = {} if a.no_memory else {"peak MiB": memory(problem, variant, images, window, a)}
+    runs = {}
+    for variant in chosen:
         began = time.perf_counter()
-        if device.type == "cuda":  # what graphs keep for themselves counts too
-            gc.collect()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated(device)
         runs[variant] = problem.runner(variant)
-        runs[variant](window if device.type == "cuda" else WARM_UP, no_mark)
-        entry["variants"][variant] = {"warm-up seconds": time.perf_counter() - began}
-        if device.type == "cuda":
-            entry["variants"][variant]["peak MiB"] = (torch.cuda.max_memory_allocated(device) - before) / 2**20
+        runs[variant](WARM_UP, no_mark)
+        entry["variants"][variant]["warm-up seconds"] = time.perf_counter() - began
     times: dict[str, list[dict[str, float]]] = {variant: [] for variant in runs}
     gradients = {}
     deadline = time.monotonic() + a.case_seconds
@@ -242,8 +263,6 @@ def case(images: int, window: int, a: argparse.Namespace, device: torch.device) 
             g = gradients[variant].double()
             result["relative error"] = float((g - exact).norm() / exact.norm())
             result["cosine"] = float(torch.nn.functional.cosine_similarity(g.flatten(), exact.flatten(), 0))
-        if device.type == "cpu" and not a.no_memory:
-            result["peak MiB"] = memory(variant, images, window, a)
     return entry
 
 

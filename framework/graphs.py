@@ -12,22 +12,34 @@ Recording = tuple[Callable[[], None], Any]
 WARM_UP = 3  # runs before a capture, in which libraries choose algorithms and allocate workspaces
 
 
-def record(call: Call) -> Recording:
-    """Capture ``call`` on the current CUDA device.
+class Recorder:
+    """Captures calls on the current CUDA device.
 
-    Returns:
-        What runs it again, and its result, whose tensors each run overwrites.
+    All of its graphs work in the same memory: they run one after another, and who runs one copies its result before the
+    next.
     """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = call()
-    return graph.replay, result
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __call__(self, call: Call) -> Recording:
+        """Capture ``call``.
+
+        Returns:
+            What runs it again, and its result, whose tensors each run overwrites.
+        """
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                call()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Threads that load data or watch other processes may use the device meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            result = call()
+        self._pool = graph.pool()
+        return graph.replay, result
 
 
 class Captured:
@@ -36,10 +48,10 @@ class Captured:
     Args:
         function: of tensors, numbers, None and registered dataclasses of them; must neither wait for the host nor
             depend on anything but its arguments. It sees numbers as float64 scalars on the device.
-        record: makes the capture.
+        record: makes the capture; the same one for functions that are never replayed at the same time.
     """
 
-    def __init__(self, function: Callable[..., Any], record: Callable[[Call], Recording] = record) -> None:
+    def __init__(self, function: Callable[..., Any], record: Callable[[Call], Recording]) -> None:
         self.function, self.record = function, record
         self._captures: dict[object, tuple[list[Any], Recording]] = {}
 

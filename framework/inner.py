@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from framework.augment import Draw, apply
-from framework.graphs import Captured
+from framework.graphs import Captured, Recorder
 from framework.kernels import Execution, Kernels
 from framework.networks import FlatNetwork
 from framework.synthetic import Plan
@@ -152,7 +152,8 @@ class InnerLoop:
         self.execution = execution or Execution()
         self.kernels = Kernels(network, self.execution)
         # Each as it is, or as a graph.
-        prepare: Callable[[Any], Any] = Captured if self.execution.graphs else lambda function: function
+        graphs = self.execution.graphs
+        prepare: Callable[[Any], Any] = partial(Captured, record=Recorder()) if graphs else lambda function: function
         precisions = (False, True)
         self._step = {low: prepare(partial(self._take_step, low)) for low in precisions}
         self._judge = {low: prepare(partial(self._judge_at, low)) for low in precisions}
@@ -224,8 +225,8 @@ class InnerLoop:
         return torch.stack(norms).tolist()
 
     def is_low(self, state: State) -> bool:
-        """Whether a step from here may be taken in the low precision."""
-        return state.t >= LOW_PRECISION_FROM
+        """Whether a step from here is to be taken in bfloat16."""
+        return self.execution.precision == "bf16" and state.t >= LOW_PRECISION_FROM
 
     def batch(self, theta: Tensor, images: Tensor, labels: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         """Augment the batches of all networks, (N B, ...), and give each its own: (N, B, ...); (B, ...) for one."""

@@ -11,6 +11,7 @@ from datetime import timedelta
 from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
 from types import FrameType
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -83,13 +84,25 @@ def join(worker: Worker, config: Config, rank: int, local_rank: int, size: int, 
     return code
 
 
+def leave(code: int) -> NoReturn:
+    """End this process; one that failed among others without clean-up, in which its process group could abort it."""
+    if dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def _join_alone(worker: Worker, config: Config, rank: int, local_rank: int, size: int, url: str) -> int:
-    """``join`` where nobody of ours waits for this process: it has to say itself that it lost the others."""
+    """``join`` where nobody of ours waits for this process: it has to say itself why it fails."""
     try:
         return join(worker, config, rank, local_rank, size, url)
     except PeerLost as error:
-        print(f"main.py: error: stopped by {error}", file=sys.stderr)
-        return PeerLost.exit_code
+        said, code = f"stopped by {error}", PeerLost.exit_code
+    except UserError as error:
+        said, code = str(error), 2
+    print(f"main.py: error: {said}", file=sys.stderr)
+    leave(code)
 
 
 def _work(worker: Worker, config: Config, comm: Comm, device: torch.device) -> int:
@@ -132,7 +145,7 @@ def _spawned(local_rank: int, worker: Worker, config: Config, nproc: int, url: s
     except Exception:  # a fault of the program: here, as the parent sees only an exit code
         traceback.print_exc()
         code = 1
-    sys.exit(code)
+    leave(code)
 
 
 def _supervise(context: ProcessContext, messages: Messages, first_rank: int) -> int:

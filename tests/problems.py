@@ -41,6 +41,7 @@ def make_problem(
     seed: int = 0,
     arch: str = "convnet",
     norm: str | None = None,
+    device: torch.device = CPU,
 ) -> Problem:
     """A random problem; labels require a gradient where ``soft``.
 
@@ -50,7 +51,7 @@ def make_problem(
     module = build(arch, channels, side, classes, width=width, depth=depth, norm=norm)
     if smooth:
         module.features = nn.Sequential(*(nn.Softplus() if isinstance(m, nn.ReLU) else m for m in module.features))
-    network = FlatNetwork(module, CPU, torch.float64)
+    network = FlatNetwork(module, device, torch.float64)
     augmentation = Augmentation(strategy, compose, side)
     labels = one_hot_labels(classes, ipc).double()
     if soft:
@@ -59,13 +60,13 @@ def make_problem(
     return Problem(
         network,
         network.init(gen),
-        noise_images(classes, ipc, (channels, side, side), gen).double().requires_grad_(),
-        labels.requires_grad_(soft),
-        ClassSampler(classes, ipc, classes, batch_per_class, augmentation).plan(steps, gen),
+        noise_images(classes, ipc, (channels, side, side), gen).double().to(device).requires_grad_(),
+        labels.to(device).requires_grad_(soft),
+        ClassSampler(classes, ipc, classes, batch_per_class, augmentation).plan(steps, gen).to(device),
         RealBatch(
-            torch.randn(len(real_labels), channels, side, side, generator=gen, dtype=torch.float64),
-            real_labels,
-            augmentation.draw(1, len(real_labels), gen).at(0),
+            torch.randn(len(real_labels), channels, side, side, generator=gen, dtype=torch.float64).to(device),
+            real_labels.to(device),
+            augmentation.draw(1, len(real_labels), gen).at(0).to(device),
         ),
     )
 

@@ -24,7 +24,7 @@ from framework.distill_higher import outer_gradient
 from framework.distributed import Comm, resolve_device
 from framework.engines import MetaGradient, Replay
 from framework.inner import Adam, InnerLoop
-from framework.launch import free_port, join
+from framework.launch import free_port, join, leave
 from framework.synthetic import Grads, SyntheticSet
 from framework.truncation import Window
 from main import main
@@ -124,6 +124,7 @@ def everything(local_rank: int, urls: list[str], folder: Path) -> None:
             join(diverging, config("diverged"), local_rank, local_rank, 2, urls[3])
         except UserError as error:
             (folder / f"diverged{local_rank}.txt").write_text(str(error))
+    leave(0)
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +223,20 @@ def assert_two_processes_ran(folder: Path, *processes: "subprocess.Popen[str]") 
         _, err = process.communicate(timeout=180)
         assert process.returncode == 0, err
     assert json.loads((folder / "summary.json").read_text())["processes"] == 2
+
+
+def test_a_process_that_fails_among_others_leaves_with_its_own_exit_code(tmp_path: Path) -> None:
+    """Some versions of PyTorch abort a process that ends while it still has a process group."""
+    program = f"""
+import atexit, os, torch.distributed as dist
+from framework.launch import leave
+dist.init_process_group("gloo", init_method="file://{tmp_path}/meet", rank=0, world_size=1)
+atexit.register(os.abort)
+print("last words", end="")
+leave(3)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (3, "last words")
 
 
 def torchrun(*arguments: str | Path) -> "subprocess.Popen[str]":

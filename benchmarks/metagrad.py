@@ -5,14 +5,20 @@
 Every variant takes the same outer step: ConvNet-3 of ``--width`` on 3x32x32 images of ten classes, Adam, a prefix of 20
 steps, the window, a real batch. Ratios refer to ``ancestor``, the public code's way (benchmarks/ancestor.py);
 ``higher`` is our engine of that name, on planned batches. Times are medians of runs in turn (A B C A B C ...) after a
-warm-up, in one process; memory is each variant's additional peak over what is held before it (on a CPU, after a short
-run, in a process of its own; on CUDA, all that the allocator reserves, graphs' own memory included); the error is the
-images' gradient's against float64. On CUDA, PyTorch's default is TF32 in convolutions: ``ancestor, tf32`` is the public
-code as it would run there, the other ancestors compute in float32. Writes DIR/NAME.json and DIR/NAME.md; ``--plot
-FILE`` draws the growth of time and memory from such a JSON.
+warm-up, in one process. Memory is each variant's additional peak over what is held before it: on a CPU in a process of
+its own, after a short run whose memory was given back to the system; on CUDA, all that the allocator reserves, graphs'
+own memory included. The error is the images' gradient's against float64.
+
+What the ancestors' code leaves to defaults: on a CPU, our engines keep freed memory for the next tensors, as our runs
+do, and the ancestors' have the C library's default (``ancestor, memory kept`` tells what that alone is worth). On CUDA,
+PyTorch's default is TF32 in convolutions: ``ancestor, tf32`` is the public code as it would run there, the other
+ancestors compute in float32.
+
+Writes DIR/NAME.json and DIR/NAME.md; ``--plot FILE`` draws the growth of time and memory from such a JSON.
 """
 
 import argparse
+import ctypes
 import gc
 import json
 import math
@@ -36,7 +42,7 @@ from framework.augment import Augmentation
 from framework.distill_higher import Higher, outer_gradient
 from framework.distributed import resolve_device
 from framework.engines import Engine, LowRank, Mark, RealBatch, Replay, no_mark
-from framework.execution import set_device_precision
+from framework.execution import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, configure_process
 from framework.inner import Adam, InnerLoop
 from framework.kernels import CHUNK, Execution
 from framework.lowrank import Recipe
@@ -52,7 +58,7 @@ WARM_UP = 2  # window of the run that loads libraries, compiles and captures
 PREFIX = 20
 RULE = Adam(1e-3)
 PHASES = ("prefix", "window", "real", "backward")
-ANCESTORS = ("ancestor", "ancestor+rebuild", "ancestor, tf32")
+ANCESTORS = ("ancestor", "ancestor+rebuild", "ancestor, memory kept", "ancestor, tf32")
 ENGINES: dict[str, Callable[[FlatNetwork, Execution], Engine]] = {
     "higher": lambda network, how: Higher(InnerLoop(network, RULE, how)),
     "replay": lambda network, how: Replay(InnerLoop(network, RULE, how)),
@@ -90,9 +96,10 @@ ENGINES: dict[str, Callable[[FlatNetwork, Execution], Engine]] = {
 }
 VARIANTS = (*ANCESTORS, *ENGINES)
 DEFAULTS = {
-    "cpu": [*ANCESTORS[:2], "higher", "replay", "replay, compile", "replay, compile, bf16"],
-    "cuda": [*ANCESTORS, "higher", "replay", "replay, forward over reverse", "replay, graphs", "replay, graphs, tf32",
-             "replay, graphs, bf16", "replay, graphs, bf16, channels last"],
+    "cpu": ["ancestor", "ancestor+rebuild", "ancestor, memory kept", "higher", "replay", "replay, compile",
+            "replay, compile, bf16"],
+    "cuda": ["ancestor", "ancestor+rebuild", "ancestor, tf32", "higher", "replay", "replay, forward over reverse",
+             "replay, graphs", "replay, graphs, tf32", "replay, graphs, bf16", "replay, graphs, bf16, channels last"],
 }  # fmt: skip
 
 
@@ -115,7 +122,9 @@ class Problem:
             classes = self.labels.argmax(1)
 
             def ancestors_run(window: int, mark: Mark) -> Tensor:
-                set_device_precision("float32")
+                configure_process(device, "float32")
+                if device.type == "cpu" and "kept" not in variant:
+                    return_freed_memory()
                 torch.backends.cudnn.allow_tf32 = "tf32" in variant
                 return outer_step(
                     lambda: build("convnet", 3, 32, 10, width=width), self.images, classes, self.real.images,
@@ -127,7 +136,7 @@ class Problem:
         engine = ENGINES[variant](self.network, Execution(chunk=CHUNK.get(device.type, CHUNK["cpu"])))
 
         def run(window: int, mark: Mark) -> Tensor:
-            set_device_precision(engine.loop.execution.precision)
+            configure_process(device, engine.loop.execution.precision)
             result = outer_gradient(engine, [self.theta], self.images, self.labels, [self.plan], Window(PREFIX, window),
                                     self.real, mark)  # fmt: skip
             return result.grads.images
@@ -150,6 +159,14 @@ def make(images: int, window: int, real: int, width: int, device: torch.device, 
         augmentation.draw(1, real, gen).at(0).to(device),
     )
     return Problem(network, network.init(gen), synthetic, labels, plan, batch)
+
+
+def return_freed_memory() -> None:
+    """Undo ``keep_freed_memory``: the values that glibc's own settle at after a block of 32 MiB was freed."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
+    libc.mallopt(M_TRIM_THRESHOLD, 64 * 2**20)
+    libc.malloc_trim(0)
 
 
 def timed(run: Runner, window: int, device: torch.device) -> tuple[dict[str, float], Tensor]:
@@ -209,6 +226,7 @@ def print_memory(variant: str, a: argparse.Namespace) -> None:
     run = make(a.images[0], a.windows[0], a.real, a.widths[0], torch.device("cpu"), torch.float32).runner(variant)
     run(WARM_UP, no_mark)
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
     before = resident_mb("VmRSS")
     run(a.windows[0], no_mark)

@@ -12,7 +12,7 @@ from framework.data import RealData
 from framework.distill_higher import make_engine
 from framework.distributed import Comm
 from framework.engines import Engine
-from framework.execution import choose, set_device_precision
+from framework.execution import choose
 from framework.inner import InnerLoop, make_optimizer
 from framework.kernels import Execution
 from framework.networks import FlatNetwork
@@ -92,7 +92,6 @@ def _execution(c: Config, real: RealData, batch_size: int, device: torch.device)
     with torch.device("meta"):
         module = networks.build(c.arch, channels, side, classes, **c.network)
     outer_steps = (c.epochs - c.start_epoch) * (len(real.train) // batch_size)
-    set_device_precision(c.precision)
     image_steps = outer_steps * c.longest_window * c.inner_batch(classes) * c.meta_batch
     return choose(c, device, networks.activation_floats(module, channels, side), image_steps)
 

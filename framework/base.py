@@ -266,7 +266,7 @@ class Run:
             f"{self.parts.steps_per_epoch} outer steps per epoch, {self.parts.network.size:,} parameters; {self.folder}"
         )
         if execution.compile:
-            self.reporter.say("compiling the inner steps: the first outer step takes about a minute longer")
+            self.reporter.say("compiling the inner steps: the first outer step takes half a minute longer or more")
 
     def _advice(self) -> str:
         """What to lower if memory runs out."""

@@ -14,6 +14,7 @@ from framework.checkpoint import make_folder
 from framework.config import FLAGS, Config, Parser, UserError
 from framework.distilled import Distilled, from_foreign, from_stored, load_distilled, open_stored
 from framework.distributed import resolve_device
+from framework.execution import configure_process
 from framework.exports import DDRANKING, FORMS, export
 from framework.recipes import RECIPES, make_recipe
 
@@ -121,6 +122,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     """``main.py evaluate``."""
     args = _evaluate_parser().parse_args(arguments)
     device = resolve_device(args.device)
+    configure_process(device, "float32")
     distilled, real = _open(args, device)
     lengths = tuple(args.eval_steps) if args.eval_steps else None
     if lengths and sorted(set(lengths)) != list(lengths):

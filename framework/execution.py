@@ -1,13 +1,16 @@
 """How a run's arithmetic is carried out: what ``--engine auto`` and ``--accelerate auto`` stand for on a device."""
 
+import ctypes
+import sys
+
 import torch
 
 from framework.config import Config, UserError
 from framework.kernels import CHUNK, Execution, has_compiler
 
-# benchmarks/metagrad.py on two cores: compiling takes about a minute, and saves this much of each image's step.
-SAVED_SECONDS = 8e-9  # per number that one forward pass writes
-WORTH_SECONDS = 300.0  # compile where more than this would be saved
+# benchmarks/metagrad.py on two cores: compiling takes half a minute, and saves this much of each image's step.
+SAVED_SECONDS = 5e-9  # per number that one forward pass writes
+WORTH_SECONDS = 180.0  # compile where more than this would be saved
 
 
 def choose(config: Config, device: torch.device, activations: int, image_steps: float) -> Execution:
@@ -51,3 +54,26 @@ def set_device_precision(precision: str) -> None:
     """Let CUDA use TF32 for float32 arithmetic, or not; PyTorch's own default differs between layers."""
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names and numbers of glibc's malloc.h
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep memory that it has freed, for what it allocates next; for work on the CPU.
+
+    By default glibc returns large blocks to the system, and every new tensor pays for its pages again: up to half of
+    an inner step's time. The peak stays what it was.
+
+    Returns:
+        Whether the C library could be told so; others than glibc have their own ways.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    return mallopt is not None and bool(mallopt(M_MMAP_THRESHOLD, 2**31 - 1) and mallopt(M_TRIM_THRESHOLD, -1))
+
+
+def configure_process(device: torch.device, precision: str) -> None:
+    """What a process that computes on ``device`` sets for all of its work."""
+    set_device_precision(precision)
+    if device.type == "cpu":
+        keep_freed_memory()

@@ -19,6 +19,7 @@ from torch.multiprocessing.spawn import ProcessContext, ProcessExitedException, 
 
 from framework.config import Config, UserError
 from framework.distributed import Comm, PeerLost, resolve_device
+from framework.execution import configure_process
 from framework.interrupt import SIGNALS
 
 GRACE = 10.0  # seconds that the others get to save and leave after one process has ended; twice that, then SIGKILL
@@ -106,6 +107,7 @@ def _join_alone(worker: Worker, config: Config, rank: int, local_rank: int, size
 
 
 def _work(worker: Worker, config: Config, comm: Comm, device: torch.device) -> int:
+    configure_process(device, config.precision)
     with deterministic_algorithms(config.deterministic):
         if device.type == "cuda":
             torch.cuda.set_device(device)

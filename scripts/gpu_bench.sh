@@ -11,18 +11,31 @@ out=$(realpath -m "$1"); root=$(realpath -m "${2:-dataset}"); shift; [ $# -eq 0 
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 total=${SECONDS_IN_ALL:-570}
 began=$SECONDS
+left() { echo $((total - (SECONDS - began))); }
+# What its time limit ends has written what it had; any other failure is one.
+within() {
+  local code=0
+  timeout --signal TERM --kill-after 20 "$@" || code=$?
+  case $code in 0 | 124 | 137) ;; *) return "$code" ;; esac
+}
 mkdir -p "$out"
-"$PYTHON" benchmarks/metagrad.py --out "$out" --images 10 100 500 --windows 20 60 100 --repeats 3 --case_seconds 20 \
-  --seconds $((total * 2 / 5))
+echo "engines side by side" >&2
+within $((total / 2)) "$PYTHON" benchmarks/metagrad.py --out "$out" --images 10 100 500 --windows 20 60 100 \
+  --repeats 3 --case_seconds 15 --seconds $((total * 3 / 10))
+if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  echo "compiled kernels inside of graphs" >&2
+  within $((total / 4)) "$PYTHON" benchmarks/metagrad.py --out "$out" --name metagrad_compiled --cases 100,40 --variants \
+    ancestor "ancestor, tf32" "replay, graphs" "replay, graphs, compile" "replay, graphs, compile, tf32"
+fi
 for engine in auto higher; do
+  echo "distilling with --engine $engine" >&2
   run="$out/run_$engine"
-  left=$((total - (SECONDS - began)))
-  [ "$engine" = higher ] || left=$((left / 2))
-  timeout --signal TERM --kill-after 20 "$left" "$PYTHON" main.py --dataset cifar10 --root "$root" --zca \
+  limit=$(left)
+  [ "$engine" = higher ] || limit=$((limit / 2))
+  within "$limit" "$PYTHON" main.py --dataset cifar10 --root "$root" --zca \
     --num_per_class 10 --batch_per_class 10 --batch_size 5000 --ddtype curriculum --cctype 2 -d 10 --window 40 \
     --totwindow 200 --inner_optim Adam --inner_lr 0.001 --lr 0.001 --arch convnet --test_freq 2 --eval_steps 300 \
-    --num_train_eval 2 --print_freq 1 --epochs 60000 --engine "$engine" --save_dir "$run" "$@" \
-    || [ $? -eq 143 ] || [ $? -eq 124 ]
+    --num_train_eval 2 --print_freq 1 --epochs 60000 --engine "$engine" --save_dir "$run" "$@"
   cp "$run/metrics.jsonl" "$out/distil_$engine.jsonl"
 done
 "$PYTHON" benchmarks/timed_distillation.py "$out"

@@ -1,5 +1,8 @@
 """First and second derivatives of a batch, however they are carried out, against plain autograd in float64."""
 
+import ctypes
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils._pytree as pytree
+from cli import ROOT
 from problems import CPU, make_problem, relative_error
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -244,3 +248,28 @@ def test_an_outer_step_never_touches_the_host(arch: str, networks: int, rule: Ad
         torch.ones(3)
     with pytest.raises(RuntimeError, match="meta"):
         result.loss.item()
+
+
+# ---- the allocator of a CPU ----------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
+def test_freed_memory_serves_the_next_tensor() -> None:
+    """Counted in pages that the system had to supply, in a process of its own: the setting cannot be undone."""
+    program = """
+import resource, sys, torch
+from framework.execution import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(10**7)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+    counted = {}
+    for mode in ("keep", "default"):
+        command = [sys.executable, "-c", program, mode]
+        counted[mode] = int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    assert counted["keep"] < counted["default"] / 10

@@ -308,11 +308,11 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def plot(source: Path, target: Path) -> None:
+def plot(sources: list[Path], target: Path) -> None:
     """Time and memory against window, images and parameters, each over the others' smallest value, log-log."""
     import matplotlib.pyplot as plt
 
-    cases = json.loads(source.read_text())["cases"]
+    cases = [entry for source in sources for entry in json.loads(source.read_text())["cases"]]
     figure, axes = plt.subplots(2, 3, figsize=(12, 6.5), sharey="row", layout="constrained")
     for column, key in enumerate(("window", "images", "parameters")):
         others = [k for k in ("window", "images", "parameters") if k != key]
@@ -356,11 +356,13 @@ def main() -> None:
     parser.add_argument("--error_limit", type=int, default=2000, help="images x window up to which errors are measured")
     parser.add_argument("--no_memory", action="store_true")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--plot", type=Path, help="only draw this file from DIR/NAME.json")
+    parser.add_argument("--plot", nargs="+", metavar=("FILE", "JSON"), help="only draw FILE, from DIR/NAME.json or "
+                        "from these")  # fmt: skip
     parser.add_argument("--memory", choices=VARIANTS, help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.plot:
-        plot(a.out / f"{a.name}.json", a.plot)
+        target, *sources = map(Path, a.plot)
+        plot(sources or [a.out / f"{a.name}.json"], target)
         return
     if a.memory:
         print_memory(a.memory, a)

@@ -10,29 +10,46 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("metagrad_cpu.json", "metagrad_cpu_100.json")  # further machines' files stand beside them
+SOURCES = ("metagrad_cpu.json", "metagrad_cpu_100.json", "metagrad_cpu_large.json")  # other machines' stand beside them
+VARIANTS = {
+    "ancestor": "ancestors' way",
+    "ancestor, memory kept": "ancestors' way, freed memory kept",
+    "higher": "`higher`",
+    "replay": "replay",
+    "replay, compile": "replay, compiled",
+    "replay, compile, bf16": "replay, compiled, bf16",
+}
 START, END = "<!-- metagrad: benchmarks/readme_tables.py -->", "<!-- /metagrad -->"
+
+
+def cell(case: dict[str, Any], variant: str) -> str:
+    """Seconds, how many times faster, MiB, and their share, as far as they were measured."""
+    measured, base = case["variants"].get(variant), case["variants"].get("ancestor")
+    if measured is None:
+        return case["left out"].get(variant, "not run").replace("needs about ", "")
+    seconds, mib = f"{measured['all']:.1f} s", f"{measured['peak MiB']:,.0f} MiB"
+    if base is None or variant == "ancestor":
+        return f"{seconds}, {mib}"
+    share = 100 * measured["peak MiB"] / base["peak MiB"]
+    return f"{seconds} ({base['all'] / measured['all']:.2f}x), {mib} ({share:.1f} %)"
 
 
 def metagrad(files: list[dict[str, Any]]) -> str:
     """The comparison of engines: seconds and additional peak memory of an outer step, and ratios."""
     lines = [
-        "| images per step | window | variant | seconds | times faster | peak MiB | of the ancestors' |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| images per step, window | " + " | ".join(VARIANTS.values()) + " |",
+        "| --- " * (len(VARIANTS) + 1) + "|",
     ]
-    for results in files:
-        for case in results["cases"]:
-            base = case["variants"]["ancestor"]
-            for name, e in case["variants"].items():
-                faster, share = base["all"] / e["all"], e["peak MiB"] / base["peak MiB"]
-                lines.append(f"| {case['images']} | {case['window']} | {name} | {e['all']:.1f} | {faster:.2f} "
-                             f"| {e['peak MiB']:,.0f} | {100 * share:.1f} % |")  # fmt: skip
-    first = files[0]
-    place = ", ".join(str(first[key]) for key in ("device", "torch"))
+    for case in sorted(
+        (case for results in files for case in results["cases"]), key=lambda c: (c["images"], c["window"])
+    ):
+        cells = [f"{case['images']}, {case['window']}", *(cell(case, variant) for variant in VARIANTS)]
+        lines.append("| " + " | ".join(cells) + " |")
     runs = ", ".join(
-        f"{name} (at most {results['repeats']} runs each)" for name, results in zip(SOURCES, files, strict=True)
+        f"{name} (at most {results['repeats']} run{'s' * (results['repeats'] > 1)} each)"
+        for name, results in zip(SOURCES, files, strict=True)
     )
-    lines += ["", f"{place}. Medians, in turn: {runs}."]
+    lines += ["", f"{files[0]['device']}, torch {files[0]['torch']}. Medians of runs in turn: {runs}."]
     return "\n".join(lines)
 
 

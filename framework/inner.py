@@ -180,7 +180,8 @@ class InnerLoop:
         Returns:
             The next state, and g_t (P,).
         """
-        new, gradient = self._step[self.is_low(state)](state, images, labels, plan.indices[t], plan.draw.at(t))
+        drawn = plan.indices[t]
+        new, gradient = self._step[self.is_low(state)](state, images[drawn], labels[drawn], plan.draw.at(t))
         return replace(new, t=state.t + 1), gradient
 
     @torch.no_grad()
@@ -198,8 +199,8 @@ class InnerLoop:
         Returns:
             The cotangents of ``old``, of the drawn images (B, C, H, W) and, if learnt, of their labels (B, K).
         """
-        back = self._back[self.is_low(old), learn_labels]
-        before, dx, dy = back(cotangent, old, new, gradient, images, labels, plan.indices[t], plan.draw.at(t))
+        back, drawn = self._back[self.is_low(old), learn_labels], plan.indices[t]
+        before, dx, dy = back(cotangent, old, new, gradient, images[drawn], labels[drawn], plan.draw.at(t))
         return replace(before, t=old.t), dx, dy
 
     @torch.no_grad()
@@ -261,21 +262,19 @@ class InnerLoop:
         return product, dx, dy
 
     # ---- what is captured: pure functions of tensors, of the step count too ---------------------------
+    # Of the synthetic set they are given the drawn images alone: a graph copies all that it is given.
 
-    def _take_step(
-        self, low: bool, state: State, images: Tensor, labels: Tensor, indices: Tensor, draw: Draw
-    ) -> tuple[State, Tensor]:
-        x, y = self.batch(state.theta, images[indices], labels[indices], draw)
+    def _take_step(self, low: bool, state: State, images: Tensor, labels: Tensor, draw: Draw) -> tuple[State, Tensor]:
+        x, y = self.batch(state.theta, images, labels, draw)
         gradient = self.kernels.gradient(state.theta, x, y, low)[2]
         return self.rule.step(state, gradient), gradient
 
     def _step_back(
         self, low: bool, learn_labels: bool, cotangent: State, old: State, new: State, gradient: Tensor,
-        images: Tensor, labels: Tensor, indices: Tensor, draw: Draw,
+        images: Tensor, labels: Tensor, draw: Draw,
     ) -> tuple[State, Tensor, Tensor | None]:  # fmt: skip
         before, w = self.rule.pullback(cotangent, new, gradient)
-        x, y = images[indices], labels[indices]
-        product, dx, dy = self.second_order(old.theta, w, x, y, draw, learn_labels, low)
+        product, dx, dy = self.second_order(old.theta, w, images, labels, draw, learn_labels, low)
         assert product is not None
         return replace(before, theta=before.theta + product), dx, dy
 

@@ -18,14 +18,21 @@ within() {
   timeout --signal TERM --kill-after 20 "$@" || code=$?
   case $code in 0 | 124 | 137) ;; *) return "$code" ;; esac
 }
+compare() {
+  local limit=$1
+  shift
+  within "$limit" "$PYTHON" benchmarks/metagrad.py --out "$out" --repeats 3 "$@"
+}
 mkdir -p "$out"
-echo "engines side by side" >&2
-within $((total / 2)) "$PYTHON" benchmarks/metagrad.py --out "$out" --images 10 100 500 --windows 20 60 100 \
-  --repeats 3 --case_seconds 15 --seconds $((total * 3 / 10))
+echo "engines side by side: 100 images, window 40" >&2
+compare $((total / 5)) --cases 100,40
+echo "engines side by side: the others" >&2
+compare $((total / 4)) --name metagrad_sweep --images 10 100 500 --windows 20 60 100 --case_seconds 10 \
+  --seconds $((total / 5))
 if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   echo "compiled kernels inside of graphs" >&2
-  within $((total / 4)) "$PYTHON" benchmarks/metagrad.py --out "$out" --name metagrad_compiled --cases 100,40 --variants \
-    ancestor "ancestor, tf32" "replay, graphs" "replay, graphs, compile" "replay, graphs, compile, tf32"
+  compare $((total / 5)) --name metagrad_compiled --cases 100,40 --variants ancestor "ancestor, tf32" \
+    "replay, graphs" "replay, graphs, compile" "replay, graphs, compile, tf32"
 fi
 for engine in auto higher; do
   echo "distilling with --engine $engine" >&2

@@ -265,8 +265,7 @@ def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(10**7)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults()
-print(faults())
+print([faults() for _ in range(6)][-1])  # the C library takes a few to find its blocks again
 """
     counted = {}
     for mode in ("keep", "default"):

@@ -1,5 +1,6 @@
 """The benchmark scripts run the published commands, and pass extra flags through."""
 
+import json
 import os
 import re
 import shlex
@@ -104,6 +105,20 @@ def test_a_score_needs_a_run(arguments: list[str]) -> None:
     done = subprocess.run(["bash", str(SCRIPTS / "ddranking_score.sh"), *arguments], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "ddranking_score: give a run's folder or a distilled file first\n"
+
+
+def test_the_gpu_benchmark_runs_from_end_to_end(tmp_path: Path) -> None:
+    """On a CPU and a small set: its first part is cut short by its time limit, the runs end by themselves."""
+    few = ["--num_per_class", "1", "--batch_per_class", "1", "--batch_size", "432", "--width", "4", "--window", "2"]
+    few += ["--totwindow", "4", "-d", "1", "--eval_steps", "2", "--num_train_eval", "1", "--epochs", "2"]
+    command = ["bash", str(SCRIPTS / "gpu_bench.sh"), str(tmp_path), str(tmp_path), "--dataset", "digits", *few]
+    environment = {**os.environ, "PYTHON": sys.executable, "SECONDS_IN_ALL": "60"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "distillation.json").read_text())
+    assert [engine["outer steps"] for engine in results.values()] == [6, 6]
+    assert all(engine["accuracy over seconds"] for engine in results.values())
+    assert done.stdout.splitlines()[-2].startswith("| our default | 6 |")
 
 
 def test_the_readmes_figures_are_those_of_the_results() -> None:

@@ -3,8 +3,11 @@
 import ctypes
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -18,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from framework.augment import OPERATIONS
 from framework.distill_higher import Higher, outer_gradient
 from framework.engines import Replay
-from framework.graphs import Captured
+from framework.graphs import WARM_UP, Captured, Recorder
 from framework.inner import LOW_PRECISION_FROM, SGD, Adam, InnerLoop, State
 from framework.kernels import Execution, Kernels, has_compiler
 from framework.networks import FlatNetwork, build
@@ -210,6 +213,40 @@ def test_a_capture_keeps_nothing_of_its_callers() -> None:
     results = [doubled(first, None)[0], doubled(second, None)[0], doubled(second, first)[1]]
     first.zero_()
     assert [result.tolist() for result in results] == [[2.0] * 3, [10.0] * 3, [6.0] * 3]
+
+
+def test_a_loops_captures_share_one_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for torch.cuda: what is asked of it, not what it does."""
+    pools: list[Any] = []
+    modes: list[str] = []
+
+    class Graph:
+        def pool(self) -> str:
+            return "the first graph's"
+
+        def replay(self) -> None: ...
+
+    @contextmanager
+    def capture(graph: Graph, pool: Any, capture_error_mode: str) -> Iterator[None]:
+        pools.append(pool)
+        modes.append(capture_error_mode)
+        yield
+
+    stand_in = MagicMock(CUDAGraph=Graph, graph=capture)
+    monkeypatch.setattr(torch, "cuda", stand_in)
+    recorder, calls = Recorder(), []
+
+    def call(name: str) -> str:
+        calls.append(name)
+        return name
+
+    for name in ("step", "judge", "back"):
+        replay, result = recorder(partial(call, name))
+        assert result == name
+        replay()
+    assert pools == [None, "the first graph's", "the first graph's"]
+    assert set(modes) == {"thread_local"}
+    assert calls == ["step"] * (WARM_UP + 1) + ["judge"] * (WARM_UP + 1) + ["back"] * (WARM_UP + 1)
 
 
 # ---- the hot loop of a device --------------------------------------------------------------------------

@@ -192,9 +192,12 @@ def timed(run: Runner, window: int, device: torch.device) -> tuple[dict[str, flo
 
 
 def free_mb(device: torch.device) -> float:
-    """MiB that are free now."""
+    """MiB that are free once this process has given back what it keeps."""
+    gc.collect()
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0] / 2**20
+    ctypes.CDLL(None).malloc_trim(0)
     lines = Path("/proc/meminfo").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 1024
 

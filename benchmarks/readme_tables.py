@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("metagrad_cpu.json", "metagrad_cpu_100.json", "metagrad_cpu_large.json")  # other machines' stand beside them
+SOURCES = ("metagrad_cpu.json", "metagrad_cpu_100.json")  # other machines' stand beside them
 VARIANTS = {
     "ancestor": "ancestors' way",
     "ancestor, memory kept": "ancestors' way, freed memory kept",

@@ -14,7 +14,8 @@ do, and the ancestors' have the C library's default (``ancestor, memory kept`` t
 PyTorch's default is TF32 in convolutions: ``ancestor, tf32`` is the public code as it would run there, the other
 ancestors compute in float32.
 
-Writes DIR/NAME.json and DIR/NAME.md; ``--plot FILE`` draws the growth of time and memory from such a JSON.
+Writes DIR/NAME.json and DIR/NAME.md; ``--plot FILE`` draws the growth of time and memory from such a JSON, or from
+several.
 """
 
 import argparse
@@ -335,6 +336,10 @@ def plot(sources: list[Path], target: Path) -> None:
             "at " + ", ".join(f"{k} {v:,}" for k, v in zip(others, fixed, strict=True)), fontsize=10
         )
         axes[1, column].set_xlabel({"window": "window (inner steps)", "images": "images per step"}.get(key, key))
+        values = [entry[key] for entry in chosen]
+        for row in range(2):
+            axes[row, column].set_xticks(values, [f"{value:,}" for value in values])
+            axes[row, column].minorticks_off()
     axes[0, 0].set_ylabel("seconds per outer step")
     axes[1, 0].set_ylabel("additional peak memory (MiB)")
     axes[0, 0].legend()

@@ -63,7 +63,8 @@ def keep_freed_memory() -> bool:
     """Let this process keep memory that it has freed, for what it allocates next; for work on the CPU.
 
     By default glibc returns large blocks to the system, and every new tensor pays for its pages again: up to half of
-    an inner step's time. The peak stays what it was.
+    an inner step's time. The peak stays what it was for replay; a graph of the whole window takes up to a fifth more
+    (benchmarks/metagrad.py).
 
     Returns:
         Whether the C library could be told so; others than glibc have their own ways.

@@ -1,7 +1,7 @@
 """The arithmetic of the inner loop: first and second derivatives of one batch's loss, and how they are carried out.
 
 Everything that takes time passes through ``Kernels``: prefix, probe, window, backward sweep and the real batch. Batches
-are differentiated in chunks, which bounds memory and, on a CPU, keeps a chunk's activations in the cache.
+are differentiated in chunks, which bounds memory.
 
 Several networks can share each call: then theta is (N, P), images are (N, B, C, H, W) and so on. Shapes below are
 those of one network.

@@ -192,13 +192,20 @@ def timed(run: Runner, window: int, device: torch.device) -> tuple[dict[str, flo
     return seconds, gradient
 
 
-def free_mb(device: torch.device) -> float:
-    """MiB that are free once this process has given back what it keeps."""
+def give_back(device: torch.device) -> None:
+    """Return to the system what this process holds and does not use."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    else:
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def free_mb(device: torch.device) -> float:
+    """MiB that are free once this process has given back what it keeps."""
+    give_back(device)
+    if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 2**20
-    ctypes.CDLL(None).malloc_trim(0)
     lines = Path("/proc/meminfo").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 1024
 
@@ -214,8 +221,7 @@ def memory(problem: Problem, variant: str, images: int, window: int, a: argparse
     """The additional peak memory of one variant in MiB: on a CPU in a process of its own."""
     device = problem.network.device
     if device.type == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()
+        give_back(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_reserved(device)
         problem.runner(variant)(window, no_mark)
@@ -227,10 +233,10 @@ def memory(problem: Problem, variant: str, images: int, window: int, a: argparse
 
 def print_memory(variant: str, a: argparse.Namespace) -> None:
     """Print by how many MiB one outer step's peak on the CPU exceeds what the process holds after a short one."""
-    run = make(a.images[0], a.windows[0], a.real, a.widths[0], torch.device("cpu"), torch.float32).runner(variant)
+    cpu = torch.device("cpu")
+    run = make(a.images[0], a.windows[0], a.real, a.widths[0], cpu, torch.float32).runner(variant)
     run(WARM_UP, no_mark)
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    give_back(cpu)
     Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
     before = resident_mb("VmRSS")
     run(a.windows[0], no_mark)

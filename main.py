@@ -3,7 +3,8 @@
 import sys
 from collections.abc import Sequence
 
-from framework.config import UserError, parse
+from framework.config import parse
+from framework.errors import UserError
 
 COMMANDS = ("evaluate", "export", "report")
 
@@ -20,12 +21,12 @@ def main(arguments: Sequence[str]) -> int:
             print(f"main.py: warning: {warning}", file=sys.stderr)
         # Imported late: --help and mistakes in flags should not wait for the libraries.
         if config.dry_run:
-            from framework.preview import preview
+            from framework.dry_run import preview
 
             print(preview(config))
             return 0
         from framework.base import main_worker
-        from framework.launch import launch
+        from framework.run.launch import launch
 
         return launch(main_worker, config)
     except UserError as error:

@@ -1,25 +1,36 @@
 """From flags to objects: everything a run is made of."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from framework import checkpoint, data, networks
-from framework.augment import Augmentation
-from framework.config import Config, UserError, check_against_data
-from framework.data import RealData
+from framework.config import Config, resolve_patience
+from framework.data.load import load
+from framework.data.preprocess import Preprocess
+from framework.data.splits import RealData, Split
 from framework.distill_higher import make_engine
-from framework.distributed import Comm
-from framework.engines import Engine
-from framework.execution import choose
-from framework.inner import InnerLoop, make_optimizer
-from framework.kernels import Execution
-from framework.networks import FlatNetwork
-from framework.patches import PatchAlignment
+from framework.errors import UserError
+from framework.inner.augment import Augmentation
+from framework.inner.execution import choose
+from framework.inner.kernels import Execution
+from framework.inner.loop import InnerLoop
+from framework.inner.optimizers import make_optimizer
+from framework.inner.plan import ClassSampler
+from framework.networks.flat import FlatNetwork, activation_floats
+from framework.networks.registry import build
+from framework.outer.engine import Engine
+from framework.outer.lowrank import Recipe
+from framework.outer.patches import PatchAlignment
+from framework.outer.policies.policy import Policy
+from framework.outer.policies.registry import Settings, make
+from framework.outer.synthetic import SyntheticSet, noise_images, one_hot_labels
 from framework.rng import generator
-from framework.synthetic import ClassSampler, SyntheticSet, noise_images, one_hot_labels
-from framework.truncation import Policy, make_policy
+from framework.run.checkpoint import load_tensors
+from framework.run.distributed import Comm
+from framework.run.memory import Problem
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,7 @@ class Parts:
     set: SyntheticSet
     batch_size: int  # real images per outer step, over all ranks
     alignment: PatchAlignment | None  # patch-wise semantic preservation
+    processes: int
 
     @property
     def network(self) -> FlatNetwork:
@@ -42,12 +54,21 @@ class Parts:
         return self.loop.network
 
     @property
+    def memory(self) -> Problem:
+        """What an outer step's memory depends on beside the flags."""
+        module = deepcopy(self.network.module).to("meta")
+        channels, side, _ = self.real.image_shape
+        return Problem(
+            module, channels, side, self.real.num_classes, len(self.real.train), self.loop.execution, self.processes
+        )
+
+    @property
     def steps_per_epoch(self) -> int:
         """Outer steps of one pass over the real training images."""
         return len(self.real.train) // self.batch_size
 
     @property
-    def selection(self) -> data.Split:
+    def selection(self) -> Split:
         """The images that choose snapshot and length: a validation split, or under --select test the test set."""
         return self.real.test if self.real.val is None else self.real.val
 
@@ -65,12 +86,12 @@ def assemble(config: Config, comm: Comm, device: torch.device) -> Parts:
     batch_size = min(c.batch_size, len(real.train))
     if batch_size < comm.size:
         raise UserError(f"--batch_size {batch_size} cannot be shared by {comm.size} processes: raise it")
-    network = FlatNetwork(networks.build(c.arch, channels, side, classes, **c.network), device)
+    network = FlatNetwork(build(c.arch, channels, side, classes, **c.network), device)
     loop = InnerLoop(network, make_optimizer(c.inner_optim, c.inner_lr), _execution(c, real, batch_size, device))
     return Parts(
         real=real,
         loop=loop,
-        engine=make_engine(c.engine_name, loop, c.lowrank),
+        engine=make_engine(c.engine_name, loop, lowrank_recipe(c)),
         sampler=ClassSampler(
             num_classes=classes,
             per_class=c.num_per_class,
@@ -83,24 +104,119 @@ def assemble(config: Config, comm: Comm, device: torch.device) -> Parts:
         set=_new_set(c, real, device),
         batch_size=batch_size,
         alignment=PatchAlignment(c.psp_patches, c.psp_lambda, classes, c.seed) if c.psp_patches else None,
+        processes=comm.size,
     )
 
 
+def execution_for(c: Config, device: torch.device, activations: int, image_steps: float) -> Execution:
+    """How to compute, which may depend on how much there is to compute.
+
+    Args:
+        c: the flags.
+        device: where the run will be.
+        activations: numbers that one image's forward pass writes.
+        image_steps: differentiated inner steps of the whole run, times images per step.
+
+    Raises:
+        UserError: what the flags ask for does not exist on the device.
+    """
+    return choose(
+        c.accelerate, device, work=image_steps * activations, per_sample=c.norm != "batch",
+        replayed=c.engine_name != "higher", chunk=c.chunk, precision=c.precision, channels_last=c.channels_last,
+    )  # fmt: skip
+
+
 def _execution(c: Config, real: RealData, batch_size: int, device: torch.device) -> Execution:
-    """How to compute, which may depend on how much there is to compute."""
     classes, (channels, side, _) = real.num_classes, real.image_shape
-    with torch.device("meta"):
-        module = networks.build(c.arch, channels, side, classes, **c.network)
+    floats = activation_floats(bare_network(c, channels, side, classes), channels, side)
     outer_steps = (c.epochs - c.start_epoch) * (len(real.train) // batch_size)
-    image_steps = outer_steps * c.longest_window * c.inner_batch(classes) * c.meta_batch
-    return choose(c, device, networks.activation_floats(module, channels, side), image_steps)
+    return execution_for(c, device, floats, outer_steps * c.longest_window * c.inner_batch(classes) * c.meta_batch)
+
+
+def bare_network(c: Config, channels: int, side: int, classes: int) -> nn.Module:
+    """The network on ``meta``: shapes without memory."""
+    with torch.device("meta"):
+        return build(c.arch, channels, side, classes, **c.network)
+
+
+def check_against_data(c: Config, num_classes: int | None, image_size: int) -> None:
+    """Check what needs the data set's classes (None: not known yet) and image size in pixels.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    if num_classes is not None and c.task_sampler_nc is not None and c.task_sampler_nc > num_classes:
+        raise UserError(f"--task_sampler_nc {c.task_sampler_nc} is more than the {num_classes} classes of {c.dataset}: "
+                        f"give at most {num_classes}")  # fmt: skip
+    if c.psp_patches and image_size % c.psp_patches:
+        raise UserError(f"--psp_patches {c.psp_patches} does not divide images of {image_size} pixels: change it or "
+                        "--im_size")  # fmt: skip
+    try:
+        bare_network(c, 3, image_size, num_classes or 2)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def lowrank_recipe(c: Config) -> Recipe:
+    """How ``--engine lowrank`` approximates Hessians."""
+    return Recipe(c.lowrank_rank, c.lowrank_oversampling, c.lowrank_power_iters, c.lowrank_refresh, c.lowrank_metric,
+                  not c.lowrank_random)  # fmt: skip
+
+
+def make_policy(c: Config) -> Policy:
+    """The truncation policy that the flags ask for."""
+    early, middle = (resolve_patience(text, c.totwindow, c.epochs) for text in (c.early_patience, c.middle_patience))
+    settings = Settings(
+        steps=c.totwindow,
+        window=c.window,
+        minimum=c.minwindow,
+        seed=c.seed,
+        every_step=c.complete_random,
+        radius=c.d or 0,
+        tau=c.tau,
+        weight=c.window_weight,
+        rule=c.window_rule,
+        gains=(c.early_gain, c.middle_gain),
+        patience=(early, middle),
+        probe_every=c.probe_every,
+    )
+    return make(c.policy, settings)
+
+
+def load_for(
+    c: Config, device: torch.device, *, root: Path | None = None, preprocess: Preprocess | None = None,
+    progress: bool = True,
+) -> RealData:  # fmt: skip
+    """``load`` what a run's flags describe.
+
+    Args:
+        c: the flags.
+        device: where the tensors go.
+        root: instead of the flags' own.
+        preprocess, progress: see ``load``.
+    """
+    return load(
+        c.dataset,
+        root or Path(c.root),
+        device=device,
+        zca=c.zca,
+        zca_reg=c.zca_reg,
+        im_size=c.im_size,
+        val_fraction=c.val_fraction if c.select == "val" else 0.0,
+        limit_train=c.limit_train,
+        workers=c.workers,
+        preprocess=preprocess,
+        data_cache=c.data_cache,
+        cache_dir=None if c.cache_dir is None else Path(c.cache_dir),
+        progress=progress,
+    )
 
 
 def _load_data(c: Config, comm: Comm, device: torch.device) -> RealData:
     """Rank 0 reads first, so that downloads and caches are made once."""
     for turn in (True, False):
         if comm.main is turn:
-            real = data.load_for(c, device, progress=comm.main)
+            real = load_for(c, device, progress=comm.main)
         comm.barrier()
     return real
 
@@ -111,7 +227,7 @@ def _new_set(c: Config, real: RealData, device: torch.device) -> SyntheticSet:
     images = noise_images(classes, c.num_per_class, real.image_shape, generator(c.seed, "synthetic images"))
     labels = one_hot_labels(classes, c.num_per_class)
     if c.ckptname != "none":
-        loaded = checkpoint.load_tensors(Path(c.ckptname))
+        loaded = load_tensors(Path(c.ckptname))
         for name, expected in (("images", images), ("labels", labels)):
             found = tuple(loaded[name].shape) if name in loaded else "none"
             if found != tuple(expected.shape):

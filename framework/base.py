@@ -11,19 +11,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from framework import checkpoint, data, report
+from framework import files
 from framework.assemble import assemble
-from framework.assess import Assessor, select_best
-from framework.config import Config, UserError
+from framework.config import Config
+from framework.data.splits import epoch_batches
 from framework.distill_higher import outer_gradient
-from framework.distributed import Comm, PeerLost
-from framework.engines import RealBatch
-from framework.interrupt import Interrupted, StopRequest
-from framework.memory import ELSEWHERE, OutOfMemory, advice, explained
-from framework.progress import Diverged, Progress
+from framework.errors import UserError
+from framework.evaluation.selection import Assessor, select_best
+from framework.files import LAST, FolderLock, write_text
+from framework.machine import peak_memory_mib
+from framework.outer.engine import RealBatch
+from framework.outer.policies.policy import Window
+from framework.outer.synthetic import Grads
+from framework.report.metrics import Reporter, mirror_to_wandb
+from framework.report.plots import accuracy_plot
+from framework.report.tables import percent, result_table
 from framework.rng import generator
-from framework.synthetic import Grads
-from framework.truncation import Window
+from framework.run.checkpoint import find_run, save_run
+from framework.run.distributed import Comm, PeerLost
+from framework.run.interrupt import Interrupted, StopRequest
+from framework.run.memory import ELSEWHERE, OutOfMemory, advice, explained
+from framework.run.progress import Diverged, Progress
 
 
 class Run:
@@ -36,12 +44,12 @@ class Run:
         lock: of the run's folder; only rank 0 holds it.
     """
 
-    def __init__(self, config: Config, comm: Comm, device: torch.device, lock: checkpoint.FolderLock) -> None:
+    def __init__(self, config: Config, comm: Comm, device: torch.device, lock: FolderLock) -> None:
         self.config, self.comm, self.device, self.lock = config, comm, device, lock
         self.folder = config.folder
         self.stop = StopRequest()
         # Rank 0's: another node may not see the folder.
-        saved = comm.from_main(checkpoint.find_run(self.folder, config) if comm.main else None)
+        saved = comm.from_main(find_run(self.folder, config) if comm.main else None)
         if saved is None and config.resume and comm.main:
             print(f"--resume: {self.folder} holds no checkpoint yet; starting a new run", flush=True)
         self.parts = assemble(config, comm, device)
@@ -49,7 +57,7 @@ class Run:
         self.progress = Progress(config.start_epoch)
         if saved is not None:
             self._restore(saved)
-        self.reporter: report.Reporter | None = None
+        self.reporter: Reporter | None = None
         self.clock = time.monotonic() - self.progress.seconds
         self.last_save = time.monotonic()
 
@@ -72,14 +80,14 @@ class Run:
                     if isinstance(reason, UserError):
                         raise
                     if self.comm.main:
-                        where = self.folder / checkpoint.LAST
+                        where = self.folder / LAST
                         print(f"stopped by {reason}: saved {where}; continue with --resume", flush=True)
                     return reason.exit_code
         finally:
             if self.reporter is not None:
                 self.reporter.close()
         if self.comm.main:
-            print(report.result_table(summary), flush=True)
+            print(result_table(summary), flush=True)
         return 0
 
     # ---- the outer loop ----------------------------------------------------------------------------
@@ -88,7 +96,7 @@ class Run:
         """Take the rest of the current epoch's outer steps, then close it."""
         p, parts = self.progress, self.parts
         order = generator(self.config.seed, "real order", p.epoch)
-        batches = data.epoch_batches(len(parts.real.train), parts.batch_size, order)
+        batches = epoch_batches(len(parts.real.train), parts.batch_size, order)
         share = parts.batch_size // self.comm.size
         mine = slice(self.comm.rank * share, (self.comm.rank + 1) * share)
         todo = batches[p.step_in_epoch :, mine]
@@ -196,7 +204,7 @@ class Run:
                 window_length=length,
                 seconds=self._seconds(),
                 seconds_per_step=seconds,
-                peak_memory_mb=report.peak_memory_mb(self.device),
+                peak_memory_mib=peak_memory_mib(self.device),
             )
 
     def _close_epoch(self) -> None:
@@ -233,11 +241,11 @@ class Run:
         if self.reporter is not None:
             if best is not p.best:
                 self.assessor.export(best, self.folder)
-            report.accuracy_plot([*p.history, entry], self.folder / "accuracy.png")
+            accuracy_plot([*p.history, entry], self.folder / files.CURVES)
             deviation = entry["scores"][entry["lengths"].index(entry["best_length"])]["top1_std"]
             self.reporter.say(
-                f"epoch {epoch}: {entry['split']} accuracy {report.percent(entry['accuracy'], deviation)} % after "
-                f"{entry['best_length']} steps (best {report.percent(best['accuracy'], None)} at epoch {best['epoch']})"
+                f"epoch {epoch}: {entry['split']} accuracy {percent(entry['accuracy'], deviation)} % after "
+                f"{entry['best_length']} steps (best {percent(best['accuracy'], None)} at epoch {best['epoch']})"
             )
             self.reporter.log("evaluation", p.step, seconds=self._seconds(), **entry)
             self.reporter.pictures("synthetic images", self.assessor.pictures(s.images), p.step)
@@ -249,11 +257,11 @@ class Run:
     def _open_folder(self) -> None:
         c, real = self.config, self.parts.real
         self.lock.make()
-        checkpoint.write_text(self.folder / "config.json", c.to_json() + "\n")
+        write_text(self.folder / files.CONFIG, c.to_json() + "\n")
         if c.wandb:
-            report.mirror_to_wandb(c.name, dataclasses.asdict(c), self.folder)
+            mirror_to_wandb(c.name, dataclasses.asdict(c), self.folder)
         total = (c.epochs - c.start_epoch) * self.parts.steps_per_epoch
-        self.reporter = report.Reporter(self.folder, total, self.progress.step, self.progress.records)
+        self.reporter = Reporter(self.folder, total, self.progress.step, self.progress.records)
         if c.batch_size > self.parts.batch_size:
             self.reporter.say(
                 f"--batch_size {c.batch_size}: only {self.parts.batch_size} real training images; using all"
@@ -270,8 +278,8 @@ class Run:
 
     def _advice(self) -> str:
         """What to lower if memory runs out."""
-        kept = f"the last good state is saved in {self.folder / checkpoint.LAST}"
-        return f"{advice(self.config, self.parts, self.comm.size)}; {kept}"
+        kept = f"the last good state is saved in {self.folder / LAST}"
+        return f"{advice(self.config, self.parts.memory, self.device)}; {kept}"
 
     def _seconds(self) -> float:
         """Since the start of the run, pauses between attempts left out."""
@@ -291,7 +299,7 @@ class Run:
             "policy": self.parts.policy.state_dict(),
             "processes": self.comm.size,
         }
-        checkpoint.save_run(self.folder, state)
+        save_run(self.folder, state)
 
     def _restore(self, saved: dict[str, Any]) -> None:
         try:
@@ -301,7 +309,7 @@ class Run:
             processes = saved["processes"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"{self.folder / checkpoint.LAST}: not a complete checkpoint ({error}); choose another --save_dir"
+                f"{self.folder / LAST}: not a complete checkpoint ({error}); choose another --save_dir"
             ) from error
         if processes != self.comm.size and self.comm.main:
             print(
@@ -313,6 +321,6 @@ class Run:
 
 def main_worker(config: Config, comm: Comm, device: torch.device) -> int:
     """Run one worker from start to end. Returns the exit code."""
-    lock = checkpoint.FolderLock(config.folder)
+    lock = FolderLock(config.folder)
     with explained(lambda: ELSEWHERE), lock if comm.main else nullcontext():
         return Run(config, comm, device, lock).run()

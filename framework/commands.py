@@ -9,14 +9,23 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from framework import crossarch, data, page
-from framework.checkpoint import make_folder
-from framework.config import FLAGS, Config, Parser, UserError
-from framework.distilled import Distilled, from_foreign, from_stored, load_distilled, open_stored
-from framework.distributed import resolve_device
-from framework.execution import configure_process
-from framework.exports import DDRANKING, FORMS, export
-from framework.recipes import RECIPES, make_recipe
+from framework.assemble import load_for
+from framework.config import FLAGS, Config
+from framework.data import registry
+from framework.data.preprocess import Preprocess, Standardise
+from framework.data.splits import RealData
+from framework.distilled.exports import DDRANKING, FORMS, export
+from framework.distilled.foreign import from_foreign
+from framework.distilled.load import from_stored, load_distilled, open_stored
+from framework.distilled.set import Distilled
+from framework.errors import UserError
+from framework.evaluation import judge
+from framework.evaluation.recipes import RECIPES, make_recipe
+from framework.files import make_folder
+from framework.flags import Parser
+from framework.inner.execution import configure_process
+from framework.report import page, tables
+from framework.run.distributed import resolve_device
 
 DATASETS: tuple[Any, ...] = FLAGS["dataset"].choices or ()
 ARCHITECTURES: tuple[Any, ...] = FLAGS["arch"].choices or ()
@@ -84,7 +93,7 @@ def _evaluate_parser() -> Parser:
 FOREIGN = ("dataset", "preprocess", "mean", "std", "zca_reg", "im_size", "labels")
 
 
-def _open(args: argparse.Namespace, device: torch.device) -> tuple[Distilled, data.RealData]:
+def _open(args: argparse.Namespace, device: torch.device) -> tuple[Distilled, RealData]:
     """The set, and the real data in its preprocessing."""
     stored = open_stored(args.set, args.labels)
     given = [name for name in FOREIGN if getattr(args, name) is not None]
@@ -92,11 +101,11 @@ def _open(args: argparse.Namespace, device: torch.device) -> tuple[Distilled, da
         if given:
             raise UserError(f"--{given[0]}: {args.set} is a file of this program and says that itself; leave it out")
         distilled = from_stored(stored, args.set)
-        return distilled, data.load_for(distilled.config, device, root=args.root, preprocess=distilled.preprocess)
+        return distilled, load_for(distilled.config, device, root=args.root, preprocess=distilled.preprocess)
     for name in ("dataset", "preprocess"):
         if name not in given:
             raise UserError(f"{args.set}: a file of another program does not say its {name}; give --{name}")
-    preprocess: data.Preprocess | None = None
+    preprocess: Preprocess | None = None
     if (args.mean is None) != (args.std is None):
         raise UserError("--mean and --std belong together; give both")
     if args.mean is not None:
@@ -104,17 +113,17 @@ def _open(args: argparse.Namespace, device: torch.device) -> tuple[Distilled, da
             raise UserError(
                 "--mean, --std: give one of each per channel, deviations above 0, with --preprocess standardise"
             )
-        preprocess = data.Standardise(torch.tensor(args.mean), torch.tensor(args.std))
+        preprocess = Standardise(torch.tensor(args.mean), torch.tensor(args.std))
     if args.zca_reg is not None and args.preprocess != "zca":
         raise UserError(f"--zca_reg is not read by --preprocess {args.preprocess}; leave it out")
     # Optimiser and augmentation of both papers' commands, for want of a run's own.
     settings = {"dataset": args.dataset, "im_size": args.im_size, "zca": args.preprocess == "zca"}
     given_too = {name: getattr(args, name) for name in ("width", "zca_reg") if getattr(args, name) is not None}
     config = Config(**settings, **given_too, inner_optim="Adam", inner_lr=0.001, num_train_eval=5)
-    info = data.describe(args.dataset, args.root or Path(config.root), args.im_size)
+    info = registry.describe(args.dataset, args.root or Path(config.root), args.im_size)
     if args.mean is not None and len(args.mean) != info.channels:
         raise UserError(f"--mean: {args.dataset} has {info.channels} channel(s); give that many")
-    real = data.load_for(config, device, root=args.root, preprocess=preprocess)
+    real = load_for(config, device, root=args.root, preprocess=preprocess)
     return from_foreign(stored, args.set, real, config, pixels=args.preprocess == "pixels"), real
 
 
@@ -129,9 +138,9 @@ def evaluate(arguments: Sequence[str]) -> int:
         raise UserError(f"--eval_steps {' '.join(map(str, lengths))}: give increasing lengths, each once")
     recipe = make_recipe(args.recipe, distilled, lengths)
     names = args.eval_arch or [distilled.config.arch]
-    nets = {name: crossarch.build(name, distilled, args.width, device) for name in names}
+    nets = {name: judge.build(name, distilled, args.width, device) for name in names}
     runs = args.num_train_eval or distilled.config.num_train_eval
-    rows = crossarch.candidates(distilled, real, recipe, tuple(args.baselines), runs, args.seed, device)
+    rows = judge.candidates(distilled, real, recipe, tuple(args.baselines), runs, args.seed, device)
     folder = args.output or (args.set / "evaluation" if args.set.is_dir() else Path(f"{args.set}.evaluation"))
     make_folder(folder)  # before hours of training, not after
     total = runs * len(nets) * len(rows) * recipe.lengths[-1]
@@ -140,9 +149,9 @@ def evaluate(arguments: Sequence[str]) -> int:
         def tick(steps: int) -> None:
             bar.update(steps)
 
-        result = crossarch.evaluate(distilled, real, recipe, nets, rows, args.seed, tick)
-    paths = crossarch.write(result, folder)
-    print(crossarch.table(result) + "\n\n" + "\n".join(map(str, paths)))
+        result = judge.evaluate(distilled, real, recipe, nets, rows, args.seed, tick)
+    paths = tables.write(result, folder)
+    print(tables.table(result) + "\n\n" + "\n".join(map(str, paths)))
     return 0
 
 

@@ -12,13 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from framework.augment import apply
-from framework.engines import Cost, Engine, LowRank, Mark, MetaGradient, RealBatch, Replay, no_mark
-from framework.inner import InnerLoop, Optimizer, State
-from framework.lowrank import Recipe
-from framework.networks import FlatNetwork
-from framework.synthetic import Grads, Plan
-from framework.truncation import Window
+from framework.inner.augment import apply
+from framework.inner.loop import InnerLoop
+from framework.inner.optimizers import Optimizer, State
+from framework.inner.plan import Plan
+from framework.networks.flat import FlatNetwork
+from framework.outer.engine import Cost, Engine, Mark, MetaGradient, RealBatch, no_mark
+from framework.outer.lowrank import LowRank, Recipe
+from framework.outer.policies.policy import Window
+from framework.outer.replay import Replay
+from framework.outer.synthetic import Grads
 
 
 class _DifferentiableOptimizer(higher.optim.DifferentiableOptimizer):  # type: ignore[misc]

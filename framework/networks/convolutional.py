@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from framework.networks.layers import ACTIVATIONS, Spec, bias_before, norm_layer
+from framework.networks.layers import activation, bias_before, norm_layer
+from framework.networks.spec import Spec
 
 
 class Block(NamedTuple):
@@ -38,7 +39,7 @@ class Stack(nn.Module):
             layers.append(nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=bias))
             if spec.norm != "none":
                 layers.append(norm_layer(spec.norm, width))
-            layers.append(ACTIVATIONS[spec.act]())
+            layers.append(activation(spec.act))
             if pooled and spec.pool != "none":
                 layers.append((nn.AvgPool2d if spec.pool == "avg" else nn.MaxPool2d)(2, ceil_mode=ceil))
                 side = (side + ceil) // 2
@@ -88,7 +89,7 @@ class _Residual(nn.Module):
         self.body = nn.Sequential(
             nn.Conv2d(channels, width, 3, stride, padding=1, bias=bias),
             norm_layer(spec.norm, width),
-            ACTIVATIONS[spec.act](),
+            activation(spec.act),
             nn.Conv2d(width, width, 3, padding=1, bias=bias),
             norm_layer(spec.norm, width),
         )
@@ -96,7 +97,7 @@ class _Residual(nn.Module):
         if stride != 1 or channels != width:
             projection = nn.Conv2d(channels, width, 1, stride, bias=bias)
             self.shortcut = nn.Sequential(projection, norm_layer(spec.norm, width))
-        self.act = ACTIVATIONS[spec.act]()
+        self.act = activation(spec.act)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.body(x) + self.shortcut(x))  # type: ignore[no-any-return]
@@ -116,7 +117,7 @@ class ResNet18(nn.Module):
         layers: list[nn.Module] = [
             nn.Conv2d(spec.channels, channels, 3, padding=1, bias=bias_before(spec.norm)),
             norm_layer(spec.norm, channels),
-            ACTIVATIONS[spec.act](),
+            activation(spec.act),
         ]
         for stage in range(4):
             for block in range(spec.depth):

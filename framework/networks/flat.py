@@ -134,3 +134,18 @@ class FlatNetwork:
         return functional_call(  # type: ignore[no-any-return]
             module, {prefix + name: value for name, value in values.items()}, (images,)
         )
+
+
+def activation_floats(module: nn.Module, channels: int, side: int) -> int:
+    """Numbers that one image's forward pass writes, summed over layers. ``module`` must be on ``meta``."""
+    total = 0
+
+    def count(_: nn.Module, __: object, output: torch.Tensor) -> None:
+        nonlocal total
+        total += output.numel()
+
+    hooks = [layer.register_forward_hook(count) for layer in module.modules() if not list(layer.children())]
+    module(torch.empty(1, channels, side, side, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    return total

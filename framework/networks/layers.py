@@ -1,36 +1,18 @@
 """What all networks are built of: norms, activations, pooling, by the names of their flags."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NORMS = ("instance", "batch", "group", "layer", "none")
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "leakyrelu": nn.LeakyReLU,
-    "sigmoid": nn.Sigmoid,
-    "tanh": nn.Tanh,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-}
-POOLS = ("avg", "max", "none")
+from framework.networks.spec import ACTIVATIONS
+
 GROUPS = 4  # of --norm group, as in dataset condensation (arXiv 2006.05929)
 
 
-@dataclass(frozen=True)
-class Spec:
-    """What a network is built for and from."""
-
-    channels: int  # of images
-    image_size: int  # height and width in pixels
-    num_classes: int
-    width: int
-    depth: int
-    norm: str  # of NORMS
-    act: str  # of ACTIVATIONS
-    pool: str  # of POOLS
+def activation(name: str) -> nn.Module:
+    """The activation of ``--act``, of ``spec.ACTIVATIONS``."""
+    layer: nn.Module = getattr(nn, ACTIVATIONS[name])()
+    return layer
 
 
 class BatchNorm(nn.Module):

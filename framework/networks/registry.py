@@ -1,25 +1,29 @@
-"""Every network by its name in ``--arch``."""
+"""Every network by its name in ``--arch``.
+
+Its module is imported when the network is built: the names are needed where PyTorch is not, as in ``--help``.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
+from framework.networks.spec import Spec
 
-from framework.networks.convolutional import ResNet18, alexnet, convnet, vgg11
-from framework.networks.layers import Spec
-from framework.networks.vit import ViT
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
 class Architecture:
     """How a network is made, its own values of the flags, and their limits.
 
-    ``smallest`` gives the pixels of an image that is not worn down before the last norm: an instance norm of maps of
-    one pixel returns constants.
+    ``make`` names what makes a module from a ``Spec``, as ``module:name`` in this package. ``smallest`` gives the
+    pixels of an image that is not worn down before the last norm: an instance norm of maps of one pixel returns
+    constants.
     """
 
-    make: Callable[[Spec], nn.Module]
+    make: str
     width: int
     depth: int
     norm: str
@@ -29,19 +33,35 @@ class Architecture:
     deepest: int | None = None
 
 
-_CONVNET = Architecture(convnet, 128, 3, "instance", "relu", "avg", lambda s: 2 if s.pool == "none" else 2**s.depth)
+_CONVNET = Architecture(
+    "convolutional:convnet", 128, 3, "instance", "relu", "avg", lambda s: 2 if s.pool == "none" else 2**s.depth
+)
 _REGISTRY = {
     "convnet": _CONVNET,
     "convnet4": replace(_CONVNET, depth=4),
     "convnet5": replace(_CONVNET, depth=5),
     "vgg11": Architecture(
-        vgg11, 64, 5, "instance", "relu", "max", lambda s: 2 if s.pool == "none" else 2 ** (s.depth - 1) + 1, 5
+        "convolutional:vgg11",
+        64,
+        5,
+        "instance",
+        "relu",
+        "max",
+        lambda s: 2 if s.pool == "none" else 2 ** (s.depth - 1) + 1,
+        5,
     ),
     "alexnet": Architecture(
-        alexnet, 128, 5, "none", "relu", "max", lambda s: 2 if s.pool == "none" else 2 ** min(s.depth, 3), 5
+        "convolutional:alexnet",
+        128,
+        5,
+        "none",
+        "relu",
+        "max",
+        lambda s: 2 if s.pool == "none" else 2 ** min(s.depth, 3),
+        5,
     ),
-    "resnet18": Architecture(ResNet18, 64, 2, "instance", "relu", "avg", lambda s: 9),
-    "vit": Architecture(ViT, 128, 4, "layer", "gelu", "avg", lambda s: 3),
+    "resnet18": Architecture("convolutional:ResNet18", 64, 2, "instance", "relu", "avg", lambda s: 9),
+    "vit": Architecture("vit:ViT", 128, 4, "layer", "gelu", "avg", lambda s: 3),
 }
 ARCHITECTURES = tuple(_REGISTRY)
 
@@ -57,7 +77,7 @@ def build(
     norm: str | None = None,
     act: str | None = None,
     pool: str | None = None,
-) -> nn.Module:
+) -> "nn.Module":
     """Build the network named ``arch``; what is not given is the network's own.
 
     Args:
@@ -94,20 +114,8 @@ def build(
             f"--arch {arch} of depth {spec.depth} needs images of at least {smallest} pixels, not {image_size}: lower "
             "--depth or raise --im_size"
         )
+    import torch
+
     with torch.random.fork_rng(devices=[]):  # layers initialise themselves from the global stream; leave it alone
-        return own.make(spec)
-
-
-def activation_floats(module: nn.Module, channels: int, side: int) -> int:
-    """Numbers that one image's forward pass writes, summed over layers. ``module`` must be on ``meta``."""
-    total = 0
-
-    def count(_: nn.Module, __: object, output: torch.Tensor) -> None:
-        nonlocal total
-        total += output.numel()
-
-    hooks = [layer.register_forward_hook(count) for layer in module.modules() if not list(layer.children())]
-    module(torch.empty(1, channels, side, side, device="meta"))
-    for hook in hooks:
-        hook.remove()
-    return total
+        module: nn.Module = resolve_name(f"framework.networks.{own.make}")(spec)
+        return module

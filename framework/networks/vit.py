@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from framework.networks.layers import ACTIVATIONS, Spec, norm_layer
+from framework.networks.layers import activation, norm_layer
+from framework.networks.spec import Spec
 
 HEADS = 4
 GRID = 8  # at most this many patches a side
@@ -60,7 +61,7 @@ class _Layer(nn.Module):
         self.attention = nn.Sequential(_TokenNorm(spec), _Attention(spec.width))
         hidden = MLP_RATIO * spec.width
         self.mlp = nn.Sequential(
-            _TokenNorm(spec), nn.Linear(spec.width, hidden), ACTIVATIONS[spec.act](), nn.Linear(hidden, spec.width)
+            _TokenNorm(spec), nn.Linear(spec.width, hidden), activation(spec.act), nn.Linear(hidden, spec.width)
         )
 
     def forward(self, tokens: Tensor) -> Tensor:

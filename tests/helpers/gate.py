@@ -11,6 +11,7 @@ records of ``metrics.jsonl``, all but times and memory. Where a change moves a v
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,6 @@ def make_images(root: Path) -> None:
 
 def record(out: Path) -> None:
     """Make every run below ``out``, with the checkout in the current folder."""
-    import os
-
     sys.path.insert(0, os.getcwd())
     from main import main
 
@@ -140,8 +139,7 @@ def main() -> int:
     a = parser.parse_args()
     if a.verb == "compare":
         return compare(a.one, a.two)
-    import os
-
+    os.environ["OMP_NUM_THREADS"] = "1"  # sums depend on how many threads share them
     out = a.out.resolve()
     os.chdir(a.checkout)
     record(out)

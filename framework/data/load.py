@@ -1,0 +1,206 @@
+"""Real data: splits, preprocessing and placement.
+
+``load`` reads a data set once and splits it. Where it fits, it is left whole on the device as float32 tensors, so
+that a batch is an index and nothing in a hot loop waits for a disk or a copy; where it does not, it is streamed from
+``cache``'s memory-mapped uint8 images. Both give the same numbers, to the last bit. What a split holds depends on the
+data and the flags, never on the run's seed: all runs share their validation images.
+"""
+
+import hashlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from framework.data.parts import Part
+from framework.data.preprocess import Pixels, Preprocess, Standardise, Zca, chunks
+from framework.data.registry import DatasetInfo, open_source
+from framework.data.splits import RealData, Split, StreamedImages, balanced_subset, validation_split
+from framework.data.store import StoredImages, open_store
+from framework.errors import UserError, one_line
+from framework.files import cache_folder
+from framework.machine import free_memory
+
+_DEVICE_SHARE = 0.5
+"""Of the free memory, what images may take under ``--data_cache auto``; the rest is for networks and windows."""
+
+
+_CACHE_VERSION = "zca-1"
+"""Part of a cache file's name: to be raised when the same images would give other matrices."""
+
+
+def load(
+    name: str,
+    root: Path,
+    *,
+    device: torch.device,
+    zca: bool = False,
+    zca_reg: float = 0.1,
+    im_size: int | None = None,
+    val_fraction: float = 0.1,
+    limit_train: int | None = None,
+    workers: int = 0,
+    preprocess: Preprocess | None = None,
+    data_cache: str = "auto",
+    cache_dir: Path | None = None,
+    progress: bool = True,
+) -> RealData:
+    """Read, split and preprocess data set ``name``, and place it on ``device`` or stream it from disk.
+
+    Several processes may call this at once, but a data set that torchvision still has to download should
+    be loaded by one of them first.
+
+    Args:
+        name: one of ``registry.DATASETS``.
+        root: folder that holds the data set's files; each reader's docstring says where.
+        device: where the tensors go.
+        zca: whiten with regularised ZCA instead of standardising each channel.
+        zca_reg: ZCA regularisation, as a share of the mean eigenvalue.
+        im_size: pixels a side (default: the data set's own).
+        val_fraction: share of each class's training images kept apart as validation images, in [0, 1); 0
+            gives none. A validation part that comes with an ``imagefolder`` is used instead of a share.
+        limit_train: keep this many training images after the split, spread evenly over classes.
+        workers: threads that decode image files, 0 for one per core.
+        preprocess: to be used instead of one fitted on the training images; ``zca`` and ``zca_reg`` are not read then.
+        data_cache: ``device``, ``disk`` or ``auto``; see ``streams``.
+        cache_dir: where ZCA matrices and decoded images are kept (default: ``files.cache_folder``).
+        progress: show progress bars on stderr.
+
+    Raises:
+        UserError: a flag or a file is wrong, or the tensors would not fit in memory.
+    """
+    if not 0 <= val_fraction < 1:
+        raise UserError(f"--val_fraction {val_fraction}: it must be at least 0 and below 1")
+    if zca and not zca_reg > 0:
+        raise UserError(f"--zca_reg {zca_reg}: it must be positive")
+    info, source = open_source(name, root, im_size)
+    train, val = torch.arange(len(source.train.labels)), None
+    val_labels = source.train.labels if source.val is None else source.val.labels
+    if val_fraction > 0 and source.val is None:
+        train, val = validation_split(source.train.labels, source.class_names, val_fraction, name)
+    elif val_fraction > 0:
+        val = torch.arange(len(val_labels))
+    if limit_train is not None:
+        train = train[balanced_subset(source.train.labels[train], len(source.class_names), limit_train, name)]
+    test = torch.arange(len(source.test.labels))
+    count = len(train) + len(test) + (0 if val is None else len(val))
+    streamed = streams(data_cache, count, info, device)
+    _require_memory(0 if streamed else count, info, zca and preprocess is None, device)
+    if streamed and progress:
+        print(f"{name}: streaming images from {cache_dir or cache_folder()} (--data_cache)", file=sys.stderr)
+
+    def opened(part: Part) -> Part | StoredImages:
+        if not streamed:
+            return part
+        # All of it, so that runs with other splits and limits share it.
+        shape = (info.channels, info.image_size, info.image_size)
+        return open_store(part, name, shape, cache_dir or cache_folder(), workers, progress)
+
+    def read(part: Part | StoredImages, indices: torch.Tensor) -> Pixels:
+        return part.take(indices) if isinstance(part, StoredImages) else part.read(indices, workers, progress)
+
+    train_part, test_part = opened(source.train), opened(source.test)
+    val_part = train_part if source.val is None or val is None else opened(source.val)
+    train_pixels = read(train_part, train)
+    fitted: Preprocess
+    if preprocess is not None:
+        fitted = preprocess
+    elif zca:
+        fitted = _cached_zca(train_pixels, zca_reg, device, cache_dir or cache_folder(), name, progress)
+    else:
+        fitted = Standardise.fit(train_pixels)
+    place = fitted.on(device)
+
+    def split(pixels: Pixels, labels: torch.Tensor) -> Split:
+        images = place(pixels) if isinstance(pixels, torch.Tensor) else StreamedImages(pixels, place)
+        return Split(images, labels.to(device))
+
+    return RealData(
+        name,
+        source.class_names,
+        split(train_pixels, source.train.labels[train]),
+        None if val is None else split(read(val_part, val), val_labels[val]),
+        split(read(test_part, test), source.test.labels),
+        fitted,
+    )
+
+
+def _cached_zca(images: Pixels, reg: float, device: torch.device, folder: Path, name: str, progress: bool) -> Zca:
+    """``Zca.fit``, unless a file in ``folder`` holds its result for the very same images and ``reg``."""
+    digest = hashlib.blake2b(repr((_CACHE_VERSION, tuple(images.shape), reg)).encode(), digest_size=16)
+    for rows in chunks(images):
+        digest.update(images[rows].contiguous().numpy().data)
+    path = folder / f"zca-{name}-{digest.hexdigest()}.safetensors"
+    try:
+        if path.exists():
+            stored = Preprocess.from_tensors(load_file(path))
+            if isinstance(stored, Zca) and len(stored.whiten) == images.shape[1:].numel():
+                return stored
+            raise UserError("it holds something else")
+    except (OSError, SafetensorError, UserError) as error:
+        print(f"{path}: unreadable cache file, computing ZCA again ({one_line(error)})", file=sys.stderr)
+    fitted = Zca.fit(images, reg, device, progress)
+    try:
+        _write_atomically(fitted.tensors(), path)
+    except (OSError, SafetensorError) as error:
+        print(f"{path}: cannot cache the ZCA matrices ({one_line(error)})", file=sys.stderr)
+    return fitted
+
+
+def _write_atomically(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file that other processes see complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=path.stem, suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    try:
+        save_file(tensors, temporary)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def streams(data_cache: str, num_images: int, info: DatasetInfo, device: torch.device) -> bool:
+    """Whether images are streamed from the cache on disk: ``--data_cache disk``, or ``auto`` if they are too large.
+
+    Too large is what takes more than half of the memory that is free where it would lie.
+    """
+    if data_cache != "auto":
+        return data_cache == "disk"
+    needs = _needs(num_images, info, zca=False, device=device).items()
+    return any(need > _DEVICE_SHARE * free for place, need in needs if (free := free_memory(place)) is not None)
+
+
+def _needs(num_images: int, info: DatasetInfo, zca: bool, device: torch.device) -> dict[torch.device, int]:
+    """Bytes that resident images take: uint8 pixels in memory while they are read, and float32 on ``device``."""
+    values = num_images * info.channels * info.image_size**2
+    on_device = 4 * values + _matrix_bytes(info, zca)
+    if device.type == "cpu":
+        return {device: values + on_device}
+    return {torch.device("cpu"): values, device: on_device}
+
+
+def _matrix_bytes(info: DatasetInfo, zca: bool) -> int:
+    """Covariance, eigenvectors, and two products of them, in float64."""
+    return 4 * 8 * (info.channels * info.image_size**2) ** 2 if zca else 0
+
+
+def _require_memory(num_images: int, info: DatasetInfo, zca: bool, device: torch.device) -> None:
+    """Raise ``UserError`` if ``num_images`` resident images and the ZCA matrices would not fit."""
+    matrices = _matrix_bytes(info, zca)
+    for place, need in _needs(num_images, info, zca, device).items():
+        free = free_memory(place)
+        if free is not None and need > free:
+            shape = f"{info.channels}x{info.image_size}x{info.image_size}"
+            if matrices > need // 2:
+                subject, remedy = f"the ZCA matrices of {shape} images", "lower --im_size or leave out --zca"
+            else:
+                subject = f"{num_images} images of {shape}"
+                remedy = "give --data_cache disk, or lower --im_size or --limit_train"
+            raise UserError(
+                f"--device {device}: {subject} need {need / 1e9:.1f} GB on {place}, where {free / 1e9:.1f} GB are "
+                f"free; {remedy}"
+            )

@@ -1,0 +1,153 @@
+"""Readers of data sets that come as arrays: scikit-learn's digits, and those that torchvision downloads.
+
+Pixels are ``(N, C, H, W)`` uint8 in 0..255, labels ``(N,)`` int64; both live on the CPU. Whatever is
+wrong with the files is raised as a one-line ``UserError`` that names the file or the flag.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision import datasets
+
+from framework.data.folders import some
+from framework.data.parts import ArrayPart, Source
+from framework.data.registry import DATASETS, DatasetInfo
+from framework.errors import UserError, one_line
+
+# What torchvision raises for a file that is missing, unreachable or not what its name promises.
+_TORCHVISION_ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, AssertionError, EOFError)
+
+
+def read_digits(root: Path, size: int) -> Source:
+    """scikit-learn's 8x8 grey digits: 1437 training and 360 test images, in a fixed stratified split.
+
+    They ship with scikit-learn, so ``root`` is not looked at. Their grey levels 0..16 become 0..255.
+    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998.
+    """
+    # Imported here because scikit-learn takes a second to import and no other data set needs it.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    pixels = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    halves = train_test_split(np.arange(len(labels)), test_size=360, stratify=digits.target, random_state=0)
+    train, test = (ArrayPart(pixels[half], labels[half], size) for half in map(torch.from_numpy, halves))
+    return Source(tuple(map(str, range(10))), train, None, test)
+
+
+def read_mnist(root: Path, size: int) -> Source:
+    """MNIST (1x28x28, ten digits) from ``root/MNIST/raw``; downloaded there if it is missing.
+
+    Source: Y. LeCun, C. Cortes and C. J. C. Burges, through ``torchvision.datasets.MNIST``.
+    """
+    return _mnist("mnist", datasets.MNIST, root, size)
+
+
+def read_fashion_mnist(root: Path, size: int) -> Source:
+    """Fashion-MNIST (1x28x28, ten kinds of clothes) from ``root/FashionMNIST/raw``; downloaded if missing.
+
+    Source: H. Xiao, K. Rasul and R. Vollgraf, Fashion-MNIST, arXiv 1708.07747, through torchvision.
+    """
+    return _mnist("fashion-mnist", datasets.FashionMNIST, root, size)
+
+
+def read_svhn(root: Path, size: int) -> Source:
+    """SVHN's cropped digits (3x32x32, ten digits) from ``root`` or ``root/svhn``; downloaded there if missing.
+
+    The ``extra`` images are not used. Source: Y. Netzer et al., Reading Digits in Natural Images with
+    Unsupervised Feature Learning, 2011, through torchvision.
+    """
+    (url, train, _), (_, test, _) = (datasets.SVHN.split_list[part] for part in ("train", "test"))
+    folder = root if (root / train).is_file() else root / "svhn"
+
+    def open_half(half: str, download: bool) -> _Half:
+        part = datasets.SVHN(str(folder), split=half, download=download)
+        return part.data.transpose(0, 2, 3, 1), part.labels, list(range(10))
+
+    return _torchvision("svhn", open_half, root, size, folder, [train, test], url.rsplit("/", 1)[0])
+
+
+def read_cifar10(root: Path, size: int) -> Source:
+    """CIFAR-10 (3x32x32) from ``root/cifar-10-batches-py``; downloaded there if it is missing.
+
+    Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009, through torchvision.
+    """
+    return _cifar("cifar10", datasets.CIFAR10, root, size)
+
+
+def read_cifar100(root: Path, size: int) -> Source:
+    """CIFAR-100 (3x32x32, fine labels) from ``root/cifar-100-python``; downloaded there if it is missing.
+
+    Source: as ``read_cifar10``.
+    """
+    return _cifar("cifar100", datasets.CIFAR100, root, size)
+
+
+_Half = tuple[Any, Any, Sequence[object]]  # (N, H, W) or (N, H, W, 3) uint8 array, labels, names of classes
+
+
+def _mnist(name: str, dataset: Any, root: Path, size: int) -> Source:
+    files = [Path(archive).stem for archive, _ in dataset.resources]
+    return _of_class(name, dataset, root, size, Path(dataset.__name__, "raw"), files, dataset.mirrors[0])
+
+
+def _cifar(name: str, dataset: Any, root: Path, size: int) -> Source:
+    files = [file for file, _ in (*dataset.train_list, *dataset.test_list)] + [dataset.meta["filename"]]
+    # The files are pickles: torchvision compares their MD5 sums with the published ones before opening them.
+    return _of_class(name, dataset, root, size, Path(dataset.base_folder), files, dataset.url)
+
+
+def _of_class(name: str, dataset: Any, root: Path, size: int, subfolder: Path, files: list[str], url: str) -> Source:
+    """Read one of torchvision's classes, which download both halves at once."""
+
+    def open_half(half: str, download: bool) -> _Half:
+        train = half == "train"
+        part = dataset(str(root), train=train, download=download and train)
+        return part.data, part.targets, part.classes
+
+    return _torchvision(name, open_half, root, size, root / subfolder, files, url)
+
+
+def _torchvision(
+    name: str, open_half: Callable[[str, bool], _Half], root: Path, size: int, folder: Path, files: list[str], url: str
+) -> Source:
+    """Read both halves of torchvision's data set ``name``, after a download if ``folder`` lacks one of ``files``.
+
+    Args:
+        open_half: called with ``train`` or ``test`` and whether to download.
+        url: where the files come from, for a person to read.
+    """
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        print(f"{name}: {folder} lacks {some(missing)}; downloading", file=sys.stderr)
+    try:
+        halves = [open_half(half, bool(missing)) for half in ("train", "test")]
+        parts = [_whole(data, targets, DATASETS[name], size) for data, targets, _ in halves]
+    except _TORCHVISION_ERRORS as error:
+        if missing:
+            raise UserError(
+                f"--root {root}: {name} is not there and its download failed ({one_line(error)}); "
+                f"put {', '.join(files)} into {folder} (from {url})"
+            ) from error
+        raise UserError(
+            f"--root {root}: the {name} files in {folder} are damaged ({one_line(error)}); "
+            f"remove them to have them downloaded again"
+        ) from error
+    # MNIST's classes are called "0 - zero" and so on.
+    return Source(tuple(str(label).split(" - ")[0] for label in halves[0][2]), parts[0], None, parts[1])
+
+
+def _whole(data: Any, targets: Any, info: DatasetInfo, size: int) -> ArrayPart:
+    """Turn torchvision's (N, H, W) or (N, H, W, 3) uint8 array and its targets into a part."""
+    pixels, labels = torch.as_tensor(data), torch.as_tensor(targets)
+    pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+    if pixels.shape != (len(labels), info.channels, info.image_size, info.image_size):
+        raise ValueError(f"{len(labels)} labels for images of shape {tuple(pixels.shape)}")
+    if len(labels) == 0 or not 0 <= labels.min() <= labels.max() < (info.num_classes or 0):
+        raise ValueError("labels are missing or out of range")
+    return ArrayPart(pixels, labels, size)

@@ -1,0 +1,107 @@
+"""Every data set by its name in ``--dataset``: the one table of them.
+
+Its reader is imported when a data set is opened: the names are needed where PyTorch is not, as in ``--help``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING
+
+from framework.data.subsets import SUBSETS
+from framework.errors import UserError
+
+if TYPE_CHECKING:
+    from framework.data.parts import Reader, Source
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What is known of a data set before any image is read.
+
+    ``None`` stands for a number that only the files can tell.
+    """
+
+    name: str
+    channels: int
+    image_size: int
+    """Height and width in pixels, after ``--im_size``."""
+    num_classes: int | None
+    train_size: int | None
+    """Images distributed as training data, before a validation split is taken from them."""
+    test_size: int | None
+    reader: str
+    """What lists it, as ``module:name`` in this package; see ``parts.Reader``."""
+    origin: str
+    """``embedded``, ``downloaded`` to ``--root`` where it is missing, or image ``files`` that the user has."""
+    upright: bool = False
+    """Mirrored, its images would mean something else."""
+    ddranking: str | None = None
+    """Its name in the package ddranking."""
+
+
+_SUBSET = "folders:read_imagenet_subset"
+_DDRANKING = {f"image{kind.lower()}": f"Image{kind}" for kind in ("Nette", "Woof", "Fruit", "Meow", "Squawk", "Yellow")}
+# fmt: off
+DATASETS: dict[str, DatasetInfo] = {info.name: info for info in (
+    DatasetInfo("digits", 1, 8, 10, 1437, 360, "readers:read_digits", "embedded", upright=True),
+    DatasetInfo("mnist", 1, 28, 10, 60_000, 10_000, "readers:read_mnist", "downloaded", upright=True),
+    DatasetInfo("fashion-mnist", 1, 28, 10, 60_000, 10_000, "readers:read_fashion_mnist", "downloaded"),
+    DatasetInfo("svhn", 3, 32, 10, 73_257, 26_032, "readers:read_svhn", "downloaded", upright=True),
+    DatasetInfo("cifar10", 3, 32, 10, 50_000, 10_000, "readers:read_cifar10", "downloaded", ddranking="CIFAR10"),
+    DatasetInfo("cifar100", 3, 32, 100, 50_000, 10_000, "readers:read_cifar100", "downloaded", ddranking="CIFAR100"),
+    DatasetInfo("tiny-imagenet-200", 3, 64, 200, 100_000, 10_000, "folders:read_tiny_imagenet", "files",
+                ddranking="TinyImageNet"),
+    DatasetInfo("cub-200-2011", 3, 32, 200, 5_994, 5_794, "folders:read_cub", "files"),
+    DatasetInfo("imagenet", 3, 64, 1000, 1_281_167, 50_000, "folders:read_imagenet", "files", ddranking="ImageNet1K"),
+    *(DatasetInfo(name, 3, 128, 10, None, None, _SUBSET, "files", ddranking=_DDRANKING[name]) for name in SUBSETS),
+    DatasetInfo("imagefolder", 3, 32, None, None, None, "folders:read_imagefolder", "files"),
+)}
+# fmt: on
+
+
+def of_origin(origin: str) -> tuple[str, ...]:
+    """The names of all data sets of this ``DatasetInfo.origin``."""
+    return tuple(info.name for info in DATASETS.values() if info.origin == origin)
+
+
+def describe(name: str, root: Path, im_size: int | None) -> DatasetInfo:
+    """Return what is known of a data set without reading an image.
+
+    Where only the files can tell (``imagefolder`` and ImageNet's subsets), they are counted if ``root`` exists.
+
+    Raises:
+        UserError: unknown ``name``, ``im_size`` below 1, or such a ``root`` that is not laid out as it should.
+    """
+    info = _registered(name, im_size)
+    if info.train_size is not None or not root.exists():
+        return info
+    source = _reader(info)(root, info.image_size)
+    return replace(
+        info,
+        num_classes=len(source.class_names),
+        train_size=len(source.train.labels),
+        test_size=len(source.test.labels),
+    )
+
+
+def open_source(name: str, root: Path, im_size: int | None) -> "tuple[DatasetInfo, Source]":
+    """List data set ``name`` under ``root``; raises ``UserError`` as ``describe`` and its reader do."""
+    info = _registered(name, im_size)
+    return info, _reader(info)(root, info.image_size)
+
+
+def _registered(name: str, im_size: int | None) -> DatasetInfo:
+    if name not in DATASETS:
+        raise UserError(f"--dataset {name}: unknown; choose one of {', '.join(DATASETS)}")
+    if im_size is not None and im_size < 1:
+        raise UserError(f"--im_size {im_size}: an image needs at least 1 pixel a side")
+    return replace(DATASETS[name], image_size=im_size or DATASETS[name].image_size)
+
+
+def _reader(info: DatasetInfo) -> "Reader":
+    """Its ``reader``; one that serves several data sets is told which."""
+    reader: Callable[..., Source] = resolve_name(f"framework.data.{info.reader}")
+    return partial(reader, info.name) if info.reader == _SUBSET else reader

@@ -1,0 +1,1 @@
+"""The distilled set as a product: its files, what reads and writes them, its pictures."""

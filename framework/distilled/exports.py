@@ -1,0 +1,241 @@
+"""A distilled set in the forms that the field's tools read: ``main.py export``."""
+
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from framework.data.registry import DATASETS
+from framework.distilled.formats import LABELS, write_h5, write_npz, write_pt, write_safetensors
+from framework.distilled.set import Distilled
+from framework.errors import UserError
+from framework.files import SET, make_folder, write_text
+
+# ddranking 0.2.0, ddranking/utils/data.py: its name for a data set, and what it subtracts from pixels in [0, 1] and
+# divides them by. Its CIFAR deviations are not the data's (0.247, 0.243, 0.262), but they are what its test images get.
+_CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+DDRANKING = {
+    "CIFAR10": _CIFAR,
+    "CIFAR100": _CIFAR,
+    "TinyImageNet": _IMAGENET,
+    "ImageNet1K": _IMAGENET,
+    **{f"Image{name}": _IMAGENET for name in ("Nette", "Woof", "Fruit", "Meow", "Squawk", "Yellow")},
+}
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """A folder that appears at ``path`` when everything in it is written, or not at all."""
+    building = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        building.mkdir(parents=True)
+        yield building
+        building.rename(path)
+    except OSError as error:
+        raise UserError(f"--output {path}: cannot write ({error.strerror}); choose another") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _classes(distilled: Distilled) -> Tensor:
+    """(N,) the class that each image was made for: the sets are sorted by class."""
+    return torch.arange(distilled.num_classes).repeat_interleave(len(distilled.images) // distilled.num_classes)
+
+
+def _pngs(distilled: Distilled) -> tuple[list[bytes], float]:
+    """Every image in natural colours as a PNG of 8 bits, and the share of pixel values that had to be clipped."""
+    natural = distilled.preprocess.inverse(distilled.images, clip=False)
+    clipped = float(((natural < 0) | (natural > 1)).float().mean())
+    pixels = (natural.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).squeeze(3).numpy()
+    result = []
+    for image in pixels:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, format="PNG")
+        result.append(buffer.getvalue())
+    return result, clipped
+
+
+def _losses(distilled: Distilled, clipped: float) -> str:
+    """What the 8 bits of an image file cost."""
+    text = f"8 bits: pixels are within 1/510 of the original; {clipped:.1%} of them were outside 0..1 and clipped"
+    if distilled.preprocess.kind == "zca":
+        text += "; whitening again rescales each image, as ZCA normalises images one by one"
+    return text
+
+
+def _safetensors(distilled: Distilled, path: Path) -> str:
+    write_safetensors(distilled.stored(numbers=False), path)
+    return "lossless"
+
+
+def _pt(distilled: Distilled, path: Path) -> str:
+    write_pt(distilled.stored(), path)
+    return "lossless; torch.load(..., weights_only=True) gives a dictionary with images and labels"
+
+
+def _npz(distilled: Distilled, path: Path) -> str:
+    write_npz(distilled.stored(), path)
+    return "lossless; arrays images and labels"
+
+
+def _h5(distilled: Distilled, path: Path) -> str:
+    write_h5(distilled.stored(), path)
+    return "lossless; data and label, the ancestors' names"
+
+
+def _images(distilled: Distilled, path: Path) -> str:
+    """One sub-folder of PNG files per class, in natural colours; learnt labels go into ``labels.npy``."""
+    pngs, clipped = _pngs(distilled)
+    with _new_folder(path) as folder:
+        for number, (label, png) in enumerate(zip(_classes(distilled).tolist(), pngs, strict=True)):
+            name = re.sub(r"[^\w.-]+", "-", distilled.class_names[label])
+            (folder / f"{label:05d}_{name}").mkdir(exist_ok=True)
+            (folder / f"{label:05d}_{name}" / f"{number:06d}.png").write_bytes(png)
+        if distilled.hard_labels is None:
+            np.save(folder / LABELS, distilled.labels.numpy())
+    learnt = f"; {LABELS} has the learnt labels, in the order of the files" if distilled.hard_labels is None else ""
+    return _losses(distilled, clipped) + learnt
+
+
+def _ddranking(distilled: Distilled, path: Path, dataset: str | None) -> str:
+    """What the package ddranking 0.2.0 reads: ``images.pt`` in its normalisation, ``labels.pt``, ``set.json``.
+
+    Its scores take images (N, 3, H, W) float32 that are normalised like its test images, and hard labels (N,) int64
+    or soft ones (N, K) float32, which a softmax turns into a distribution: so these are the logarithms of ours.
+    """
+    name = dataset or DATASETS[distilled.config.dataset].ddranking
+    if name is None or distilled.images.shape[1] != 3:
+        raise UserError(
+            f"--to ddranking: it knows colour images of {', '.join(DDRANKING)} only, not {distilled.config.dataset}; "
+            "if the set is of one of those, say so with --ddranking_dataset"
+        )
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in DDRANKING[name])
+    images = (distilled.preprocess.inverse(distilled.images, clip=False) - mean) / std
+    hard = distilled.hard_labels
+    about = {
+        "dataset": name,
+        "ipc": len(images) // distilled.num_classes,
+        "im_size": [images.shape[-1]] * 2,
+        "labels": "soft" if hard is None else "hard",
+        "optimizer": distilled.config.inner_optim.lower(),
+        "lr": distilled.config.inner_lr,
+    }
+    with _new_folder(path) as folder:
+        torch.save(images, folder / "images.pt")
+        torch.save(distilled.labels.clamp_min(1e-12).log() if hard is None else hard, folder / "labels.pt")
+        (folder / "set.json").write_text(json.dumps(about, indent=2) + "\n")
+    zca = distilled.preprocess.kind == "zca"
+    return f"images normalised like {name}'s in ddranking" + (
+        ", from the inverse of our ZCA: approximate" if zca else ""
+    )
+
+
+def _hf(distilled: Distilled, path: Path) -> str:
+    """A folder for ``datasets.load_dataset``: parquet with pictures, labels and exact pixels, and a data card."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise UserError("--to hf needs the package: pip install pyarrow, or choose another form") from error
+    pngs, clipped = _pngs(distilled)
+    count, shape = len(pngs), list(distilled.images.shape[1:])
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"names": list(distilled.class_names), "_type": "ClassLabel"},
+        "weights": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"},
+        "pixels": {"shape": shape, "dtype": "float32", "_type": "Array3D"},
+    }
+    rows = pa.table(
+        {
+            "image": [{"bytes": png, "path": f"{number:06d}.png"} for number, png in enumerate(pngs)],
+            "label": pa.array(_classes(distilled).tolist(), pa.int64()),
+            "weights": pa.array(list(distilled.labels.numpy()), pa.list_(pa.float32())),
+            "pixels": pa.array(distilled.images.tolist(), pa.list_(pa.list_(pa.list_(pa.float32())))),
+        }
+    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    size = "n<1K" if count < 1000 else "1K<n<10K" if count < 10_000 else "10K<n<100K"
+    with _new_folder(path) as folder:
+        (folder / "data").mkdir()
+        pq.write_table(rows, folder / "data" / "train-00000-of-00001.parquet")
+        write_safetensors(distilled.stored(numbers=False), folder / SET)
+        write_text(folder / "README.md", _card(distilled, size, _losses(distilled, clipped)))
+    return "weights and pixels lossless, pictures " + _losses(distilled, clipped)
+
+
+def _card(distilled: Distilled, size: str, losses: str) -> str:
+    """The data card: YAML that the hub and ``datasets`` read, then text for people."""
+    c, shape = distilled.config, distilled.images.shape
+    learnt = "learnt class weights" if distilled.hard_labels is None else "one-hot"
+    inputs = f"{' x '.join(map(str, shape[1:]))} float32 as networks see them ({distilled.preprocess.kind})"
+    title = f"{c.dataset}, distilled to {len(distilled.images)} images"
+    return f"""---
+pretty_name: {json.dumps(title)}
+task_categories: [image-classification]
+tags: [dataset-distillation]
+size_categories: [{json.dumps(size)}]
+configs:
+- config_name: default
+  data_files: [{{split: train, path: "data/*.parquet"}}]
+---
+
+# {title}
+
+{distilled.num_classes} classes, {len(distilled.images) // distilled.num_classes} image(s) each, made by {c.policy}
+(W {c.window}, T {c.totwindow}, seed {c.seed}, epoch {distilled.provenance.get("epoch")}).
+
+| column | content |
+| --- | --- |
+| `image` | in natural colours, for looking; {losses} |
+| `label` | the class that the image was made for |
+| `weights` | {distilled.num_classes} class weights to train on; {learnt} |
+| `pixels` | {inputs}; train on these |
+
+Train with {c.inner_optim}, learning rate {c.inner_lr:g}, {distilled.steps} steps of {c.batch_per_class} image(s)
+of each of {c.task_sampler_nc or distilled.num_classes} classes, augmentation {c.syn_strategy}. `{SET}` holds the
+same set with its preprocessing; `framework.load_distilled` opens this folder.
+"""
+
+
+FORMS: dict[str, tuple[str, Callable[..., str]]] = {
+    "safetensors": (".safetensors", _safetensors),
+    "pt": (".pt", _pt),
+    "npz": (".npz", _npz),
+    "h5": (".h5", _h5),
+    "images": ("", _images),
+    "ddranking": ("", _ddranking),
+    "hf": ("", _hf),
+}
+"""What each form's path ends in (a folder's in nothing), and its writer, which says what is lost."""
+
+
+def export(distilled: Distilled, form: str, path: Path, ddranking_dataset: str | None = None) -> str:
+    """Write the set; nothing is overwritten.
+
+    Returns:
+        One line about what was written, and what it lost.
+
+    Raises:
+        UserError: something is at ``path`` already, or the set does not fit the form.
+    """
+    if path.exists():
+        raise UserError(f"--output {path}: is there already; remove it or choose another")
+    options: dict[str, Any] = {"dataset": ddranking_dataset} if form == "ddranking" else {}
+    suffix, write = FORMS[form]
+    if suffix:
+        make_folder(path.parent)
+    return write(distilled, path, **options)

@@ -1,0 +1,69 @@
+"""Sets of other programs: what their files do not say, and how it is found."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from framework.config import Config
+from framework.data.splits import RealData
+from framework.distilled.formats import Stored
+from framework.distilled.set import Distilled, class_weights
+from framework.errors import UserError
+
+
+def from_foreign(stored: Stored, path: Path, real: RealData, config: Config, *, pixels: bool) -> Distilled:
+    """A set of another program, for the real data that it was made from.
+
+    Sets with class numbers are sorted by class; sets with class weights are taken to be sorted, as is usual
+    where labels are learnt.
+
+    Args:
+        stored: its file's content.
+        path: for messages.
+        real: with the preprocessing that the set is to be seen in.
+        config: the inner recipe to use.
+        pixels: the images are pixels, 0..255 or floating point in [0, 1] (which are rounded to 8 bits), to be
+            preprocessed like the real ones.
+
+    Raises:
+        UserError: shapes or labels do not fit the data set.
+    """
+    images, labels = stored.tensors["images"], stored.tensors["labels"]
+    shape, (channels, height, width) = tuple(images.shape[1:]), real.image_shape
+    if shape != real.image_shape and shape == (height, width, channels):
+        images = images.permute(0, 3, 1, 2)
+    elif shape == (1, height, width) and channels == 3 and pixels:
+        images = images.expand(-1, 3, -1, -1)
+    elif shape != real.image_shape:
+        raise UserError(
+            f"{path}: images are {' x '.join(map(str, shape))}, those of {real.name} {channels} x {height} x {width}; "
+            "give another --dataset or --im_size"
+        )
+    if "folders" in stored.metadata:
+        labels = _folder_classes(json.loads(stored.metadata["folders"]), real.class_names, path)[labels]
+    if len(images) != len(labels):
+        raise UserError(f"{path}: {len(images)} images but {len(labels)} labels; give the files of one set")
+    weights = class_weights(labels, real.num_classes, path)
+    if labels.ndim == 1:
+        order = weights.argmax(1).argsort(stable=True)
+        images, weights = images[order], weights[order]
+    if pixels:
+        low, high = (0, 1) if images.is_floating_point() else (0, 255)
+        if images.min() < low or images.max() > high:
+            raise UserError(
+                f"{path}: --preprocess pixels, but values are outside {low}..{high}; say how they were made"
+            )
+        images = real.preprocess((images * (255 / high)).round().to(torch.uint8))
+    return Distilled(path, images.float().contiguous(), weights, real.class_names, real.preprocess, config, {})
+
+
+def _folder_classes(folders: list[str], class_names: tuple[str, ...], path: Path) -> Tensor:
+    """The class of each folder: by its name, else by the number in front."""
+    if set(folders) <= set(class_names):
+        return torch.tensor([class_names.index(name) for name in folders])
+    numbers = [name.partition("_")[0] for name in folders]
+    if all(number.isdecimal() and int(number) < len(class_names) for number in numbers):
+        return torch.tensor([int(number) for number in numbers])
+    raise UserError(f"{path}: folders are named neither like classes nor by their numbers; rename them 0, 1, 2, ...")

@@ -1,0 +1,72 @@
+"""Distilled images as a person would see them."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from framework.data.preprocess import Preprocess
+from framework.files import write_atomically
+
+TILE = 128  # pixels a side of a picture in the grid, about
+
+
+def natural_images(images: Tensor, preprocess: Preprocess, contrast: float) -> Tensor:
+    """Distilled images (N, C, H, W) as a person would see them: float32 in [0, 1].
+
+    Networks with instance norm hardly notice an image's contrast, and distilled images start at a tiny
+    one; so each is stretched about its mean to ``contrast``, the standard deviation of real preprocessed
+    images, before the preprocessing is undone.
+    """
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    deviation = images.std(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
+    return preprocess.inverse((images - mean) / deviation * contrast + mean)
+
+
+def image_grid(
+    pictures: Tensor, class_names: Sequence[str], path: Path, labels: Tensor | None = None, columns: int = 10
+) -> None:
+    """Draw pictures (K * ipc, C, H, W) in [0, 1] as a PNG: one row per class with its name.
+
+    Args:
+        pictures: sorted by class.
+        class_names: K of them.
+        path: of the PNG.
+        labels: (K * ipc, K) soft labels; if given, the two classes of the largest weights stand below each picture.
+        columns: pictures shown of each class, the first ones.
+    """
+    rows, side = len(class_names), pictures.shape[-1]
+    enlarge = max(1, TILE // side)  # whole numbers, so that every pixel is shown alike
+    size, mode = (side * enlarge, "nearest") if side <= TILE else (TILE, "area")
+    by_class = pictures.cpu().unflatten(0, (rows, -1))[:, :columns].mul(255).round()
+    per_class = by_class.shape[1]
+    # Drawn with PIL: matplotlib takes minutes for the labels of a thousand classes.
+    fonts = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    large, small = ImageFont.truetype(fonts, 14), ImageFont.truetype(fonts, 10)
+    right, down = size + 8, size + (8 if labels is None else 36)
+    margin = 16 + math.ceil(max(large.getbbox(name)[2] for name in class_names))
+    sheet = Image.new("RGB", (margin + per_class * right, 8 + rows * down), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, name in enumerate(class_names):
+        y = 8 + row * down
+        draw.text((margin - 8, y + size // 2), name, fill="black", font=large, anchor="rm")
+        for column, tile in enumerate(F.interpolate(by_class[row], (size, size), mode=mode)):
+            x = margin + column * right
+            sheet.paste(Image.fromarray(tile.expand(3, -1, -1).byte().permute(1, 2, 0).numpy()), (x, y))
+            if labels is not None:
+                draw.text((x, y + size + 2), _top_classes(labels[row * (len(labels) // rows) + column], class_names),
+                          fill="black", font=small)  # fmt: skip
+    write_atomically(path, lambda file: sheet.save(file, format="PNG"))
+
+
+def _top_classes(label: Tensor, class_names: Sequence[str]) -> str:
+    """The two largest of the non-negative class weights (K,), as shares, a line each."""
+    top = (label / label.sum().clamp_min(torch.finfo(label.dtype).tiny)).topk(min(2, len(label)))
+    return "\n".join(
+        f"{class_names[k][:12]} {100 * share:.0f}%" for share, k in zip(*map(Tensor.tolist, top), strict=True)
+    )

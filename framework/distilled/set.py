@@ -1,0 +1,145 @@
+"""A distilled set as something to use: its images and labels, and all that training on it takes."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from framework.config import Config
+from framework.data.preprocess import Preprocess, Zca
+from framework.distilled.formats import Stored
+from framework.errors import UserError
+from framework.inner.augment import Augmentation, apply
+from framework.inner.names import MOMENTUM, WEIGHT_DECAY
+from framework.inner.plan import ClassSampler
+from framework.networks import registry
+from framework.rng import generator
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A distilled set and how it is meant to be used; see ``load_distilled``."""
+
+    source: Path
+    images: Tensor
+    """(N, C, H, W) float32 as networks see them, N / K of each class, sorted by class."""
+    labels: Tensor
+    """(N, K) float32 class weights: one-hot, or learnt."""
+    class_names: tuple[str, ...]
+    """In label order."""
+    preprocess: Preprocess
+    """Call it on uint8 pixels to get what networks see; ``inverse`` goes back to natural colours."""
+    config: Config
+    """The run's flags, the inner recipe among them."""
+    provenance: dict[str, Any]
+    """Where the set comes from: epoch, accuracy, device, versions, and ``best_length``, the steps to train for."""
+
+    @property
+    def dataset(self) -> TensorDataset:
+        """Images (C, H, W) with their class weights (K,), for any data loader."""
+        return TensorDataset(self.images, self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
+
+    @property
+    def steps(self) -> int:
+        """The training length that was selected with the set, in inner steps."""
+        return int(self.provenance.get("best_length", self.config.eval_steps[-1]))
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """Of synthetic batches."""
+        return Augmentation(self.config.syn_strategy, self.config.comp_aug, self.images.shape[-1])
+
+    @property
+    def hard_labels(self) -> Tensor | None:
+        """(N,) class numbers where every label is exactly one-hot, else None."""
+        numbers = self.labels.argmax(1)
+        return numbers if torch.equal(F.one_hot(numbers, self.num_classes).float(), self.labels) else None
+
+    @property
+    def sampler(self) -> ClassSampler:
+        """Draws batches of the set as the inner loop did."""
+        return ClassSampler(
+            num_classes=self.num_classes,
+            per_class=len(self.images) // self.num_classes,
+            classes_per_step=self.config.task_sampler_nc or self.num_classes,
+            batch_per_class=self.config.batch_per_class,
+            augmentation=self.augmentation,
+        )
+
+    def batches(self, steps: int | None = None, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Augmented batches of images (B, C, H, W) and class weights (B, K), one per inner step.
+
+        Args:
+            steps: how many (default: the property ``steps``).
+            seed: of every choice.
+        """
+        plan = self.sampler.plan(self.steps if steps is None else steps, generator(seed, "batches"))
+        for t in range(len(plan)):
+            yield apply(self.images[plan.indices[t]], self.labels[plan.indices[t]], plan.draw.at(t))
+
+    def network(self) -> nn.Module:
+        """A fresh network of the architecture that the set was made for."""
+        channels, side = self.images.shape[1:3]
+        return registry.build(self.config.arch, channels, side, self.num_classes, **self.config.network)
+
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The inner loop's optimiser."""
+        if self.config.inner_optim == "Adam":
+            return torch.optim.Adam(parameters, lr=self.config.inner_lr)
+        return torch.optim.SGD(parameters, lr=self.config.inner_lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+
+    @cached_property
+    def pictures(self) -> Tensor:
+        """(N, C, H, W) float32 in [0, 1]: the images as a person would see them; see ``report.natural_images``."""
+        from framework.distilled.pictures import natural_images  # late: it needs a drawing library, training does not
+
+        return natural_images(self.images, self.preprocess, _contrast(self.preprocess, self.config.zca_reg))
+
+    def stored(self, *, numbers: bool = True) -> Stored:
+        """What a file of the set holds; ``numbers``: one-hot labels as class numbers, as others expect them."""
+        hard = self.hard_labels if numbers else None
+        labels = self.labels if hard is None else hard
+        return Stored(
+            {"images": self.images, "labels": labels, **self.preprocess.tensors()},
+            {"class_names": json.dumps(self.class_names), "provenance": json.dumps(self.provenance)},
+        )
+
+
+def class_weights(labels: Tensor, num_classes: int, path: Path) -> Tensor:
+    """(N, K) float32 class weights, from those or from (N,) class numbers.
+
+    Raises:
+        UserError: they do not fit the number of classes.
+    """
+    if labels.ndim == 2 and labels.shape[1] == num_classes:
+        return labels.float()
+    numbers = labels.flatten() if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    if numbers.ndim != 1 or not torch.equal(numbers.double(), numbers.double().round()):
+        raise UserError(f"{path}: labels of shape {tuple(labels.shape)}; there are {num_classes} classes")
+    if len(numbers) == 0 or numbers.min() < 0 or numbers.max() >= num_classes:
+        raise UserError(f"{path}: labels are not all in 0..{num_classes - 1}; check --dataset")
+    return F.one_hot(numbers.long(), num_classes).float()
+
+
+def _contrast(preprocess: Preprocess, zca_reg: float) -> float:
+    """The standard deviation of real preprocessed images, which ``natural_images`` stretches to.
+
+    Standardising makes it 1. With ZCA the images have norm 1 before they are whitened, so their D eigenvalues sum
+    to 1; the whitened covariance I - reg / D W^2 has the mean diagonal 1 - reg / D^2 ||W||^2.
+    """
+    if not isinstance(preprocess, Zca):
+        return 1.0
+    size = len(preprocess.whiten)
+    return float((1 - zca_reg * preprocess.whiten.double().square().sum() / size**2).sqrt())

@@ -1,0 +1,58 @@
+"""What a run would be, told without running it: ``--dry_run``."""
+
+from pathlib import Path
+
+from framework.assemble import bare_network, check_against_data, execution_for
+from framework.config import Config
+from framework.data.load import streams
+from framework.data.registry import describe
+from framework.files import cache_folder
+from framework.networks.flat import activation_floats
+from framework.run.distributed import resolve_device
+from framework.run.memory import Problem, size_text, step_bytes
+
+
+def preview(config: Config) -> str:
+    """The resolved configuration, method, steps per epoch and an estimate of memory, as text."""
+    c = config
+    device = resolve_device(c.device_name)
+    info = describe(c.dataset, Path(c.root), c.im_size)
+    classes = info.num_classes or 10
+    check_against_data(c, classes if info.num_classes else None, info.image_size)
+    module = bare_network(c, info.channels, info.image_size, classes)
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    floats = activation_floats(module, info.channels, info.image_size)
+    batch = c.inner_batch(classes)
+    length = c.longest_window
+    lines = [c.to_json(), "", f"method: {c.policy}, at most {length} of {c.totwindow} inner steps differentiated"]
+    lines.append(f"device: {device}")
+    lines.append(
+        f"network: {c.arch}, {parameters:,} parameters, {info.channels} x {info.image_size} x {info.image_size} images"
+    )
+    if info.num_classes is None:
+        lines.append(f"classes: unknown, --root {c.root} is not here; the estimate assumes {classes}")
+    real_batch, data, total = c.batch_size, 0, 0
+    if info.train_size is None:
+        lines.append("steps per epoch: unknown until --root is here")
+    else:
+        all_train = info.train_size if c.select == "test" else round(info.train_size * (1 - c.val_fraction))
+        train = min(all_train, c.limit_train or all_train)
+        real_batch = min(c.batch_size, train)
+        steps = max(1, train // real_batch)
+        total = steps * (c.epochs - c.start_epoch)
+        lines.append(f"steps per epoch: about {steps} ({train:,} real images, {real_batch} per step), {total:,} in all")
+        images = train + info.train_size - all_train + (info.test_size or 0)
+        pixels = images * info.channels * info.image_size**2
+        if not streams(c.data_cache, images, info, device):
+            data = 4 * pixels
+        else:
+            lines.append(f"data: streamed from {c.cache_dir or cache_folder()}, {size_text(pixels)} once decoded")
+    execution = execution_for(c, device, floats, total * length * batch * c.meta_batch)
+    lines.append(f"engine: {c.engine_name} ({execution})")
+    problem = Problem(module, info.channels, info.image_size, classes, real_batch, execution)
+    window, real = step_bytes(c, problem)
+    sizes = {"window": window, "real batch": real, "data": data, "together": window + real + data}
+    shown = ", ".join(f"{name} {size_text(size)}" for name, size in sizes.items())
+    lines.append(f"memory, within a factor of two: {shown}")
+    lines.append(f"folder: {c.folder}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Fresh networks trained on a set, and their scores."""

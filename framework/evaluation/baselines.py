@@ -1,0 +1,47 @@
+"""What a distilled set is compared with: real images, trained on in the same way."""
+
+import torch
+import torch.nn.functional as F
+
+from framework.data.splits import RealData
+from framework.errors import UserError
+from framework.evaluation.evaluator import Candidate, TrainingSet
+from framework.inner.plan import ClassSampler, UniformSampler
+from framework.outer.synthetic import one_hot_labels
+from framework.rng import generator
+
+FULL_SET_BATCH = 256  # real images per step when a network is trained on the whole real set
+
+
+def random_real(real: RealData, sampler: ClassSampler, networks: int, lengths: tuple[int, ...], seed: int) -> Candidate:
+    """As many real images as the distilled set has, drawn anew for each network; same recipe.
+
+    Raises:
+        UserError: a class has fewer real images than the distilled set.
+    """
+    ipc, labels, sets = sampler.per_class, real.train.labels.cpu(), []
+    for i in range(networks):
+        gen = generator(seed, "random real images", i)
+        picks = []
+        for k, name in enumerate(real.class_names):
+            members = (labels == k).nonzero().squeeze(1)
+            if len(members) < ipc:
+                raise UserError(
+                    f"--baselines random: class {name} has only {len(members)} real images for --num_per_class {ipc}; "
+                    "drop the baseline"
+                )
+            picks.append(members[torch.randperm(len(members), generator=gen)[:ipc]])
+        images = real.train.batch(torch.cat(picks))
+        sets.append(TrainingSet(images, one_hot_labels(real.num_classes, ipc).to(images.device), sampler))
+    return Candidate("random real images (another draw for each network)", sets, lengths)
+
+
+def full_real(real: RealData, sampler: ClassSampler, networks: int, lengths: tuple[int, ...], seed: int) -> Candidate:
+    """The whole real training set in uniform batches of 256; same optimiser, augmentation and lengths."""
+    labels = F.one_hot(real.train.labels, real.num_classes).float()
+    uniform = UniformSampler(len(labels), FULL_SET_BATCH, sampler.augmentation)
+    data = TrainingSet(real.train.images, labels, uniform)
+    return Candidate("real images: the whole training set", [data] * networks, lengths)
+
+
+BASELINES = {"random": random_real, "full": full_real}

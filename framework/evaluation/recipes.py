@@ -1,0 +1,124 @@
+"""Recipes: how a fresh network is trained on a distilled set when the set is judged."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from framework.data.registry import DATASETS
+from framework.distilled.set import Distilled
+from framework.errors import UserError
+from framework.inner.augment import Augmentation
+from framework.inner.names import MOMENTUM, WEIGHT_DECAY
+from framework.inner.optimizers import SGD, Optimizer, State, make_optimizer
+from framework.inner.plan import ClassSampler, Plan
+
+PAPERS_LENGTHS = (300, 600, 1000, 3000)
+
+
+DC_EPOCHS, DC_BATCH, DC_LR = 1000, 256, 0.01
+
+
+DC_STRATEGY = "color_crop_cutout_flip_scale_rotate"
+
+
+RECIPES = {
+    "inner": "the set's own inner recipe: optimiser, augmentation and training lengths",
+    "dc": "SGD with momentum and one step decay, with siamese augmentation, as in the DC/DSA/MTT line",
+    "papers": "the inner recipe at the four lengths of RaT-BPTT and AT-BPTT, 300 600 1000 3000 steps",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How networks are trained on one set."""
+
+    name: str
+    rule: Optimizer
+    sampler: "ClassSampler | EpochSampler"
+    lengths: tuple[int, ...]
+    """Training lengths in steps; the best is chosen on the selection split."""
+    text: str
+    """For people."""
+
+
+@dataclass(frozen=True)
+class DecayedSGD(SGD):
+    """SGD whose learning rate falls to a tenth after ``decay_at`` steps, with a fresh momentum buffer.
+
+    Dataset condensation makes a new optimiser there (its ``evaluate_synset``), which forgets the momentum. For
+    evaluation alone: ``pullback`` knows nothing of the decay.
+    """
+
+    decay_at: int = 0
+
+    def step(self, state: State, grad: Tensor) -> State:
+        """One update; see ``SGD.step``."""
+        if state.t == self.decay_at:
+            state = replace(state, m=torch.zeros_like(state.m))
+        lr = self.lr if state.t < self.decay_at else self.lr / 10
+        return SGD(lr, self.momentum, self.weight_decay).step(state, grad)
+
+
+@dataclass(frozen=True)
+class EpochSampler:
+    """Draws batches as a shuffling data loader does: every image once per epoch, in near-equal batches.
+
+    Args:
+        size: number of images.
+        batches: per epoch.
+        augmentation: of each batch.
+    """
+
+    size: int
+    batches: int
+    augmentation: Augmentation
+
+    def plan(self, steps: int, gen: torch.Generator) -> Plan:
+        """Draw all choices of ``steps`` batches, on the CPU; what an epoch's equal batches leave over is dropped."""
+        batch, epochs = self.size // self.batches, -(-steps // self.batches)
+        order = torch.rand(epochs, self.size, generator=gen).argsort(1)[:, : batch * self.batches]
+        return Plan(order.reshape(-1, batch)[:steps], self.augmentation.draw(steps, batch, gen))
+
+
+def make_recipe(name: str, distilled: Distilled, eval_steps: tuple[int, ...] | None) -> Recipe:
+    """The recipe for a set.
+
+    ``dc`` is the evaluation of dataset condensation (Zhao, Mopuri and Bilen 2021, arXiv 2006.05929), with the
+    augmentation and the 1000 epochs of DSA (Zhao and Bilen 2021, arXiv 2102.08259), which MTT (Cazenavette et al.
+    2022, arXiv 2203.11932) and its successors kept: learning rate 0.01, momentum 0.9, weight decay 5e-4, batches of
+    at most 256 images, epochs 0 to 1000, of which those after number 501 run at a tenth of the rate; one operation
+    of colour, crop, cut-out, flip, scale and rotation drawn per batch, without the flip for digits.
+
+    Args:
+        name: one of ``RECIPES``.
+        distilled: the set.
+        eval_steps: training lengths instead of the recipe's own.
+
+    Raises:
+        UserError: the recipe does not fit the set.
+    """
+    c = distilled.config
+    if name == "dc":
+        batches = -(-len(distilled.images) // DC_BATCH)
+        if eval_steps is not None and len(eval_steps) > 1:
+            raise UserError("--recipe dc has one training length, at which its decay is aimed; give one --eval_steps")
+        total = (DC_EPOCHS + 1) * batches if eval_steps is None else eval_steps[0]
+        decay_at = (DC_EPOCHS // 2 + 2) * batches if eval_steps is None else total // 2
+        strategy = DC_STRATEGY.replace("_flip", "") if DATASETS[c.dataset].upright else DC_STRATEGY
+        sampler = EpochSampler(
+            len(distilled.images), batches, Augmentation(strategy, False, distilled.images.shape[-1])
+        )
+        rate = f"a tenth of the rate from step {decay_at:,} on"
+        text = f"SGD {DC_LR}, momentum {MOMENTUM}, weight decay {WEIGHT_DECAY:g}, {rate}; {strategy}"
+        return Recipe(name, DecayedSGD(DC_LR, decay_at=decay_at), sampler, (total,), text)
+    counts = distilled.labels.argmax(1).bincount(minlength=distilled.num_classes)
+    uneven = distilled.hard_labels is not None and counts.unique().numel() > 1
+    if uneven or len(distilled.images) % distilled.num_classes:
+        raise UserError(
+            f"--recipe {name} draws batches by class, and {distilled.source} has not as many images of each; give "
+            "--recipe dc"
+        )
+    lengths = eval_steps or (PAPERS_LENGTHS if name == "papers" else c.eval_steps)
+    text = f"{c.inner_optim} {c.inner_lr:g}; {c.syn_strategy}; {c.batch_per_class} image(s) of a class drawn per step"
+    return Recipe(name, make_optimizer(c.inner_optim, c.inner_lr), distilled.sampler, lengths, text)

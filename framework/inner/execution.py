@@ -1,0 +1,92 @@
+"""How a run's arithmetic is carried out: what ``--engine auto`` and ``--accelerate auto`` stand for on a device."""
+
+import ctypes
+import sys
+
+import torch
+
+from framework.errors import UserError
+from framework.inner.kernels import Execution, has_compiler
+from framework.inner.names import CHUNK
+
+# benchmarks/metagrad.py on two cores: compiling takes half a minute, and saves this much of each image's step.
+SAVED_SECONDS = 5e-9  # per number that one forward pass writes
+WORTH_SECONDS = 180.0  # compile where more than this would be saved
+
+
+def choose(
+    accelerate: str,
+    device: torch.device,
+    *,
+    work: float,
+    per_sample: bool = True,
+    replayed: bool = True,
+    chunk: int | None = None,
+    precision: str = "float32",
+    channels_last: bool = False,
+) -> Execution:
+    """The execution that is asked for, on a device.
+
+    Args:
+        accelerate: ``auto``, ``none``, ``compile``, ``graphs`` or ``both``.
+        device: where the run will be.
+        work: numbers that the forward passes of all differentiated inner steps of the run write.
+        per_sample: in training, the network's output for an image does not depend on the others in its batch.
+        replayed: the engine runs each step by itself, not in a graph of the whole window.
+        chunk, precision, channels_last: see ``Execution``; ``chunk`` None is the device's own.
+
+    Raises:
+        UserError: what is asked for does not exist here.
+    """
+    cuda = device.type == "cuda"
+    compilable = per_sample and device.type in ("cpu", "cuda") and has_compiler(device)
+    compiled, graphs = accelerate in ("compile", "both"), accelerate in ("graphs", "both")
+    if precision == "tf32" and not cuda:
+        raise UserError(f"--precision tf32: only CUDA devices have it, this run is on {device.type}; give float32")
+    if graphs and not cuda:
+        raise UserError(f"--accelerate {accelerate}: CUDA graphs need a CUDA device, this run is on {device.type}; "
+                        "give auto, compile or none")  # fmt: skip
+    if compiled and not compilable:
+        why = "needs a C++ compiler (and Triton on CUDA)" if per_sample else "does not support --norm batch"
+        raise UserError(f"--accelerate {accelerate}: torch.compile {why}; give auto or none")
+    if accelerate == "auto" and replayed:
+        graphs = cuda
+        compiled = device.type == "cpu" and compilable and work * SAVED_SECONDS > WORTH_SECONDS
+    return Execution(
+        chunk=chunk or CHUNK.get(device.type, CHUNK["cpu"]),
+        precision=precision,
+        channels_last=channels_last,
+        compile=compiled,
+        graphs=graphs,
+        together=cuda and per_sample,
+    )
+
+
+def set_device_precision(precision: str) -> None:
+    """Let CUDA use TF32 for float32 arithmetic, or not; PyTorch's own default differs between layers."""
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names and numbers of glibc's malloc.h
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep memory that it has freed, for what it allocates next; for work on the CPU.
+
+    By default glibc returns large blocks to the system, and every new tensor pays for its pages again: up to half of
+    an inner step's time. The peak stays what it was for replay; a graph of the whole window takes up to a fifth more
+    (benchmarks/metagrad.py).
+
+    Returns:
+        Whether the C library could be told so; others than glibc have their own ways.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    return mallopt is not None and bool(mallopt(M_MMAP_THRESHOLD, 2**31 - 1) and mallopt(M_TRIM_THRESHOLD, -1))
+
+
+def configure_process(device: torch.device, precision: str) -> None:
+    """What a process that computes on ``device`` sets for all of its work."""
+    set_device_precision(precision)
+    if device.type == "cpu":
+        keep_freed_memory()

@@ -1,0 +1,170 @@
+"""The inner loop: the training steps that all parts of a run share."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from framework.inner.augment import Draw, apply
+from framework.inner.graphs import Captured, Recorder
+from framework.inner.kernels import Execution, Kernels
+from framework.inner.optimizers import Optimizer, State
+from framework.inner.plan import Plan
+from framework.networks.flat import FlatNetwork
+
+LOW_PRECISION_FROM = 20  # inner steps before it are too ill-conditioned for bfloat16; see benchmarks/precision.py
+
+
+class InnerLoop:
+    """Training steps of the inner network, for every use: prefix, probe, window, evaluation.
+
+    Several networks can be trained at once: theta is then (N, P), and a plan's batches hold those of all networks one
+    after the other (``Plan.side_by_side``).
+
+    Args:
+        network: f.
+        rule: the inner optimiser.
+        execution: how derivatives are computed.
+    """
+
+    def __init__(self, network: FlatNetwork, rule: Optimizer, execution: Execution | None = None) -> None:
+        self.network, self.rule = network, rule
+        self.execution = execution or Execution()
+        self.kernels = Kernels(network, self.execution)
+        # Each as it is, or as a graph.
+        graphs = self.execution.graphs
+        prepare: Callable[[Any], Any] = partial(Captured, record=Recorder()) if graphs else lambda function: function
+        precisions = (False, True)
+        self._step = {low: prepare(partial(self._take_step, low)) for low in precisions}
+        self._judge = {low: prepare(partial(self._judge_at, low)) for low in precisions}
+        self._back = {
+            (low, learnt): prepare(partial(self._step_back, low, learnt))
+            for low in precisions
+            for learnt in (False, True)
+        }
+
+    def for_evaluation(self) -> "InnerLoop":
+        """A loop for judging a set: in float32, and step by step where running statistics must be kept."""
+        if self.network.per_sample and self.execution.precision != "bf16":
+            return self
+        return InnerLoop(self.network, self.rule, replace(self.execution, precision="float32", graphs=False))
+
+    @torch.no_grad()
+    def step(self, state: State, images: Tensor, labels: Tensor, plan: Plan, t: int) -> tuple[State, Tensor]:
+        """Take step ``t`` of ``plan`` without recording anything.
+
+        Args:
+            images: (N, C, H, W), the set that ``plan`` indexes.
+            labels: (N, K) class weights.
+
+        Returns:
+            The next state, and g_t (P,).
+        """
+        drawn = plan.indices[t]
+        new, gradient = self._step[self.is_low(state)](state, images[drawn], labels[drawn], plan.draw.at(t))
+        return replace(new, t=state.t + 1), gradient
+
+    @torch.no_grad()
+    def step_back(
+        self, cotangent: State, old: State, new: State, gradient: Tensor, images: Tensor, labels: Tensor, plan: Plan,
+        t: int, learn_labels: bool,
+    ) -> tuple[State, Tensor, Tensor | None]:  # fmt: skip
+        """The vector-Jacobian product of ``step``.
+
+        Args:
+            cotangent: of the state that ``step`` returned.
+            old, new: the states before and after the step.
+            gradient: g_t (P,).
+
+        Returns:
+            The cotangents of ``old``, of the drawn images (B, C, H, W) and, if learnt, of their labels (B, K).
+        """
+        back, drawn = self._back[self.is_low(old), learn_labels], plan.indices[t]
+        before, dx, dy = back(cotangent, old, new, gradient, images[drawn], labels[drawn], plan.draw.at(t))
+        return replace(before, t=old.t), dx, dy
+
+    @torch.no_grad()
+    def judge(self, state: State, images: Tensor, labels: Tensor, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean loss (), accuracy () (a fraction) and the loss's gradient (P,) on real images, which are augmented."""
+        return self._judge[self.is_low(state)](state.theta, images, labels, draw)  # type: ignore[no-any-return]
+
+    def train(
+        self, state: State, images: Tensor, labels: Tensor, plan: Plan, norms: list[Tensor] | None = None
+    ) -> State:
+        """Take all steps of ``plan``; if ``norms`` is given, ||g_t||_2 of each is appended, () on the device."""
+        images, labels = images.detach(), labels.detach()
+        for t in range(len(plan)):
+            state, gradient = self.step(state, images, labels, plan, t)
+            if norms is not None:
+                norms.append(torch.linalg.vector_norm(gradient))
+        return state
+
+    def probe_norms(self, theta: Tensor, images: Tensor, labels: Tensor, plan: Plan) -> list[float]:
+        """Gradient norms ||g_t||_2 along a whole trajectory from theta (P,); one transfer from the device."""
+        norms: list[Tensor] = []
+        self.train(State.fresh(theta), images, labels, plan, norms)
+        return torch.stack(norms).tolist()
+
+    def is_low(self, state: State) -> bool:
+        """Whether a step from here is to be taken in bfloat16."""
+        return self.execution.precision == "bf16" and state.t >= LOW_PRECISION_FROM
+
+    def batch(self, theta: Tensor, images: Tensor, labels: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Augment the batches of all networks, (N B, ...), and give each its own: (N, B, ...); (B, ...) for one."""
+        images, labels = apply(images, labels, draw)
+        if theta.dim() == 2:
+            images, labels = images.unflatten(0, (len(theta), -1)), labels.unflatten(0, (len(theta), -1))
+        return images, labels
+
+    def second_order(
+        self, theta: Tensor, w: Tensor, images: Tensor, labels: Tensor, draw: Draw, learn_labels: bool, low: bool,
+        hessian: bool = True,
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:  # fmt: skip
+        """One step's second derivatives contracted with w (P,), METHOD section 3.
+
+        Args:
+            images, labels: the drawn ones, (B, C, H, W) and (B, K), before augmentation.
+            hessian: whether H w is wanted.
+
+        Returns:
+            H w (P,) or None, and the mixed partials' products towards images and, if learnt, labels.
+        """
+        with torch.enable_grad():
+            x, y = images.detach().requires_grad_(), labels.detach().requires_grad_(learn_labels)
+            augmented, targets = self.batch(theta, x, y, draw)
+        product, mixed_x, mixed_y = self.kernels.products(
+            theta, augmented.detach(), targets.detach(), w, learn_labels, low, hessian
+        )
+        # Back through the augmentation, which is linear in images and labels.
+        if mixed_y is None:
+            return product, torch.autograd.grad(augmented, x, mixed_x)[0], None
+        dx, dy = torch.autograd.grad([augmented, targets], [x, y], [mixed_x, mixed_y])
+        return product, dx, dy
+
+    # ---- what is captured: pure functions of tensors, of the step count too ---------------------------
+    # Of the synthetic set they are given the drawn images alone: a graph copies all that it is given.
+
+    def _take_step(self, low: bool, state: State, images: Tensor, labels: Tensor, draw: Draw) -> tuple[State, Tensor]:
+        x, y = self.batch(state.theta, images, labels, draw)
+        gradient = self.kernels.gradient(state.theta, x, y, low)[2]
+        return self.rule.step(state, gradient), gradient
+
+    def _step_back(
+        self, low: bool, learn_labels: bool, cotangent: State, old: State, new: State, gradient: Tensor,
+        images: Tensor, labels: Tensor, draw: Draw,
+    ) -> tuple[State, Tensor, Tensor | None]:  # fmt: skip
+        before, w = self.rule.pullback(cotangent, new, gradient)
+        product, dx, dy = self.second_order(old.theta, w, images, labels, draw, learn_labels, low)
+        assert product is not None
+        return replace(before, theta=before.theta + product), dx, dy
+
+    def _judge_at(
+        self, low: bool, theta: Tensor, images: Tensor, labels: Tensor, draw: Draw
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x, y = apply(images, labels, draw)
+        if theta.dim() == 2:
+            x, y = x.expand(len(theta), *x.shape), y.expand(len(theta), *y.shape)
+        return self.kernels.gradient(theta, x, y, low)

@@ -1,0 +1,85 @@
+"""Meta-gradient engines: how the real loss is differentiated through the window's inner steps.
+
+All engines have one signature and one result, so that any can stand in for any other; ``Higher``, in
+``framework.distill_higher``, is the reference that the others are tested against.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from framework.inner.augment import Draw
+from framework.inner.loop import InnerLoop
+from framework.inner.optimizers import State
+from framework.inner.plan import Plan
+from framework.outer.synthetic import Grads
+
+
+@dataclass(frozen=True)
+class RealBatch:
+    """Real images that judge the trained inner network, and their augmentation."""
+
+    images: Tensor  # (B, C, H, W)
+    labels: Tensor  # (B, K) class weights
+    draw: Draw
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The work of one window of M steps, in passes over an inner batch.
+
+    Args:
+        gradients: first derivatives taken.
+        products: second derivatives contracted with a vector, after a gradient of their own.
+        vectors: the most vectors of theta's size that are kept at once between steps.
+        graphs: steps whose activations are kept at once.
+    """
+
+    gradients: int
+    products: int
+    vectors: int
+    graphs: int
+
+
+@dataclass(frozen=True)
+class MetaGradient:
+    """What one outer step returns; ``loss`` and ``accuracy`` (a fraction) are () on the device."""
+
+    loss: Tensor
+    accuracy: Tensor
+    grads: Grads
+    theta: Tensor  # (P,) at the end of the window; (N, P) for several networks
+    cost: Cost
+
+
+Mark = Callable[[str], None]
+
+
+def no_mark(phase: str) -> None:
+    """Where nobody asks how long each phase takes."""
+
+
+class Engine(Protocol):
+    """Differentiates the real loss through ``len(plan)`` inner steps.
+
+    ``loop`` takes the steps. ``together`` says whether several networks are to be differentiated at once.
+    """
+
+    loop: InnerLoop
+    together: bool
+
+    def __call__(
+        self, state: State, images: Tensor, labels: Tensor, plan: Plan, real: RealBatch, mark: Mark = no_mark
+    ) -> MetaGradient:
+        """Return loss, accuracy and the gradient towards images and labels, averaged over networks.
+
+        Args:
+            state: where the window starts; no gradient flows into it.
+            images: (N, C, H, W), the synthetic images.
+            labels: (N, K); differentiated too if they require a gradient.
+            plan: the window's batches.
+            real: the batch that defines the outer loss.
+            mark: told the name of each phase (``window``, ``real``, ``backward``) when it is over.
+        """

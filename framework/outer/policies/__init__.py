@@ -1,0 +1,1 @@
+"""Truncation policies: where the differentiated window lies and how long it is."""

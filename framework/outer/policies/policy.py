@@ -1,0 +1,97 @@
+"""Truncation policies: where the differentiated window lies and how long it is.
+
+A policy is a small state machine. ``choose`` returns an immutable ``Window``; ``observe`` is told how
+the epoch went; ``state_dict`` holds all that changes. The base window length W is never changed.
+Only rank 0 asks a policy; the other ranks are told.
+
+Policies that look at the inner loop's gradients are given ``probe``, a function that trains a fresh
+network for T steps on the current synthetic set and returns the T gradient norms. They call it only
+when they need it, since it costs as much as a prefix of T steps.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from framework.outer.policies.registry import Settings
+from framework.rng import generator
+
+Probe = Callable[[], Sequence[float]]
+
+
+Vector = NDArray[np.float64]
+
+
+def no_probe() -> Sequence[float]:
+    """For policies that never look at gradients."""
+    raise AssertionError("this policy needs a probe")
+
+
+class Window(NamedTuple):
+    """Inner steps ``start`` to ``start + length - 1`` are differentiated, those before are not."""
+
+    start: int
+    length: int
+
+
+class Policy(ABC):
+    """Chooses the window of each epoch (or of each outer step, where ``every_step``).
+
+    Args:
+        steps: T, the length of a whole trajectory.
+        window: W, the base length of the window; 1 <= W <= T.
+        minimum: first step at which the window may start.
+        seed: of the policy's own random stream.
+    """
+
+    name: ClassVar[str]
+    every_step: bool = False
+
+    def __init__(self, steps: int, window: int, minimum: int = 0, seed: int = 0) -> None:
+        assert 1 <= window <= steps and 0 <= minimum <= steps - window, "validated with the flags"
+        self.steps, self.window, self.minimum, self.seed = steps, window, minimum, seed
+        self.draws = 0
+
+    @classmethod
+    def make(cls, settings: Settings, **options: Any) -> Self:
+        """The policy with the settings that it reads: here T and W."""
+        return cls(settings.steps, settings.window, **options)
+
+    @abstractmethod
+    def choose(self, probe: Probe = no_probe) -> Window:
+        """The next window, with minimum <= start and start + length <= T."""
+
+    def state(self) -> dict[str, str | int]:
+        """Where the policy stands, for the metrics of every epoch."""
+        return {}
+
+    def curves(self) -> dict[str, list[float]]:
+        """What the last choice was made from, over the T steps, for a plot; empty without a probe."""
+        return {}
+
+    def observe(self, loss: float, accuracy: float) -> None:  # noqa: B027  (most policies do not care)
+        """Take note of an epoch's mean loss and accuracy (a fraction) on real batches."""
+
+    def _generator(self) -> torch.Generator:
+        """A fresh stream for each draw, so that the number of draws is all there is to save."""
+        self.draws += 1
+        return generator(self.seed, "policy", self.name, self.draws)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes during a run, as plain numbers."""
+        return {"draws": self.draws}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what ``state_dict`` returned.
+
+        Raises:
+            ValueError: it is another policy's, or of another version.
+        """
+        if difference := sorted(state.keys() ^ self.state_dict().keys()):
+            raise ValueError(f"the policy's state and {self.name}'s differ in {', '.join(difference)}")
+        for key, value in state.items():
+            setattr(self, key, value)

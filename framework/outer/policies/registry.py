@@ -1,0 +1,72 @@
+"""Every truncation policy by its name in ``--truncation``.
+
+Its module is imported when the policy is made: the names are needed where PyTorch is not, as in ``--help``.
+"""
+
+from dataclasses import dataclass, field
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from framework.outer.policies.policy import Policy
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What policies are made from; each takes what it needs. See the classes for the meaning of each."""
+
+    steps: int
+    window: int
+    minimum: int = 0
+    seed: int = 0
+    every_step: bool = False
+    radius: int = 0
+    tau: float = 1.0
+    weight: str = "rank"
+    rule: str = "adaptive"
+    gains: tuple[float, float] = (1.5, 1.0)
+    patience: tuple[int, int] = (1, 1)
+    probe_every: int = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A policy: its class as ``module:name`` in this package, and which settings it reads.
+
+    Args:
+        policy: the class.
+        places: reads ``minimum``.
+        automatic: looks at gradient norms, in stages, and reads their settings.
+        resizes: changes the window's length, within ``radius``.
+        options: more arguments of its ``make``.
+    """
+
+    policy: str
+    places: bool = False
+    automatic: bool = False
+    resizes: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+POLICIES = {
+    "bptt": Entry("plain:BPTT"),
+    "t-bptt": Entry("plain:TruncatedBPTT"),
+    "fixed": Entry("plain:Fixed"),
+    "forward": Entry("plain:Forward", places=True),
+    "rat-bptt": Entry("rat_bptt:RaTBPTT", places=True),
+    "at-bptt": Entry("at_bptt:ATBPTT", places=True, automatic=True, resizes=True),
+    "at-bptt-positions": Entry("at_bptt:ATBPTT", places=True, automatic=True, options={"resize": False}),
+    "at-bptt-windows": Entry("at_bptt:ATBPTT", places=True, automatic=True, resizes=True, options={"move": False}),
+}
+
+
+def that(reads: str) -> tuple[str, ...]:
+    """The names of the policies that ``places``, are ``automatic`` or ``resizes``."""
+    return tuple(name for name, entry in POLICIES.items() if getattr(entry, reads))
+
+
+def make(name: str, settings: Settings) -> "Policy":
+    """The policy called ``name``."""
+    entry = POLICIES[name]
+    policy: Policy = resolve_name(f"framework.outer.policies.{entry.policy}").make(settings, **entry.options)
+    return policy

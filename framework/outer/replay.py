@@ -1,0 +1,87 @@
+"""Exact replay: the meta-gradient of a window, one inner step at a time."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from framework.inner.loop import InnerLoop
+from framework.inner.optimizers import State
+from framework.inner.plan import Plan
+from framework.outer.engine import Cost, Mark, MetaGradient, RealBatch, no_mark
+from framework.outer.synthetic import Grads
+
+
+def segment(length: int) -> int:
+    """Steps between two kept states with which ``Replay`` keeps the fewest vectors: the square root, rounded up."""
+    return math.isqrt(length - 1) + 1
+
+
+def kept_vectors(length: int, every: int) -> int:
+    """The most vectors (P,) that ``Replay`` keeps: a gradient for each step, kept states, and one segment's states."""
+    return length + 3 * (-(-length // every) + min(every, length))
+
+
+class Replay:
+    """Exact, with the memory of one inner step: keep vectors, then walk back and run one step at a time again.
+
+    Forward, the gradient of every step and every ``every``-th state are kept; the states between are had again from
+    the gradients, by elementwise updates, one segment at a time. Backward, the second derivatives of each step are
+    contracted with the cotangent (METHOD section 3; Maclaurin et al. 2015, arXiv 1502.03492).
+
+    Args:
+        loop: the inner loop.
+        every: steps of a segment; by default the square root of the window's length, which keeps the fewest vectors.
+    """
+
+    def __init__(self, loop: InnerLoop, every: int | None = None) -> None:
+        self.loop, self.every = loop, every
+        self.together = loop.execution.together
+
+    def __call__(
+        self, state: State, images: Tensor, labels: Tensor, plan: Plan, real: RealBatch, mark: Mark = no_mark
+    ) -> MetaGradient:
+        """See ``Engine``."""
+        learn_labels = labels.requires_grad
+        images, labels = images.detach(), labels.detach()
+        every = self.every or segment(len(plan))
+        kept: list[State] = []
+        gradients: list[Tensor] = []
+        for t in range(len(plan)):
+            if t % every == 0:
+                kept.append(state)
+            state, gradient = self.loop.step(state, images, labels, plan, t)
+            gradients.append(gradient)
+        vectors = kept_vectors(len(plan), every)
+        mark("window")
+
+        loss, accuracy, u = self.loop.judge(state, real.images, real.labels, real.draw)
+        mark("real")
+
+        cotangent = State(u, torch.zeros_like(u), torch.zeros_like(u))
+        grads = Grads(torch.zeros_like(images), torch.zeros_like(labels) if learn_labels else None)
+        step_back = self._step_back(learn_labels)
+        while kept:
+            states = [kept.pop()]
+            for gradient in gradients[len(kept) * every :]:
+                states.append(self.loop.rule.step(states[-1], gradient))
+            while len(states) > 1:
+                new, gradient, t = states.pop(), gradients.pop(), len(gradients)
+                cotangent, dx, dy = step_back(cotangent, states[-1], new, gradient, images, labels, plan, t)
+                grads.images.index_add_(0, plan.indices[t], dx)
+                if grads.labels is not None:
+                    grads.labels.index_add_(0, plan.indices[t], dy)
+        mark("backward")
+        networks = u.shape[0] if u.dim() == 2 else 1
+        mean = Grads(grads.images / networks, None if grads.labels is None else grads.labels / networks)
+        return MetaGradient(loss.mean(), accuracy.mean(), mean, state.theta, self._cost(len(plan), vectors))
+
+    def _step_back(self, learn_labels: bool) -> Callable[..., tuple[State, Tensor, Any]]:
+        """What takes the cotangent of a state to that of the state before."""
+        return partial(self.loop.step_back, learn_labels=learn_labels)
+
+    def _cost(self, length: int, vectors: int) -> Cost:
+        return Cost(length, length, vectors, 1)

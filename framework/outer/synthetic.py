@@ -1,0 +1,116 @@
+"""The synthetic set: what is learnt, how it starts, how it is updated."""
+
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Grads(NamedTuple):
+    """The meta-gradient, in the shapes of the synthetic set; ``labels`` is None where they are fixed."""
+
+    images: Tensor
+    labels: Tensor | None
+
+
+class SyntheticSet:
+    """Learnt images and labels with their optimiser and gradient clip.
+
+    Args:
+        images: (K * ipc, C, H, W), sorted by class.
+        labels: (K * ipc, K) class weights.
+        learn_labels: also update ``labels``.
+        lr: of the images.
+        label_lr: of the labels.
+        optimizer: ``Adam`` or ``SGD`` (momentum 0.9).
+        eps: Adam's.
+        weight_decay: of images and labels.
+        ema_decay: of the moving average of the meta-gradient's norm that sets the clip.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        learn_labels: bool,
+        lr: float,
+        label_lr: float,
+        optimizer: str = "Adam",
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        ema_decay: float = 0.9,
+    ) -> None:
+        self.images = images.clone().requires_grad_()
+        self.labels = labels.clone().requires_grad_(learn_labels)
+        self.learn_labels = learn_labels
+        self.ema_decay = ema_decay
+        self.norm_ema: Tensor | None = None  # () moving average of the meta-gradient's norm
+        groups: list[dict[str, Any]] = [{"params": [self.images], "lr": lr}]
+        if learn_labels:
+            groups.append({"params": [self.labels], "lr": label_lr})
+        self.optimizer: torch.optim.Optimizer = (
+            torch.optim.Adam(groups, eps=eps, weight_decay=weight_decay)
+            if optimizer == "Adam"
+            else torch.optim.SGD(groups, momentum=0.9, weight_decay=weight_decay)
+        )
+
+    @torch.no_grad()
+    def update(self, grads: Grads, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Clip the meta-gradient to twice the moving average of its norm, step, keep labels >= 0.
+
+        Pixels outside ``mask``, if given, keep their values; a momentum would go on moving them without a gradient.
+
+        The norm is that of images' and labels' gradient together; the average includes it before it
+        sets the clip, and starts at the first norm. Nothing here waits for the device.
+
+        Returns:
+            The norm before clipping and the factor (at most 1) applied, both ().
+        """
+        gradients = [gradient for gradient in grads if gradient is not None]
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+        decay = self.ema_decay
+        self.norm_ema = norm.clone() if self.norm_ema is None else decay * self.norm_ema + (1 - decay) * norm
+        factor = (2 * self.norm_ema / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1.0)
+        self.images.grad = grads.images * factor
+        if self.learn_labels:
+            assert grads.labels is not None, "engines return labels' gradient when labels are learnt"
+            self.labels.grad = grads.labels * factor
+        before = self.images.detach().clone() if mask is not None else self.images
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if mask is not None:
+            self.images.copy_(torch.where(mask, self.images, before))
+        if self.learn_labels:
+            self.labels.clamp_(min=0)
+        return norm, factor
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of images and labels on the CPU; never an alias of the live set."""
+        return {"images": self.images.detach().cpu().clone(), "labels": self.labels.detach().cpu().clone()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to continue exactly."""
+        return {**self.snapshot(), "optimizer": deepcopy(self.optimizer.state_dict()), "norm_ema": self.norm_ema}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.images.copy_(state["images"])
+        self.labels.copy_(state["labels"])
+        self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
+        ema = state["norm_ema"]
+        self.norm_ema = None if ema is None else ema.to(self.images.device)
+
+
+def noise_images(num_classes: int, per_class: int, shape: tuple[int, int, int], gen: torch.Generator) -> Tensor:
+    """Gaussian noise, every image scaled to Euclidean norm 1: (num_classes * per_class, C, H, W) float32."""
+    flat = torch.randn(num_classes * per_class, *shape, generator=gen).flatten(1)
+    return F.normalize(flat).view(-1, *shape)
+
+
+def one_hot_labels(num_classes: int, per_class: int) -> Tensor:
+    """Class-sorted one-hot labels: (num_classes * per_class, num_classes) float32."""
+    return F.one_hot(torch.arange(num_classes).repeat_interleave(per_class), num_classes).float()

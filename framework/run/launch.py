@@ -1,0 +1,206 @@
+"""How a run's processes start, hear signals and end: one process, one per device, torchrun, or nodes by hand."""
+
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
+from types import FrameType
+from typing import NoReturn
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import ProcessContext, ProcessExitedException, start_processes
+
+from framework.config import Config
+from framework.errors import UserError
+from framework.inner.execution import configure_process
+from framework.run.distributed import Comm, PeerLost, resolve_device
+from framework.run.interrupt import SIGNALS
+
+GRACE = 10.0  # seconds that the others get to save and leave after one process has ended; twice that, then SIGKILL
+
+
+Worker = Callable[[Config, Comm, torch.device], int]
+
+
+Messages = SimpleQueue[tuple[int, str]]  # rank on this node, and the one line it leaves with
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def launch(worker: Worker, config: Config) -> int:
+    """Run ``worker`` in as many processes as the flags or torchrun's environment ask for.
+
+    Returns:
+        The exit code: 0, or that of the process that ended the run.
+
+    Raises:
+        UserError: what a worker raised, or that one of them was killed.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # started by torchrun, which gives every process its place
+        rank, local_rank, size = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+        return _join_alone(worker, config, rank, local_rank, size, "env://")
+    nproc = 1
+    if config.mp_distributed:
+        nproc = config.nproc or (torch.cuda.device_count() if config.device_name in ("auto", "cuda") else 1) or 1
+    if nproc * config.world_size == 1:
+        return _work(worker, config, Comm(), resolve_device(config.device_name))
+    url = config.dist_url or f"tcp://127.0.0.1:{free_port()}"
+    if nproc == 1:  # one of several nodes
+        return _join_alone(worker, config, config.rank, 0, config.world_size, url)
+    messages: Messages = get_context("spawn").SimpleQueue()
+    arguments = (worker, config, nproc, url, messages)
+    context = start_processes(_spawned, args=arguments, nprocs=nproc, join=False, start_method="spawn")
+    assert context is not None
+    return _supervise(context, messages, first_rank=config.rank * nproc)
+
+
+def join(worker: Worker, config: Config, rank: int, local_rank: int, size: int, url: str) -> int:
+    """Run ``worker`` as process ``rank`` of ``size`` that meet at ``url``. Returns its exit code."""
+    device = resolve_device(config.device_name, local_rank)
+    backend = config.dist_backend or ("nccl" if device.type == "cuda" else "gloo")
+    if backend == "nccl":
+        if device.type != "cuda":
+            raise UserError(f"--dist_backend nccl needs CUDA devices, this is {device}: give gloo")
+        # Tensors by NCCL; words between hosts by gloo, which need not wait for the device and notices a lost peer.
+        backend = "cpu:gloo,cuda:nccl"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        dist.init_process_group(backend, init_method=url, rank=rank, world_size=size, timeout=timedelta(minutes=30))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"rank {rank} cannot meet the others at {url} ({reason}): check --dist-url and --rank"
+        ) from error
+    code = _work(worker, config, Comm(rank, size), device)
+    dist.destroy_process_group()  # only here: after a failure it could wait for a process that is gone
+    return code
+
+
+def leave(code: int) -> NoReturn:
+    """End this process; one that failed among others without clean-up, in which its process group could abort it."""
+    if dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _join_alone(worker: Worker, config: Config, rank: int, local_rank: int, size: int, url: str) -> int:
+    """``join`` where nobody of ours waits for this process: it has to say itself why it fails."""
+    try:
+        return join(worker, config, rank, local_rank, size, url)
+    except PeerLost as error:
+        said, code = f"stopped by {error}", PeerLost.exit_code
+    except UserError as error:
+        said, code = str(error), 2
+    print(f"main.py: error: {said}", file=sys.stderr)
+    leave(code)
+
+
+def _work(worker: Worker, config: Config, comm: Comm, device: torch.device) -> int:
+    configure_process(device, config.precision)
+    with deterministic_algorithms(config.deterministic):
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        return worker(config, comm, device)
+
+
+@contextmanager
+def deterministic_algorithms(wanted: bool) -> Iterator[None]:
+    """Have PyTorch use only algorithms that give the same bits every time; CUDA must not be in use yet."""
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+
+
+def _spawned(local_rank: int, worker: Worker, config: Config, nproc: int, url: str, messages: Messages) -> None:
+    """One process; its last words go to the parent, which prints only those of the process to blame."""
+    try:
+        code = join(worker, config, config.rank * nproc + local_rank, local_rank, nproc * config.world_size, url)
+    except UserError as error:
+        messages.put((local_rank, str(error)))
+        code = 2
+    except PeerLost as error:
+        messages.put((local_rank, str(error)))
+        code = PeerLost.exit_code
+    except Exception:  # a fault of the program: here, as the parent sees only an exit code
+        traceback.print_exc()
+        code = 1
+    leave(code)
+
+
+def _supervise(context: ProcessContext, messages: Messages, first_rank: int) -> int:
+    """Wait for this node's processes. The first to fail ends them all, within three times ``GRACE`` seconds.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: what that process raised, or that it was killed.
+    """
+    stops: list[int] = []
+    with _passed_on(context.pids(), stops):
+        try:
+            while not context.join(grace_period=GRACE):
+                pass
+            return 0
+        except ProcessExitedException as error:
+            first = error.error_index
+    codes = [process.exitcode for process in context.processes]
+    if codes[first] == PeerLost.exit_code:  # a witness, not the culprit, which may be on another node
+        first = next((i for i, code in enumerate(codes) if code not in (0, PeerLost.exit_code)), first)
+    said = {}
+    while not messages.empty():
+        rank, text = messages.get()
+        said[rank] = text
+    code = int(codes[first])
+    if code < 0 and stops:  # a signal that came before the run could note it
+        return 128 + stops[0]
+    if code < 0:
+        raise UserError(
+            f"rank {first_rank + first} (process {context.pids()[first]}) was killed by {signal.Signals(-code).name} "
+            "(out of memory, if you did not kill it), so all were stopped; continue with --resume"
+        )
+    if first in said:
+        raise UserError(said[first])
+    return code
+
+
+@contextmanager
+def _passed_on(processes: list[int], stops: list[int]) -> Iterator[None]:
+    """Pass SIGINT and SIGTERM on to ``processes`` and go on waiting; they save and leave by themselves."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stops.append(number)
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
+
+    previous = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

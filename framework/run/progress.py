@@ -1,0 +1,71 @@
+"""Where a run stands: its counters and what they add up."""
+
+import dataclasses
+import math
+from typing import Any
+
+from framework.errors import UserError
+
+
+class Diverged(UserError):
+    """Too many meta-gradients in a row were not finite; the synthetic set is as it was before them."""
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run stands; with the synthetic set and the policy's state, all there is to resume.
+
+    No random state is here: every stream is derived from the seed and the counters below.
+    """
+
+    epoch: int
+    step_in_epoch: int = 0
+    step: int = 0  # outer steps since the start of the run
+    window: list[int] | None = None  # start and length in force
+    window_step: int = -1  # the step before which rank 0 chose it
+    loss_sum: float = 0.0  # over the epoch's applied steps so far
+    accuracy_sum: float = 0.0
+    skipped: int = 0  # steps of the epoch so far whose meta-gradient was not finite
+    skipped_in_row: int = 0
+    skipped_in_run: int = 0
+    seconds: float = 0.0  # all attempts together
+    records: int = 0  # lines of metrics.jsonl
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # evaluations
+    best: dict[str, Any] | None = None  # evaluation, images and labels of the selected snapshot
+
+    def applied(self, loss: float, accuracy: float) -> None:
+        """Count a step that changed the set."""
+        self.loss_sum += loss
+        self.accuracy_sum += accuracy
+        self.skipped_in_row = 0
+        self._count()
+
+    def skip(self) -> None:
+        """Count a step that could not be applied; the next one draws another network and other batches."""
+        self.skipped += 1
+        self.skipped_in_row += 1
+        self.skipped_in_run += 1
+        self._count()
+
+    def check(self, limit: int) -> None:
+        """Raise ``Diverged`` where ``limit`` steps in a row were skipped; a resumed run may try again."""
+        if self.skipped_in_row >= limit:
+            self.skipped_in_row = 0
+            raise Diverged(
+                f"the meta-gradient was not finite in {limit} outer steps in a row, the last of them step {self.step}: "
+                "lower --inner_lr or --window, or raise --minwindow or --max_bad_steps; the set before them is saved"
+            )
+
+    def _count(self) -> None:
+        self.step += 1
+        self.step_in_epoch += 1
+
+    def means(self) -> tuple[float, float]:
+        """Loss and accuracy over the epoch's applied steps; NaN where there was none."""
+        steps = self.step_in_epoch - self.skipped
+        return (self.loss_sum / steps, self.accuracy_sum / steps) if steps else (math.nan, math.nan)
+
+    def next_epoch(self) -> None:
+        """Start the next epoch's counters."""
+        self.epoch += 1
+        self.step_in_epoch, self.window, self.loss_sum, self.accuracy_sum, self.skipped = 0, None, 0.0, 0.0, 0

@@ -27,9 +27,11 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from framework import data, report
-from framework.distributed import resolve_device
+from framework.data import load
+from framework.data.splits import Split, epoch_batches
+from framework.machine import environment
 from framework.rng import generator
+from framework.run.distributed import resolve_device
 
 
 def images_per_second(batches: Iterator[torch.Tensor], device: torch.device) -> float:
@@ -65,19 +67,19 @@ def main() -> None:
             "progress": False,
         }
         began = time.perf_counter()
-        cached = data.load("imagefolder", a.root, data_cache="disk", **options)
+        cached = load.load("imagefolder", a.root, data_cache="disk", **options)
         decoding = time.perf_counter() - began
         began = time.perf_counter()
-        data.load("imagefolder", a.root, data_cache="disk", **options)
+        load.load("imagefolder", a.root, data_cache="disk", **options)
         opening = time.perf_counter() - began
-        held = data.load("imagefolder", a.root, data_cache="device", **options)
+        held = load.load("imagefolder", a.root, data_cache="device", **options)
 
         mean, std = (t.tolist() for t in cached.preprocess.tensors().values())
         steps = [transforms.Resize(a.im_size), transforms.CenterCrop(a.im_size), transforms.ToTensor()]
         folder_set = ImageFolder(str(a.root / "train"), transforms.Compose([*steps, transforms.Normalize(mean, std)]))
 
-        def by_index(split: data.Split, epoch: int) -> Iterator[torch.Tensor]:
-            return split.batches(data.epoch_batches(len(split), a.batch_size, generator(0, "benchmark", epoch)))
+        def by_index(split: Split, epoch: int) -> Iterator[torch.Tensor]:
+            return split.batches(epoch_batches(len(split), a.batch_size, generator(0, "benchmark", epoch)))
 
         def loader(workers: int) -> DataLoader[Any]:
             return DataLoader(
@@ -119,7 +121,7 @@ def main() -> None:
         "cache against loader": {n: medians["cache"] / m for n, m in medians.items() if n.startswith("loader")},
         "every epoch": {name: values[1:] for name, values in rates.items()},
         "threads": torch.get_num_threads(),
-        **report.environment(device),
+        **environment(device),
     }
     lines = ["| way | images/s, median | lowest .. highest | cache is faster by |", "| --- | --- | --- | --- |"]
     for name, values in rates.items():

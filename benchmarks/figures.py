@@ -11,9 +11,10 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from framework import report
-from framework.config import UserError
-from framework.page import RunFolder
+from framework.errors import UserError
+from framework.report.folder import RunFolder
+from framework.report.plots import save_figure
+from framework.report.tables import percent
 
 GREY, BLUE, ORANGE, GREEN = "#9aa1ab", "#1f77b4", "#ff7f0e", "#2ca02c"
 
@@ -79,7 +80,7 @@ def method(path: Path) -> None:
     bottom.set_ylim(0, 0.115)
     for ax in (bottom, norm):
         ax.spines["top"].set_visible(False)
-    report.save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def accuracy(run: RunFolder, path: Path) -> None:
@@ -94,13 +95,13 @@ def accuracy(run: RunFolder, path: Path) -> None:
     ax.plot(steps, mean, marker="o", color=BLUE, label=f"{run.summary['results']['distilled']['name']} (selection)")
     ax.fill_between(steps, mean - deviation, mean + deviation, color=BLUE, alpha=0.2)
     for (key, row), colour in zip(run.summary["results"].items(), (BLUE, GREY, GREEN), strict=False):
-        label = f"{row['name'].split(' (')[0]}: {report.percent(row['top1'], row['top1_std'])} (test)"
+        label = f"{row['name'].split(' (')[0]}: {percent(row['top1'], row['top1_std'])} (test)"
         ax.axhline(100 * row["top1"], color=colour, linestyle=":" if key == "distilled" else "--", label=label)
     ax.set_xlabel("outer step")
     ax.set_ylabel("accuracy (%)")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, fontsize=9, frameon=False)
     ax.grid(alpha=0.3)
-    report.save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def images(run: RunFolder, path: Path) -> None:
@@ -114,7 +115,7 @@ def images(run: RunFolder, path: Path) -> None:
         ax.axis("off")
     for ax, name in zip(figure.axes, run.distilled.class_names, strict=False):
         ax.set_title(name, fontsize=10, parse_math=False)
-    report.save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def main() -> int:

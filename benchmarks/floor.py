@@ -25,8 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from framework.distill_higher import outer_gradient
-from framework.kernels import CHUNK, Execution
-from framework.truncation import Window
+from framework.inner.kernels import CHUNK, Execution
+from framework.outer.policies.policy import Window
 
 # Operations that launch nothing.
 FREE = tuple(f"aten.{name}" for name in ("alias", "detach", "empty", "new_empty", "view", "_unsafe_view"))

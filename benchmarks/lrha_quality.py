@@ -23,15 +23,20 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from framework import data
-from framework.augment import Augmentation
-from framework.engines import LowRank, RealBatch, Replay
-from framework.inner import InnerLoop, State, make_optimizer
-from framework.lowrank import Recipe
-from framework.networks import FlatNetwork, build
-from framework.report import environment
+from framework.data import load
+from framework.data.splits import RealData
+from framework.inner.augment import Augmentation
+from framework.inner.loop import InnerLoop
+from framework.inner.optimizers import State, make_optimizer
+from framework.inner.plan import ClassSampler
+from framework.machine import environment
+from framework.networks.flat import FlatNetwork
+from framework.networks.registry import build
+from framework.outer.engine import RealBatch
+from framework.outer.lowrank import LowRank, Recipe
+from framework.outer.replay import Replay
+from framework.outer.synthetic import noise_images, one_hot_labels
 from framework.rng import generator
-from framework.synthetic import ClassSampler, noise_images, one_hot_labels
 
 WINDOW = 20
 STARTS = (0, 20, 200)
@@ -56,7 +61,7 @@ RECIPES = {
 QUICK = ("no Hessian", "k 8, per window", "k 8, every step")
 
 
-def learnt_images(loop: InnerLoop, real: data.RealData, steps: int) -> torch.Tensor:
+def learnt_images(loop: InnerLoop, real: RealData, steps: int) -> torch.Tensor:
     """Ten images after ``steps`` plain outer steps from noise: near noise, gradients are not typical of a run."""
     images = noise_images(10, 1, real.image_shape, generator(0, "images")).requires_grad_()
     labels, optimizer = one_hot_labels(10, 1), torch.optim.Adam([images], lr=0.01)
@@ -69,7 +74,7 @@ def learnt_images(loop: InnerLoop, real: data.RealData, steps: int) -> torch.Ten
     return images.detach()
 
 
-def real_batch(real: data.RealData, gen: torch.Generator) -> RealBatch:
+def real_batch(real: RealData, gen: torch.Generator) -> RealBatch:
     """200 real training images, not augmented."""
     picks = torch.randint(len(real.train), (200,), generator=gen)
     images, labels = real.train.images[picks], F.one_hot(real.train.labels[picks], real.num_classes).float()
@@ -85,7 +90,7 @@ def main() -> None:
     a = parser.parse_args()
     recipes = {name: RECIPES[name] for name in QUICK} if a.quick else RECIPES
     starts = STARTS[1:2] if a.quick else STARTS
-    real = data.load("digits", Path(), device=torch.device("cpu"), zca=False, progress=False)
+    real = load.load("digits", Path(), device=torch.device("cpu"), zca=False, progress=False)
     network = FlatNetwork(build("convnet", 1, 8, 10, width=32, depth=2), torch.device("cpu"))
     results: dict[str, Any] = {**environment(torch.device("cpu")), "window": WINDOW, "networks": a.networks,
                                "parameters": network.size, "cases": []}  # fmt: skip

@@ -16,15 +16,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from framework.augment import Augmentation
 from framework.distill_higher import make_engine
-from framework.engines import RealBatch
-from framework.inner import Adam, InnerLoop, State
-from framework.kernels import Execution
-from framework.networks import FlatNetwork, build
-from framework.preview import window_bytes
+from framework.inner.augment import Augmentation
+from framework.inner.kernels import Execution
+from framework.inner.loop import InnerLoop
+from framework.inner.optimizers import Adam, State
+from framework.inner.plan import ClassSampler
+from framework.networks.flat import FlatNetwork
+from framework.networks.registry import build
+from framework.outer.engine import RealBatch
+from framework.outer.synthetic import noise_images, one_hot_labels
 from framework.rng import generator
-from framework.synthetic import ClassSampler, noise_images, one_hot_labels
+from framework.run.memory import window_bytes
 
 CASES = [(1, 5), (1, 20), (5, 5), (10, 5)]  # images per class, window
 

@@ -39,20 +39,24 @@ import torch
 from ancestor import outer_step
 from torch import Tensor
 
-from framework.augment import Augmentation
 from framework.distill_higher import Higher, outer_gradient
-from framework.distributed import resolve_device
-from framework.engines import Engine, LowRank, Mark, RealBatch, Replay, no_mark
-from framework.execution import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, configure_process
-from framework.inner import Adam, InnerLoop
-from framework.kernels import CHUNK, Execution
-from framework.lowrank import Recipe
-from framework.networks import FlatNetwork, build
-from framework.preview import window_bytes
-from framework.report import environment
+from framework.inner.augment import Augmentation
+from framework.inner.execution import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, configure_process
+from framework.inner.kernels import CHUNK, Execution
+from framework.inner.loop import InnerLoop
+from framework.inner.optimizers import Adam
+from framework.inner.plan import ClassSampler, Plan
+from framework.machine import environment
+from framework.networks.flat import FlatNetwork
+from framework.networks.registry import build
+from framework.outer.engine import Engine, Mark, RealBatch, no_mark
+from framework.outer.lowrank import LowRank, Recipe
+from framework.outer.policies.policy import Window
+from framework.outer.replay import Replay
+from framework.outer.synthetic import noise_images, one_hot_labels
 from framework.rng import generator
-from framework.synthetic import ClassSampler, Plan, noise_images, one_hot_labels
-from framework.truncation import Window
+from framework.run.distributed import resolve_device
+from framework.run.memory import window_bytes
 
 Runner = Callable[[int, Mark], Tensor]
 WARM_UP = 2  # window of the run that loads libraries, compiles and captures

@@ -21,22 +21,27 @@ import torch
 import torch.nn.functional as F
 from lrha_quality import WINDOW, learnt_images, real_batch
 
-from framework import data, inner
-from framework.augment import Augmentation
-from framework.distributed import resolve_device
-from framework.engines import RealBatch, Replay
-from framework.execution import set_device_precision
-from framework.inner import Adam, InnerLoop, State
-from framework.kernels import Execution
-from framework.networks import FlatNetwork, build
-from framework.report import environment
+from framework.data import load
+from framework.inner import loop as inner_loop
+from framework.inner.augment import Augmentation
+from framework.inner.execution import set_device_precision
+from framework.inner.kernels import Execution
+from framework.inner.loop import LOW_PRECISION_FROM, InnerLoop
+from framework.inner.optimizers import Adam, State
+from framework.inner.plan import ClassSampler
+from framework.machine import environment
+from framework.networks.flat import FlatNetwork
+from framework.networks.registry import build
+from framework.outer.engine import RealBatch
+from framework.outer.replay import Replay
+from framework.outer.synthetic import one_hot_labels
 from framework.rng import generator
-from framework.synthetic import ClassSampler, one_hot_labels
+from framework.run.distributed import resolve_device
 
 STARTS = (0, 5, 10, 20, 50, 200)
 WAYS = {
     "bf16, all steps": ("bf16", 0),
-    "--precision bf16": ("bf16", inner.LOW_PRECISION_FROM),
+    "--precision bf16": ("bf16", LOW_PRECISION_FROM),
     "--precision tf32": ("tf32", 0),
 }
 
@@ -49,7 +54,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     a = parser.parse_args()
     device, cpu = resolve_device(a.device), torch.device("cpu")
-    real = data.load("digits", Path(), device=cpu, zca=False, progress=False)
+    real = load.load("digits", Path(), device=cpu, zca=False, progress=False)
     small = build("convnet", 1, 8, 10, width=32, depth=2)
     images = learnt_images(InnerLoop(FlatNetwork(small, cpu), Adam(1e-3)), real, 60).to(device)
     labels, network = one_hot_labels(10, 1).to(device), FlatNetwork(small, device)
@@ -69,7 +74,7 @@ def main() -> None:
             reference = Replay(exact)(state, images, labels, plan[start:], batch).grads.images
             for name, (precision, first) in ways.items():
                 set_device_precision(precision)
-                with patch.object(inner, "LOW_PRECISION_FROM", first):
+                with patch.object(inner_loop, "LOW_PRECISION_FROM", first):
                     loop = InnerLoop(network, Adam(1e-3), Execution(precision=precision))
                     result = Replay(loop)(state, images, labels, plan[start:], batch).grads.images
                 cosines[name].append(float(F.cosine_similarity(result.flatten(), reference.flatten(), 0)))

@@ -2,7 +2,7 @@
 
 The reference engine lives here: the window is unrolled with ``higher`` (Grefenstette et al. 2019, arXiv
 1910.01727), as in RaT-BPTT and AT-BPTT, and the graph of the whole window is kept and differentiated once.
-The engines of ``framework.engines`` compute the same gradient in other ways.
+The engines of ``framework.outer`` compute the same gradient in other ways.
 """
 
 from collections.abc import Sequence

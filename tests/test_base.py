@@ -14,8 +14,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from framework import checkpoint
-from framework.data import Preprocess
+from framework.data.preprocess import Preprocess
+from framework.run import checkpoint
+from framework.run.checkpoint import load_tensors
 from main import main
 
 
@@ -67,7 +68,7 @@ def test_metrics_hold_every_step_epoch_and_evaluation(finished: Path) -> None:
     steps = [record for record in records if record["kind"] == "step"]
     assert [record["step"] for record in steps] == list(range(1, 13))
     assert {"loss", "accuracy", "meta_gradient_norm", "clip_factor", "window_start", "window_length",
-            "seconds_per_step", "peak_memory_mb"} <= steps[0].keys()  # fmt: skip
+            "seconds_per_step", "peak_memory_mib"} <= steps[0].keys()  # fmt: skip
     assert sum(record["kind"] == "epoch" for record in records) == 3
     assert sum(record["kind"] == "evaluation" for record in records) == 3
     for epoch in (1, 2, 3):  # RaT-BPTT: one window per epoch
@@ -77,7 +78,7 @@ def test_metrics_hold_every_step_epoch_and_evaluation(finished: Path) -> None:
 def test_the_exported_set_is_the_best_snapshot_not_the_last(finished: Path) -> None:
     """Ancestors' fault 15: the last images were written over the best ones."""
     best, last = checkpoint.load(finished / "best.pt"), checkpoint.load(finished / "last.pt")
-    tensors = checkpoint.load_tensors(finished / "distilled.safetensors")
+    tensors = load_tensors(finished / "distilled.safetensors")
     assert torch.equal(tensors["images"], best["images"])
     assert torch.equal(tensors["labels"], best["labels"])
     assert difference(last["progress"]["best"], {k: v for k, v in best.items() if k != "config"}) is None
@@ -181,7 +182,7 @@ def test_ckptname_is_where_the_set_starts(finished: Path, tmp_path: Path) -> Non
     """Ancestors' fault 13: the images were loaded and dropped."""
     flags = ["--train_y", "--epochs", "1", "--lr", "1e-12", "--ckptname", str(finished / "distilled.safetensors")]
     assert main([*TINY, *flags, "--save_dir", str(tmp_path / "run")]) == 0
-    given = checkpoint.load_tensors(finished / "distilled.safetensors")
+    given = load_tensors(finished / "distilled.safetensors")
     ended = checkpoint.load(tmp_path / "run" / "last.pt")["set"]
     assert torch.allclose(given["images"], ended["images"], atol=1e-9)
     assert torch.allclose(given["labels"], ended["labels"], atol=1e-9)
@@ -306,7 +307,7 @@ def test_a_damaged_checkpoint(damage: str, tmp_path: Path, finished: Path, capsy
 
 
 def test_nan_in_the_starting_images(tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tensors = checkpoint.load_tensors(finished / "distilled.safetensors")
+    tensors = load_tensors(finished / "distilled.safetensors")
     tensors["images"][3, 0, 0, 0] = float("nan")
     save_file(tensors, tmp_path / "nan.safetensors")
     line = refused(capsys, "--ckptname", tmp_path / "nan.safetensors", "--save_dir", tmp_path / "run")

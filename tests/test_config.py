@@ -11,17 +11,9 @@ from commands import COMMANDS, Command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from framework.config import (
-    DEFAULTS,
-    FLAGS,
-    Config,
-    UserError,
-    build_parser,
-    check_against_data,
-    differences,
-    parse,
-    validate,
-)
+from framework.assemble import check_against_data
+from framework.config import DEFAULTS, FLAGS, Config, build_parser, differences, parse, validate
+from framework.errors import UserError
 
 # ---- the golden list -------------------------------------------------------------------------------
 

@@ -21,11 +21,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from problems import CPU
 
-from framework import assemble, checkpoint, report
-from framework.config import DEFAULTS, FLAGS, UserError, parse
-from framework.data import RealData
-from framework.distributed import Comm
-from framework.readers import decode_image
+from framework import assemble
+from framework.config import DEFAULTS, FLAGS, parse
+from framework.data.parts import decode_image
+from framework.data.splits import RealData
+from framework.errors import UserError
+from framework.report import plots
+from framework.report.metrics import Reporter
+from framework.report.plots import truncation_plot
+from framework.run import checkpoint
+from framework.run.checkpoint import find_run
+from framework.run.distributed import Comm
 from main import main
 
 TIMES = int(os.environ.get("FUZZ", "1"))
@@ -197,7 +203,7 @@ def test_one_damaged_checkpoint_loses_no_run(name: str, finished: Path, tmp_path
         shutil.copy(finished / file, tmp_path / file)
     (tmp_path / name).write_bytes(damage(content, data.draw(damages(len(content)))))
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        found = checkpoint.find_run(tmp_path, parse([*SMALL, "--resume"])[0])
+        found = find_run(tmp_path, parse([*SMALL, "--resume"])[0])
     fell_back = "continuing from" in said.getvalue()
     expected = finished / ("previous.pt" if fell_back else "last.pt")
     assert not fell_back or name == "last.pt"
@@ -223,12 +229,12 @@ def test_damaged_metrics_can_be_plotted(finished: Path, tmp_path: Path, data: An
     (tmp_path / "metrics.jsonl").write_bytes(damage(content, data.draw(damages(len(content)))))
     records = content.count(b"\n")
     with contextlib.redirect_stderr(io.StringIO()):
-        reporter = report.Reporter(tmp_path, total=2, records=records)
+        reporter = Reporter(tmp_path, total=2, records=records)
     reporter.close()
     kept = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert records - len(kept) <= 2 or len(kept) == reporter.records
-    with patch.object(report, "save_figure"):  # drawing takes a second, laying out does not
-        report.truncation_plot([record for record in kept if record["kind"] == "epoch"], tmp_path / "x.png")
+    with patch.object(plots, "save_figure"):  # drawing takes a second, laying out does not
+        truncation_plot([record for record in kept if record["kind"] == "epoch"], tmp_path / "x.png")
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ _CHUNK = 50  # inner steps planned and taken between two calls of ``tick``
 
 
 class Sampler(Protocol):
-    """Anything that plans batches; see ``framework.synthetic``."""
+    """Anything that plans batches; see ``inner.plan``."""
 
     def plan(self, steps: int, gen: torch.Generator) -> Plan:
         """All choices of ``steps`` batches."""

@@ -1,4 +1,4 @@
-"""Processes: the few things they say to each other. How they are started: ``framework.launch``.
+"""Processes: the few things they say to each other. How they are started: ``run.launch``.
 
 Every rank trains an inner network of its own on its share of the real batch; meta-gradients are
 averaged. Rank 0 alone decides and writes. With one process every method here is trivial.

@@ -17,12 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
-from framework import cache, readers
-from framework.cache import StoredImages
-from framework.config import UserError
-from framework.readers import FilePart
+from framework.data import parts, store
+from framework.data.folders import read_imagefolder
+from framework.data.parts import FilePart, Part, decode_image
+from framework.data.readers import read_digits
+from framework.data.store import StoredImages, open_store
+from framework.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (3, 6, 6)
 COUNT, BLOCK = 22, 4  # six blocks, of which the last holds two images
 
@@ -42,8 +44,8 @@ def write_tree(root: Path, count: int = COUNT // 2) -> Path:
 
 @pytest.fixture
 def part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FilePart:
-    monkeypatch.setattr(cache, "_BLOCK", BLOCK)
-    part = readers.read_imagefolder(write_tree(tmp_path / "data"), 6).train
+    monkeypatch.setattr(store, "_BLOCK", BLOCK)
+    part = read_imagefolder(write_tree(tmp_path / "data"), 6).train
     assert isinstance(part, FilePart)
     return part
 
@@ -52,16 +54,16 @@ def part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FilePart:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that have been decoded."""
     files: list[str] = []
-    decode = readers.decode_image
-    monkeypatch.setattr(readers, "decode_image", lambda path, size: files.append(path) or decode(path, size))
+    decode = decode_image
+    monkeypatch.setattr(parts, "decode_image", lambda path, size: files.append(path) or decode(path, size))
     return files
 
 
-def opened(part: readers.Part, folder: Path, shape: tuple[int, int, int] = SHAPE) -> StoredImages:
-    return cache.open_store(part, "tree", shape, folder)
+def opened(part: Part, folder: Path, shape: tuple[int, int, int] = SHAPE) -> StoredImages:
+    return open_store(part, "tree", shape, folder)
 
 
-def everything(part: readers.Part) -> torch.Tensor:
+def everything(part: Part) -> torch.Tensor:
     return part.read(torch.arange(len(part.labels)))
 
 
@@ -89,8 +91,8 @@ def test_stored_images_are_those_of_the_part(part: FilePart, tmp_path: Path) -> 
 
 
 def test_arrays_are_stored_resized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "_BLOCK", 100)
-    digits = readers.read_digits(tmp_path, 12).test
+    monkeypatch.setattr(store, "_BLOCK", 100)
+    digits = read_digits(tmp_path, 12).test
     assert torch.equal(opened(digits, tmp_path, (1, 12, 12))[:], everything(digits))
 
 
@@ -111,7 +113,7 @@ def test_a_store_is_decoded_once(part: FilePart, tmp_path: Path, decoded: list[s
 def test_another_size_or_a_changed_file_is_another_store(part: FilePart, tmp_path: Path) -> None:
     first = opened(part, tmp_path / "cache")
     before = first[:]
-    opened(readers.read_imagefolder(tmp_path / "data", 5).train, tmp_path / "cache", (3, 5, 5))
+    opened(read_imagefolder(tmp_path / "data", 5).train, tmp_path / "cache", (3, 5, 5))
     Image.new("RGB", (6, 6), (1, 2, 3)).save(part.paths[7])
     changed = opened(part, tmp_path / "cache")
     assert changed[torch.tensor([7])].flatten(2).unique(dim=2).flatten().tolist() == [1, 2, 3]
@@ -125,16 +127,16 @@ def test_another_size_or_a_changed_file_is_another_store(part: FilePart, tmp_pat
 CHILD = """
 import sys, time
 from pathlib import Path
-from framework import cache, readers
-cache._BLOCK, delay = int(sys.argv[3]), float(sys.argv[4])
-decode, decoded = readers.decode_image, []
+from framework.data import folders, parts, store
+store._BLOCK, delay = int(sys.argv[3]), float(sys.argv[4])
+decode, decoded = parts.decode_image, []
 def slow(path, size):
     time.sleep(delay)
     decoded.append(path)
     return decode(path, size)
-readers.decode_image = slow
-part = readers.read_imagefolder(Path(sys.argv[1]), 6).train
-stored = cache.open_store(part, "tree", (3, 6, 6), Path(sys.argv[2]), workers=1)
+parts.decode_image = slow
+part = folders.read_imagefolder(Path(sys.argv[1]), 6).train
+stored = store.open_store(part, "tree", (3, 6, 6), Path(sys.argv[2]), workers=1)
 print(len(decoded), stored[:].sum().item())
 """
 
@@ -177,7 +179,7 @@ def test_interrupting_between_pixels_and_checksum_loses_one_block(
         return zlib.crc32(content)
 
     with monkeypatch.context() as context:
-        context.setattr(cache, "zlib", SimpleNamespace(crc32=interrupted))
+        context.setattr(store, "zlib", SimpleNamespace(crc32=interrupted))
         with pytest.raises(Stop):
             opened(part, tmp_path)
     decoded.clear()
@@ -252,12 +254,14 @@ def test_a_store_that_is_being_written_is_waited_for(
     part: FilePart, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     opened(part, tmp_path)
-    (path,) = tmp_path.glob("*.lock")
+    (sums,) = tmp_path.glob("*.crc")
+    sums.unlink()  # a store that is not whole
+    path = sums.with_suffix(".lock")
     results: list[StoredImages] = []
     with open(path, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         waiting = threading.Thread(
-            target=lambda: results.append(cache.open_store(part, "tree", SHAPE, tmp_path, progress=True))
+            target=lambda: results.append(open_store(part, "tree", SHAPE, tmp_path, progress=True))
         )
         waiting.start()
         waiting.join(0.3)
@@ -280,12 +284,12 @@ def test_a_folder_that_cannot_be_used_is_a_user_error(part: FilePart, tmp_path: 
 def test_too_small_a_disk_is_noticed_before_anything_is_decoded(
     part: FilePart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[str]
 ) -> None:
-    usage = cache.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: usage._replace(free=COUNT * 108 - 1))
+    usage = store.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: usage._replace(free=COUNT * 108 - 1))
     with pytest.raises(UserError, match=r"--cache_dir .*: decoded images need 0\.0 GB there, .* lower --im_size"):
         opened(part, tmp_path)
     assert decoded == []
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: usage._replace(free=COUNT * 108))
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: usage._replace(free=COUNT * 108))
     opened(part, tmp_path)
 
 
@@ -293,6 +297,6 @@ def test_a_disk_that_fills_up_is_a_user_error(part: FilePart, tmp_path: Path, mo
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache._Store, "write", full)
+    monkeypatch.setattr(store._Store, "write", full)
     with pytest.raises(UserError, match=r"--cache_dir .*\(No space left on device\)"):
         opened(part, tmp_path)

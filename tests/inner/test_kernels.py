@@ -18,15 +18,17 @@ from problems import CPU, make_problem, relative_error
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from framework.augment import OPERATIONS
 from framework.distill_higher import Higher, outer_gradient
-from framework.engines import Replay
-from framework.graphs import WARM_UP, Captured, Recorder
-from framework.inner import LOW_PRECISION_FROM, SGD, Adam, InnerLoop, State
-from framework.kernels import Execution, Kernels, has_compiler
-from framework.networks import FlatNetwork, build
+from framework.inner.graphs import WARM_UP, Captured, Recorder
+from framework.inner.kernels import Execution, Kernels, has_compiler
+from framework.inner.loop import LOW_PRECISION_FROM, InnerLoop
+from framework.inner.names import AUGMENTATIONS
+from framework.inner.optimizers import SGD, Adam, State
+from framework.networks.flat import FlatNetwork
+from framework.networks.registry import build
+from framework.outer.policies.policy import Window
+from framework.outer.replay import Replay
 from framework.rng import generator
-from framework.truncation import Window
 
 needs_compiler = pytest.mark.skipif(not has_compiler(CPU), reason="torch.compile needs a C++ compiler")
 
@@ -274,7 +276,9 @@ class OnDeviceOnly(TorchDispatchMode):
 @pytest.mark.parametrize("rule", [Adam(1e-2), SGD(0.1)], ids=lambda rule: type(rule).__name__)
 def test_an_outer_step_never_touches_the_host(arch: str, networks: int, rule: Adam | SGD) -> None:
     """The "meta" device stands for any other: it has no numbers to wait for."""
-    p = make_problem(6, "_".join(OPERATIONS), compose=True, arch=arch, width=8, channels=3, device=torch.device("meta"))
+    p = make_problem(
+        6, "_".join(AUGMENTATIONS), compose=True, arch=arch, width=8, channels=3, device=torch.device("meta")
+    )
     engine = Replay(InnerLoop(p.network, rule, Execution(chunk=2, together=True)))
     thetas, plans = [p.theta] * networks, [p.plan] * networks
     with OnDeviceOnly() as mode:
@@ -295,7 +299,7 @@ def test_freed_memory_serves_the_next_tensor() -> None:
     """Counted in pages that the system had to supply, in a process of its own: the setting cannot be undone."""
     program = """
 import resource, sys, torch
-from framework.execution import keep_freed_memory
+from framework.inner.execution import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def faults():

@@ -14,23 +14,20 @@ from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 from streams import stir, untouched
 from torch import Tensor, nn
 
-from framework.augment import Augmentation, apply
-from framework.config import UserError
-from framework.data import RealData, Split, Standardise
-from framework.evaluate import (
-    Candidate,
-    Evaluation,
-    Evaluator,
-    Score,
-    TrainingSet,
-    full_real,
-    random_real,
-    score,
-)
-from framework.inner import Adam, InnerLoop
-from framework.networks import FlatNetwork, build
+from framework.data.preprocess import Standardise
+from framework.data.splits import RealData, Split
+from framework.errors import UserError
+from framework.evaluation.baselines import full_real, random_real
+from framework.evaluation.evaluator import Candidate, Evaluator, TrainingSet
+from framework.evaluation.scores import Evaluation, Score, score
+from framework.inner.augment import Augmentation, apply
+from framework.inner.loop import InnerLoop
+from framework.inner.optimizers import Adam
+from framework.inner.plan import ClassSampler, UniformSampler
+from framework.networks.flat import FlatNetwork
+from framework.networks.registry import build
+from framework.outer.synthetic import noise_images, one_hot_labels
 from framework.rng import generator
-from framework.synthetic import ClassSampler, UniformSampler, noise_images, one_hot_labels
 
 CLASSES, SIDE = 3, 4
 

@@ -12,17 +12,10 @@ from hypothesis import strategies as st
 from streams import stir, untouched
 from torch import Tensor
 
-from framework.augment import Augmentation
+from framework.inner.augment import Augmentation
+from framework.inner.plan import ClassSampler, Plan, UniformSampler
+from framework.outer.synthetic import Grads, SyntheticSet, noise_images, one_hot_labels
 from framework.rng import generator
-from framework.synthetic import (
-    ClassSampler,
-    Grads,
-    Plan,
-    SyntheticSet,
-    UniformSampler,
-    noise_images,
-    one_hot_labels,
-)
 
 FLIP = Augmentation("flip", False, 4)
 

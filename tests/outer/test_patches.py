@@ -10,11 +10,13 @@ from cli import TINY, difference
 from problems import CPU, relative_error
 from torch import Tensor
 
-from framework import checkpoint, patches
-from framework.networks import FlatNetwork, build
-from framework.patches import PatchAlignment
+from framework.networks.flat import FlatNetwork
+from framework.networks.registry import build
+from framework.outer import patches
+from framework.outer.patches import PatchAlignment
+from framework.outer.synthetic import Grads, SyntheticSet, noise_images, one_hot_labels
 from framework.rng import generator
-from framework.synthetic import Grads, SyntheticSet, noise_images, one_hot_labels
+from framework.run import checkpoint
 from main import main
 
 CLASSES, SIDE = 3, 8

@@ -13,8 +13,11 @@ import torch
 from cli import difference
 from safetensors import safe_open
 
-from framework import checkpoint
-from framework.config import DEFAULTS, UserError, parse
+from framework.config import DEFAULTS, parse
+from framework.errors import UserError
+from framework.files import write_atomically, write_text
+from framework.run import checkpoint
+from framework.run.checkpoint import find_run, load_tensors, save_tensors
 
 STATE = {
     "config": DEFAULTS.to_json(),
@@ -41,14 +44,14 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
 
 def test_tensors_and_their_metadata_come_back_as_they_were(tmp_path: Path) -> None:
     path = tmp_path / "distilled.safetensors"
-    checkpoint.save_tensors(path, TENSORS, {"class_names": "é"})
-    assert difference(checkpoint.load_tensors(path), TENSORS) is None
+    save_tensors(path, TENSORS, {"class_names": "é"})
+    assert difference(load_tensors(path), TENSORS) is None
     with safe_open(path, "pt") as file:
         assert file.metadata() == {"class_names": "é"}
 
 
 def test_text_is_written_as_utf_8(tmp_path: Path) -> None:
-    checkpoint.write_text(tmp_path / "x.json", "é\n")
+    write_text(tmp_path / "x.json", "é\n")
     assert (tmp_path / "x.json").read_bytes() == b"\xc3\xa9\n"
 
 
@@ -74,7 +77,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     if existing:
         path.write_bytes(b"old")
     with pytest.raises(UserError) as error:
-        checkpoint.write_atomically(path, write)
+        write_atomically(path, write)
     assert str(path) in one_line(error)
     assert reason in one_line(error)
     assert [entry.name for entry in tmp_path.iterdir()] == (["last.pt"] if existing else [])
@@ -90,7 +93,7 @@ def test_readers_see_the_old_file_until_the_new_one_is_complete(tmp_path: Path) 
         file.flush()
         assert path.read_bytes() == b"old"
 
-    checkpoint.write_atomically(path, write)
+    write_atomically(path, write)
     assert path.read_bytes() == b"new"
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"]
 
@@ -100,7 +103,7 @@ def test_the_data_is_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch:
     for name in ("fsync", "replace"):
         function = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *a, n=name, f=function: (calls.append(n), f(*a))[1])
-    checkpoint.write_text(tmp_path / "x", "text")
+    write_text(tmp_path / "x", "text")
     assert calls == ["fsync", "replace"]
 
 
@@ -126,7 +129,7 @@ def test_an_interrupted_write_leaves_no_temporary_file(interruption: type[BaseEx
         raise interruption
 
     with pytest.raises(interruption):
-        checkpoint.write_atomically(tmp_path / "last.pt", write)
+        write_atomically(tmp_path / "last.pt", write)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -203,7 +206,7 @@ def test_a_file_that_holds_something_else_is_refused(value: Any, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["missing", "."])
-@pytest.mark.parametrize("read", [checkpoint.load, checkpoint.load_tensors])
+@pytest.mark.parametrize("read", [checkpoint.load, load_tensors])
 def test_what_is_no_file_is_refused_by_name(read: Callable[[Path], Any], name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         read(tmp_path / name)
@@ -213,10 +216,10 @@ def test_what_is_no_file_is_refused_by_name(read: Callable[[Path], Any], name: s
 @pytest.mark.parametrize("how", ["empty", "text", "truncated", "tail cut off"])
 def test_a_damaged_safetensors_file_is_refused(how: str, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    checkpoint.save_tensors(path, TENSORS, {})
+    save_tensors(path, TENSORS, {})
     path.write_bytes(damage(path.read_bytes(), how))
     with pytest.raises(UserError) as error:
-        checkpoint.load_tensors(path)
+        load_tensors(path)
     assert str(path) in one_line(error)
 
 
@@ -224,8 +227,8 @@ def test_a_damaged_safetensors_file_is_refused(how: str, tmp_path: Path) -> None
 
 
 def test_an_empty_folder_holds_no_run(tmp_path: Path) -> None:
-    assert checkpoint.find_run(tmp_path, DEFAULTS) is None
-    assert checkpoint.find_run(tmp_path / "missing", parse(["--resume"])[0]) is None
+    assert find_run(tmp_path, DEFAULTS) is None
+    assert find_run(tmp_path / "missing", parse(["--resume"])[0]) is None
 
 
 @pytest.mark.parametrize(
@@ -238,13 +241,13 @@ def test_an_empty_folder_holds_no_run(tmp_path: Path) -> None:
 def test_a_run_is_continued_only_when_asked_to_and_with_its_flags(line: str, words: str, tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "last.pt", STATE)
     with pytest.raises(UserError) as error:
-        checkpoint.find_run(tmp_path, parse(line.split())[0])
+        find_run(tmp_path, parse(line.split())[0])
     assert all(word in one_line(error) for word in [str(tmp_path), *words.split("|")])
 
 
 def test_a_run_is_found_again(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "last.pt", STATE)
-    found = checkpoint.find_run(tmp_path, parse(["--resume", "--epochs", "500", "--print_freq", "3"])[0])
+    found = find_run(tmp_path, parse(["--resume", "--epochs", "500", "--print_freq", "3"])[0])
     assert difference(found, STATE) is None
 
 
@@ -252,4 +255,4 @@ def test_a_run_is_found_again(tmp_path: Path) -> None:
 def test_a_run_without_a_readable_configuration_is_refused(config: Any, tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "last.pt", {"config": config} if config != "" else {})
     with pytest.raises(UserError, match="not a checkpoint of this program"):
-        checkpoint.find_run(tmp_path, parse(["--resume"])[0])
+        find_run(tmp_path, parse(["--resume"])[0])

@@ -14,11 +14,12 @@ from scipy import ndimage
 from streams import stir, untouched
 from torch import Tensor
 
-from framework.augment import OPERATIONS, Augmentation, Draw, apply
+from framework.inner.augment import Augmentation, Draw, apply
+from framework.inner.names import AUGMENTATIONS
 from framework.rng import generator
 
 SIDES = [7, 8]
-ALL = "_".join(OPERATIONS)
+ALL = "_".join(AUGMENTATIONS)
 
 
 def batch(count: int = 5, channels: int = 3, side: int = 8, classes: int = 4) -> tuple[Tensor, Tensor]:
@@ -175,7 +176,7 @@ def test_mixup_mixes_images_and_labels_with_the_same_weight() -> None:
     assert new_labels.sum().item() == pytest.approx(labels.sum().item(), rel=1e-14)
 
 
-@pytest.mark.parametrize("strategy", [name for name in OPERATIONS if name != "mixup"])
+@pytest.mark.parametrize("strategy", [name for name in AUGMENTATIONS if name != "mixup"])
 def test_labels_change_under_mixup_only(strategy: str) -> None:
     images, labels = batch()
     new_images, new_labels = apply(images, labels, one_draw(strategy))
@@ -204,7 +205,7 @@ def test_identity_parameters_change_nothing(side: int) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.lists(st.sampled_from(OPERATIONS), min_size=1, max_size=7, unique=True),
+    st.lists(st.sampled_from(AUGMENTATIONS), min_size=1, max_size=7, unique=True),
     st.integers(0, 1000),
     st.floats(-3, 3),
     st.floats(-3, 3),
@@ -230,7 +231,7 @@ def test_brightness_makes_colour_affine() -> None:
     assert close(double - zero, 2 * (single - zero))
 
 
-@pytest.mark.parametrize("strategy", [*OPERATIONS, ALL])
+@pytest.mark.parametrize("strategy", [*AUGMENTATIONS, ALL])
 def test_derivatives_agree_with_finite_differences(strategy: str) -> None:
     images, labels = batch(count=2, side=4, classes=2)
     draw = one_draw(strategy, 4, 2)
@@ -238,7 +239,7 @@ def test_derivatives_agree_with_finite_differences(strategy: str) -> None:
     assert torch.autograd.gradcheck(lambda x, y: apply(x, y, draw), inputs)
 
 
-@pytest.mark.parametrize("strategy", [*OPERATIONS, ALL])
+@pytest.mark.parametrize("strategy", [*AUGMENTATIONS, ALL])
 def test_float32_images_stay_float32_and_agree_with_float64(strategy: str) -> None:
     images, labels = batch()
     draw = one_draw(strategy)
@@ -251,7 +252,7 @@ def test_float32_images_stay_float32_and_agree_with_float64(strategy: str) -> No
 # ---- the draws -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", ["none", *OPERATIONS, ALL])
+@pytest.mark.parametrize("strategy", ["none", *AUGMENTATIONS, ALL])
 @pytest.mark.parametrize("compose", [True, False])
 def test_draws_depend_on_their_generator_alone(strategy: str, compose: bool) -> None:
     """Ancestors' faults 16 and 17: Python's and numpy's global streams drove and were reset by augmentation."""
@@ -269,7 +270,7 @@ def test_draws_depend_on_their_generator_alone(strategy: str, compose: bool) -> 
     assert all(not torch.equal(first[name], other[name]) for name in first)
 
 
-@pytest.mark.parametrize("strategy", [*OPERATIONS, ALL])
+@pytest.mark.parametrize("strategy", [*AUGMENTATIONS, ALL])
 def test_batches_of_one_trajectory_differ(strategy: str) -> None:
     draw = Augmentation(strategy, True, 8).draw(2, 30, generator(0))
     assert all(not torch.equal(value[0], value[1]) for value in tensors(draw).values())
@@ -294,7 +295,7 @@ def used(draw: Draw) -> list[str]:
 def test_one_operation_per_batch_each_equally_often() -> None:
     steps = 1400
     draw = Augmentation(ALL, False, 8).draw(steps, 30, generator(0))
-    counts = dict.fromkeys(OPERATIONS, 0)
+    counts = dict.fromkeys(AUGMENTATIONS, 0)
     for t in range(steps):
         (name,) = used(draw.at(t))
         counts[name] += 1
@@ -323,7 +324,7 @@ def uniform(values: Tensor, low: float, high: float) -> bool:
 
 def test_parameters_fill_their_ranges() -> None:
     steps, count, side = 50, 40, 32
-    draws = {name: Augmentation(name, True, side).draw(steps, count, generator(0, name)) for name in OPERATIONS}
+    draws = {name: Augmentation(name, True, side).draw(steps, count, generator(0, name)) for name in AUGMENTATIONS}
     assert draws["flip"].flip is not None
     assert abs(draws["flip"].flip.double().mean() - 0.5) < 5 * 0.5 / math.sqrt(steps * count)
     rotation = draws["rotate"].affine

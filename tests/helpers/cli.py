@@ -11,7 +11,7 @@ import torch
 
 from main import main
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 TINY = [
     *("--dataset", "digits", "--depth", "1", "--width", "4", "--device", "cpu"),

@@ -9,11 +9,13 @@ from problems import Problem, make_problem, relative_error
 from torch import Tensor
 
 from framework.distill_higher import Higher, outer_gradient
-from framework.engines import LowRank, MetaGradient, Replay
-from framework.inner import SGD, Adam, InnerLoop, State
-from framework.lowrank import Recipe, factorise
+from framework.inner.loop import InnerLoop
+from framework.inner.optimizers import SGD, Adam, State
+from framework.outer.engine import MetaGradient
+from framework.outer.lowrank import LowRank, Recipe, factorise
+from framework.outer.policies.policy import Window
+from framework.outer.replay import Replay
 from framework.rng import generator
-from framework.truncation import Window
 
 GEN = "low-rank tests"
 WINDOW = Window(3, 6)

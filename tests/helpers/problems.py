@@ -5,11 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from framework.augment import Augmentation
-from framework.engines import RealBatch
-from framework.networks import FlatNetwork, build
+from framework.inner.augment import Augmentation
+from framework.inner.plan import ClassSampler, Plan
+from framework.networks.flat import FlatNetwork
+from framework.networks.registry import build
+from framework.outer.engine import RealBatch
+from framework.outer.synthetic import noise_images, one_hot_labels
 from framework.rng import generator
-from framework.synthetic import ClassSampler, Plan, noise_images, one_hot_labels
 
 CPU = torch.device("cpu")
 

@@ -19,11 +19,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from framework import cache, data, preprocess, readers
-from framework.checkpoint import load_tensors
-from framework.config import UserError
-from framework.data import Preprocess, RealData, Standardise, Zca, epoch_batches
+from framework import machine
+from framework.data import load, parts, preprocess, registry, splits, store
+from framework.data.parts import decode_image
+from framework.data.preprocess import Preprocess, Standardise, Zca
+from framework.data.readers import read_digits
+from framework.data.splits import RealData, Split, StreamedImages, epoch_batches
+from framework.errors import UserError
+from framework.files import cache_folder
 from framework.rng import generator
+from framework.run.checkpoint import load_tensors
 from main import main
 
 CPU = torch.device("cpu")
@@ -53,12 +58,12 @@ def write_tree(root: Path, seed: int = 0, parts: dict[str, int] | None = None, s
 
 def load_tree(root: Path, **options: object) -> RealData:
     arguments: dict[str, object] = {"device": CPU, "im_size": 6, "progress": False, "val_fraction": 0.25, **options}
-    return data.load("imagefolder", root, **arguments)  # type: ignore[arg-type]
+    return load.load("imagefolder", root, **arguments)  # type: ignore[arg-type]
 
 
 def load_digits(**options: object) -> RealData:
     arguments: dict[str, object] = {"device": CPU, "progress": False, **options}
-    return data.load("digits", Path("unused"), **arguments)  # type: ignore[arg-type]
+    return load.load("digits", Path("unused"), **arguments)  # type: ignore[arg-type]
 
 
 def same_tensors(one: Preprocess, other: Preprocess) -> bool:
@@ -149,7 +154,7 @@ def test_zca_against_svd(count: int, reg: float, monkeypatch: pytest.MonkeyPatch
 
 def test_digits_zca_against_svd() -> None:
     reg = 0.1
-    source = readers.read_digits(Path(), 8)
+    source = read_digits(Path(), 8)
     train, test = (part.read(torch.arange(len(part.labels))) for part in (source.train, source.test))
     expected, _ = oracle_zca(train.numpy(), test.numpy(), reg)
     result = Zca.fit(train, reg, CPU)(test)
@@ -285,7 +290,7 @@ def labelled(draw: st.DrawFn) -> tuple[torch.Tensor, int]:
 def test_validation_split_is_stratified(case: tuple[torch.Tensor, int], fraction: float) -> None:
     labels, classes = case
     names = tuple(f"c{i}" for i in range(classes))
-    train, val = data._validation_split(labels, names, fraction, "x")
+    train, val = splits.validation_split(labels, names, fraction, "x")
     assert torch.cat([train, val]).sort().values.tolist() == list(range(len(labels)))
     assert train.tolist() == sorted(train.tolist())
     taken = labels[val].bincount(minlength=classes)
@@ -293,13 +298,13 @@ def test_validation_split_is_stratified(case: tuple[torch.Tensor, int], fraction
     assert (taken >= 1).all()
     assert (labels[train].bincount(minlength=classes) >= 1).all()
     assert ((taken - exact).abs() <= 0.5 + 1e-6).logical_or(taken == 1).all()
-    again = data._validation_split(labels, names, fraction, "x")
+    again = splits.validation_split(labels, names, fraction, "x")
     assert torch.equal(train, again[0])
 
 
 def test_validation_split_is_random_and_known_by_the_data_set() -> None:
     labels = torch.zeros(1000, dtype=torch.int64)
-    (_, one), (_, other) = (data._validation_split(labels, ("c",), 0.1, name) for name in ("mnist", "cifar10"))
+    (_, one), (_, other) = (splits.validation_split(labels, ("c",), 0.1, name) for name in ("mnist", "cifar10"))
     assert one.tolist() != other.tolist()
     assert 350 < one.double().mean() < 650
 
@@ -308,7 +313,7 @@ def test_validation_split_is_random_and_known_by_the_data_set() -> None:
 def test_validation_split_needs_images(counts: list[int], fraction: float) -> None:
     labels = torch.arange(2).repeat_interleave(torch.tensor(counts))
     with pytest.raises(UserError, match=r"--val_fraction .*: class \w+ has \d+ training image"):
-        data._validation_split(labels, ("cat", "dog"), fraction, "x")
+        splits.validation_split(labels, ("cat", "dog"), fraction, "x")
 
 
 @quick
@@ -316,14 +321,14 @@ def test_validation_split_needs_images(counts: list[int], fraction: float) -> No
 def test_limited_training_set_is_balanced(case: tuple[torch.Tensor, int], draw: st.DataObject) -> None:
     labels, classes = case
     limit = draw.draw(st.integers(classes, len(labels) + 5))
-    chosen = data._balanced_subset(labels, classes, limit, "x")
+    chosen = splits.balanced_subset(labels, classes, limit, "x")
     assert len(set(chosen.tolist())) == len(chosen) == min(limit, len(labels))
     assert chosen.tolist() == sorted(chosen.tolist())
     available = labels.bincount(minlength=classes)
     taken = labels[chosen].bincount(minlength=classes)
     # A class that could give more is at most one image behind the class that gave most.
     assert (taken[taken < available] >= taken.max() - 1).all()
-    assert torch.equal(chosen, data._balanced_subset(labels, classes, limit, "x"))
+    assert torch.equal(chosen, splits.balanced_subset(labels, classes, limit, "x"))
 
 
 def test_limit_below_one_per_class() -> None:
@@ -377,7 +382,7 @@ def test_splits_are_disjoint_reproducible_and_complete() -> None:
 
 
 def test_labels_belong_to_their_images(tmp_path: Path) -> None:
-    source = readers.read_digits(tmp_path, 8)
+    source = read_digits(tmp_path, 8)
     label_of = {}
     for part in (source.train, source.test):
         for image, label in zip(part.read(torch.arange(len(part.labels))), part.labels.tolist(), strict=True):
@@ -415,7 +420,7 @@ def test_preprocessing_never_sees_test_or_validation_images(tmp_path: Path, zca:
 def test_preprocessing_depends_on_the_split_of_train_alone(tmp_path: Path) -> None:
     root = write_tree(tmp_path, parts={"train": 12, "test": 5})
     before = load_tree(root)
-    _, val = data._validation_split(torch.arange(2).repeat_interleave(12), ("cat", "dog"), 0.25, "imagefolder")
+    _, val = splits.validation_split(torch.arange(2).repeat_interleave(12), ("cat", "dog"), 0.25, "imagefolder")
     paths = sorted((root / "train").glob("*/*.png"))
     for i in val.tolist():
         Image.new("RGB", (6, 6), (255, 0, 255)).save(paths[i])
@@ -434,8 +439,8 @@ def test_val_folder_is_left_out_for_val_fraction_zero(tmp_path: Path) -> None:
 def test_limit_train_decodes_no_more_than_it_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_tree(tmp_path, parts={"train": 12, "test": 5})
     opened: list[str] = []
-    decode = readers.decode_image
-    monkeypatch.setattr(readers, "decode_image", lambda path, size: opened.append(path) or decode(path, size))
+    decode = decode_image
+    monkeypatch.setattr(parts, "decode_image", lambda path, size: opened.append(path) or decode(path, size))
     load_tree(root, limit_train=4)
     assert len([path for path in opened if "/train/" in path]) == 4 + 6
 
@@ -459,7 +464,7 @@ def test_wrong_flags(options: dict[str, object], message: str) -> None:
 
 def test_unknown_data_set() -> None:
     with pytest.raises(UserError, match="--dataset letters: unknown"):
-        data.load("letters", Path(), device=CPU)
+        load.load("letters", Path(), device=CPU)
 
 
 # ---- memory
@@ -467,20 +472,20 @@ def test_unknown_data_set() -> None:
 
 def test_memory_is_checked_before_anything_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_tree(tmp_path)
-    monkeypatch.setattr(readers, "decode_image", lambda *_: pytest.fail("decoded an image"))
-    monkeypatch.setattr(data, "_free_memory", lambda _: 1000)
+    monkeypatch.setattr(parts, "decode_image", lambda *_: pytest.fail("decoded an image"))
+    monkeypatch.setattr(load, "free_memory", lambda _: 1000)
     message = r"--device cpu: 34 images of 3x6x6 need .* GB on cpu, where .* lower --im_size or --limit_train"
     with pytest.raises(UserError, match=message):
         load_tree(root, data_cache="device")
 
 
 def test_memory_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    info = data.describe("cifar10", Path(), None)
+    info = registry.describe("cifar10", Path(), None)
     values = 60000 * 3072
 
     def check(free: dict[str, int | None], device: str, zca: bool = False) -> None:
-        monkeypatch.setattr(data, "_free_memory", lambda device: free[device.type])
-        data._require_memory(60000, info, zca, torch.device(device))
+        monkeypatch.setattr(load, "free_memory", lambda device: free[device.type])
+        load._require_memory(60000, info, zca, torch.device(device))
 
     check({"cpu": 5 * values}, "cpu")
     check({"cpu": None}, "cpu")
@@ -494,7 +499,7 @@ def test_memory_needed(monkeypatch: pytest.MonkeyPatch) -> None:
         check({"cpu": values, "cuda": 4 * values - 1}, "cuda")
     with pytest.raises(UserError, match="on cpu"):
         check({"cpu": 5 * values}, "cpu", zca=True)
-    info = data.describe("imagenet", Path(), 224)
+    info = registry.describe("imagenet", Path(), 224)
     with pytest.raises(
         UserError, match="the ZCA matrices of 3x224x224 images need .*; lower --im_size or leave out --zca$"
     ):
@@ -502,7 +507,7 @@ def test_memory_needed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_free_memory_is_known_on_linux() -> None:
-    free = data._free_memory(CPU)
+    free = machine.free_memory(CPU)
     if not Path("/proc/meminfo").exists():
         pytest.skip("no /proc/meminfo: free memory is unknown here")
     assert free is not None
@@ -592,7 +597,7 @@ def test_interrupted_write_leaves_nothing(cached: Cached, monkeypatch: pytest.Mo
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(data, "save_file", full)
+    monkeypatch.setattr(load, "save_file", full)
     load_tree(root, zca=True, cache_dir=file.parent)
     assert list(file.parent.iterdir()) == []
 
@@ -603,25 +608,25 @@ def test_default_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(list((tmp_path / "xdg" / "at-bptt").iterdir())) == 1
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cache.default_folder() == tmp_path / "home" / ".cache" / "at-bptt"
+    assert cache_folder() == tmp_path / "home" / ".cache" / "at-bptt"
 
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", homeless)
     with pytest.raises(UserError, match="XDG_CACHE_HOME"):
-        cache.default_folder()
+        cache_folder()
 
 
 def test_processes_share_a_cache(tmp_path: Path) -> None:
     root = write_tree(tmp_path / "data")
     code = (
-        "import sys, torch; from pathlib import Path; from framework import data;"
-        "real = data.load('imagefolder', Path(sys.argv[1]), device=torch.device('cpu'), zca=True, im_size=6,"
+        "import sys, torch; from pathlib import Path; from framework.data import load;"
+        "real = load.load('imagefolder', Path(sys.argv[1]), device=torch.device('cpu'), zca=True, im_size=6,"
         " progress=False, cache_dir=Path(sys.argv[2])); print(real.train.images.double().sum().item())"
     )
     command = [sys.executable, "-c", code, str(root), str(tmp_path / "cache")]
-    here = Path(__file__).resolve().parents[1]
+    here = Path(__file__).resolve().parents[2]
     processes = [
         subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
     ]
@@ -635,7 +640,7 @@ def test_processes_share_a_cache(tmp_path: Path) -> None:
 # ---- streaming from disk
 
 
-def same_split(one: data.Split | None, other: data.Split | None) -> bool:
+def same_split(one: Split | None, other: Split | None) -> bool:
     """Bit for bit, whole and in batches of several sizes, in this order and in another."""
     if one is None or other is None:
         return one is other
@@ -656,13 +661,13 @@ def test_streamed_data_is_the_same_to_the_last_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zca: bool, parts: dict[str, int], options: dict[str, float]
 ) -> None:
     monkeypatch.setattr(preprocess, "_CHUNK_VALUES", 1000)  # so that there are many chunks
-    monkeypatch.setattr(cache, "_BLOCK", 7)
+    monkeypatch.setattr(store, "_BLOCK", 7)
     root = write_tree(tmp_path / "data", parts=parts)
     common = {"zca": zca, **options}
     held = load_tree(root, data_cache="device", cache_dir=tmp_path / "one", **common)
     streamed = load_tree(root, data_cache="disk", cache_dir=tmp_path / "other", **common)
     assert isinstance(held.train.images, torch.Tensor)
-    assert isinstance(streamed.train.images, data.StreamedImages)
+    assert isinstance(streamed.train.images, StreamedImages)
     assert same_tensors(held.preprocess, streamed.preprocess)
     assert held.image_shape == streamed.image_shape == (3, 6, 6)
     assert len(streamed.train.images) == len(held.train.images)
@@ -687,12 +692,12 @@ def test_an_image_is_whitened_alike_in_every_batch(threads: int) -> None:
 
 
 def test_a_set_is_streamed_if_it_takes_more_than_half_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    info = data.describe("cifar10", Path(), None)
+    info = registry.describe("cifar10", Path(), None)
     values = 60000 * 3072
 
     def streams(free: dict[str, int | None], device: str, choice: str = "auto") -> bool:
-        monkeypatch.setattr(data, "_free_memory", lambda device: free[device.type])
-        return data.streams(choice, 60000, info, torch.device(device))
+        monkeypatch.setattr(load, "free_memory", lambda device: free[device.type])
+        return load.streams(choice, 60000, info, torch.device(device))
 
     plenty = 100 * values
     assert not streams({"cpu": 10 * values}, "cpu")
@@ -709,9 +714,9 @@ def test_a_set_too_large_for_memory_is_streamed_without_being_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = write_tree(tmp_path / "data")
-    monkeypatch.setattr(data, "_free_memory", lambda _: 1000)
+    monkeypatch.setattr(load, "free_memory", lambda _: 1000)
     real = load_tree(root, cache_dir=tmp_path / "cache", progress=True)
-    assert isinstance(real.train.images, data.StreamedImages)
+    assert isinstance(real.train.images, StreamedImages)
     assert f"imagefolder: streaming images from {tmp_path / 'cache'} (--data_cache)\n" in capsys.readouterr().err
     monkeypatch.undo()
     assert same_split(load_tree(root).train, real.train)
@@ -733,7 +738,7 @@ def test_batches_are_read_ahead_and_reading_can_stop_anywhere() -> None:
             read.extend(rows.tolist())
             return rows.to(torch.uint8).view(-1, 1, 1, 1)
 
-    images = data.StreamedImages(Numbers(), lambda pixels: pixels.float())
+    images = StreamedImages(Numbers(), lambda pixels: pixels.float())
     threads = threading.active_count()
     batches = images.batches(torch.arange(8).split(2))
     assert next(batches).flatten().tolist() == [0, 1]
@@ -750,7 +755,7 @@ def test_streaming_does_not_help_where_the_zca_matrices_do_not_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = write_tree(tmp_path / "data")
-    monkeypatch.setattr(data, "_free_memory", lambda _: 1000)
+    monkeypatch.setattr(load, "free_memory", lambda _: 1000)
     with pytest.raises(UserError, match="--device cpu: the ZCA matrices of 3x6x6 images need"):
         load_tree(root, zca=True, cache_dir=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
@@ -776,7 +781,7 @@ def test_a_streamed_run_is_the_same_run(tmp_path: Path) -> None:
 
 
 def test_real_mnist_loads_standardised(real_data: Path) -> None:
-    real = data.load("mnist", real_data, device=CPU, limit_train=2000)
+    real = load.load("mnist", real_data, device=CPU, limit_train=2000)
     assert real.val is not None
     assert (len(real.train), len(real.val), len(real.test)) == (2000, 5999, 10000)
     assert real.image_shape == (1, 28, 28)
@@ -788,8 +793,8 @@ def test_real_mnist_loads_standardised(real_data: Path) -> None:
 
 
 def test_real_mnist_streams_the_same_images(real_data: Path, tmp_path: Path) -> None:
-    held = data.load("mnist", real_data, device=CPU, limit_train=1000, progress=False)
-    streamed = data.load(
+    held = load.load("mnist", real_data, device=CPU, limit_train=1000, progress=False)
+    streamed = load.load(
         "mnist", real_data, device=CPU, limit_train=1000, data_cache="disk", cache_dir=tmp_path, progress=False
     )
     assert same_tensors(held.preprocess, streamed.preprocess)

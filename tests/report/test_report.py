@@ -12,10 +12,15 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from framework import report
-from framework.config import UserError
-from framework.data import Standardise
-from framework.report import Reporter, accuracy_plot, image_grid, natural_images, percent, result_table
+from framework.data.preprocess import Standardise
+from framework.distilled import pictures
+from framework.distilled.pictures import image_grid, natural_images
+from framework.errors import UserError
+from framework.machine import environment
+from framework.report.folder import read_summary
+from framework.report.metrics import Reporter
+from framework.report.plots import accuracy_plot
+from framework.report.tables import percent, result_table
 
 # ---- metrics ---------------------------------------------------------------------------------------
 
@@ -188,15 +193,15 @@ def test_percentages_come_from_fractions(mean: float, deviation: float | None, t
 
 def test_a_summary_is_read_back_and_none_is_empty(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps(summary()))
-    assert report.read_summary(tmp_path / "summary.json") == summary()
-    assert report.read_summary(tmp_path / "missing.json") == {}
+    assert read_summary(tmp_path / "summary.json") == summary()
+    assert read_summary(tmp_path / "missing.json") == {}
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff", *(text for text in (b"[1]", b"3", b"null"))])
 def test_a_damaged_summary_is_a_user_error(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_bytes(content)
     with pytest.raises(UserError, match="summary.json"):
-        report.read_summary(tmp_path / "summary.json")
+        read_summary(tmp_path / "summary.json")
 
 
 # ---- pictures --------------------------------------------------------------------------------------
@@ -255,10 +260,10 @@ def test_grey_images_are_shown_on_a_fixed_scale(tmp_path: Path) -> None:
 def test_soft_labels_are_told_by_their_two_largest_classes() -> None:
     """As shares: learnt weights need not add up to one, and may all be zero."""
     names = ["cat", "dog", "a_very_long_name_of_a_class"]
-    assert report._top_classes(torch.tensor([0.5, 0.0, 1.5]), names) == "a_very_long_ 75%\ncat 25%"
-    assert report._top_classes(torch.tensor([0.0, 0.2, 0.0]), names).startswith("dog 100%\n")
-    assert report._top_classes(torch.zeros(3), names).count(" 0%") == 2
-    assert report._top_classes(torch.ones(1), ["cat"]) == "cat 100%"
+    assert pictures._top_classes(torch.tensor([0.5, 0.0, 1.5]), names) == "a_very_long_ 75%\ncat 25%"
+    assert pictures._top_classes(torch.tensor([0.0, 0.2, 0.0]), names).startswith("dog 100%\n")
+    assert pictures._top_classes(torch.zeros(3), names).count(" 0%") == 2
+    assert pictures._top_classes(torch.ones(1), ["cat"]) == "cat 100%"
 
 
 def test_a_grid_with_labels_still_has_one_row_per_class(tmp_path: Path) -> None:
@@ -338,11 +343,11 @@ def test_a_flat_image_is_shown_flat() -> None:
 
 
 def test_the_environment_names_device_and_versions() -> None:
-    facts = report.environment(torch.device("cpu"))
+    facts = environment(torch.device("cpu"))
     assert facts["torch"] == torch.__version__
     assert facts["device"].startswith("cpu")
     with open("/proc/self/status") as status:
         (peak,) = (int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
     assert (
-        0.95 * peak < facts["peak_memory_mb"] < 50 * peak
+        0.95 * peak < facts["peak_memory_mib"] < 50 * peak
     )  # a parent's peak may count; a wrong unit is 1024 times off

@@ -7,12 +7,13 @@ import torch.nn.functional as F
 from problems import Problem, make_problem, relative_error
 from torch import Tensor
 
-from framework.augment import apply
 from framework.distill_higher import Higher, outer_gradient
-from framework.engines import MetaGradient
-from framework.inner import SGD, Adam, InnerLoop, Optimizer, State
+from framework.inner.augment import apply
+from framework.inner.loop import InnerLoop
+from framework.inner.optimizers import SGD, Adam, Optimizer, State
+from framework.outer.engine import MetaGradient
+from framework.outer.policies.policy import Window
 from framework.rng import generator
-from framework.truncation import Window
 
 RULES = [Adam(1e-2), SGD(0.1)]
 STRATEGIES = ["none", "flip", "rotate", "scale", "crop", "color", "cutout", "mixup", "flip_rotate_scale_crop_mixup"]

@@ -12,19 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from framework.config import AUTOMATIC, POLICIES, Config, UserError
-from framework.truncation import (
-    ATBPTT,
-    BPTT,
-    STAGES,
-    Forward,
-    Policy,
-    RaTBPTT,
-    Window,
-    make_policy,
-    no_probe,
-    resolve_patience,
-)
+from framework.assemble import make_policy
+from framework.config import AUTOMATIC, POLICIES, Config, resolve_patience
+from framework.errors import UserError
+from framework.outer.policies.at_bptt import ATBPTT, STAGES
+from framework.outer.policies.plain import BPTT, Forward
+from framework.outer.policies.policy import Policy, Window, no_probe
+from framework.outer.policies.rat_bptt import RaTBPTT
 
 Setting = tuple[int, int, int]
 

@@ -16,16 +16,24 @@ from problems import CPU
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from framework import crossarch, data, formats, load_distilled
-from framework.augment import Augmentation
-from framework.config import FLAGS, Config, UserError
-from framework.data import Standardise, Zca
-from framework.distilled import Distilled, from_foreign, open_stored
-from framework.evaluate import Evaluator, TrainingSet, score
-from framework.inner import SGD, Adam, InnerLoop, State
-from framework.networks import FlatNetwork
-from framework.recipes import DecayedSGD, EpochSampler, make_recipe
-from framework.report import percent
+from framework import load_distilled
+from framework.config import FLAGS, Config
+from framework.data import load
+from framework.data.preprocess import Standardise, Zca
+from framework.data.splits import RealData
+from framework.distilled.foreign import from_foreign
+from framework.distilled.formats import write_safetensors
+from framework.distilled.set import Distilled, open_stored
+from framework.errors import UserError
+from framework.evaluation import judge
+from framework.evaluation.evaluator import Evaluator, TrainingSet
+from framework.evaluation.recipes import DecayedSGD, EpochSampler, make_recipe
+from framework.evaluation.scores import score
+from framework.inner.augment import Augmentation
+from framework.inner.loop import InnerLoop
+from framework.inner.optimizers import SGD, Adam, State
+from framework.networks.flat import FlatNetwork
+from framework.report.tables import percent, top1_rows
 from framework.rng import generator
 from main import main
 
@@ -107,7 +115,7 @@ def test_the_row_of_the_distilled_set_is_what_an_evaluator_finds(run: Path) -> N
     found = evaluated(run, *EVALUATE, "--seed", "3")
     distilled = load_distilled(run)
     c = distilled.config
-    real = data.load(c.dataset, Path(c.root), device=CPU, val_fraction=c.val_fraction)
+    real = load.load(c.dataset, Path(c.root), device=CPU, val_fraction=c.val_fraction)
     network = FlatNetwork(distilled.network(), CPU)
     judge, own = (
         Evaluator(InnerLoop(network, Adam(0.01)), 3),
@@ -140,13 +148,13 @@ def test_rows_and_networks_do_not_disturb_each_other(recipe: str, run: Path, tmp
 
 def test_another_network_is_built_with_its_own_settings(run: Path) -> None:
     distilled = load_distilled(run)
-    own = crossarch.build("convnet", distilled, 7, CPU)
+    own = judge.build("convnet", distilled, 7, CPU)
     assert own.size == sum(p.numel() for p in distilled.network().parameters())
     elsewhere = replace(distilled, config=replace(distilled.config, arch="convnet4"))
-    other = crossarch.build("convnet", elsewhere, 7, CPU)
+    other = judge.build("convnet", elsewhere, 7, CPU)
     assert other.module.classifier.in_features == 7  # 8 pixels, three blocks
     with pytest.raises(UserError, match="--eval_arch convnet4: .* leave it out"):
-        crossarch.build("convnet4", distilled, None, CPU)
+        judge.build("convnet4", distilled, None, CPU)
 
 
 def test_table_json_and_tensorboard_agree(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,7 +175,7 @@ def test_the_table_has_a_column_for_every_network() -> None:
         return {"name": name, "networks": 5, "steps": 9, **metrics}
 
     results = {arch: {"a": row("A", x), "b": row("B", x / 2)} for arch, x in (("convnet", 0.6), ("vgg11", 0.4))}
-    header, rows = crossarch.top1_rows({"results": results})
+    header, rows = top1_rows({"results": results})
     assert header == ["top-1 %, trained on", "convnet", "vgg11"]
     assert rows == [["A", "60.0 ± 1.0", "40.0 ± 1.0"], ["B", "30.0 ± 1.0", "20.0 ± 1.0"]]
 
@@ -186,8 +194,8 @@ FOREIGN = ["--dataset", "digits", "--preprocess", "standardise"]
 
 
 @pytest.fixture(scope="module")
-def digits() -> data.RealData:
-    return data.load("digits", Path("."), device=CPU)
+def digits() -> RealData:
+    return load.load("digits", Path("."), device=CPU)
 
 
 def shuffled(distilled: Distilled) -> tuple[Tensor, Tensor]:
@@ -224,7 +232,7 @@ def as_npz(images: Tensor, labels: Tensor, path: Path) -> Path:
 
 @pytest.mark.parametrize("write", [as_pair, as_dictionary, as_condensation, as_h5, as_npz])
 def test_a_set_of_another_program_is_understood(
-    write: Callable[[Tensor, Tensor, Path], Path], digits: data.RealData, finished_run: Path, tmp_path: Path
+    write: Callable[[Tensor, Tensor, Path], Path], digits: RealData, finished_run: Path, tmp_path: Path
 ) -> None:
     original = load_distilled(finished_run)
     path = write(*shuffled(original), tmp_path)
@@ -235,7 +243,7 @@ def test_a_set_of_another_program_is_understood(
 
 
 @pytest.mark.parametrize("names", [[str(k) for k in range(10)], [f"{k:05d}_n{9 - k}" for k in range(10)]])
-def test_an_image_folder_is_understood(names: list[str], digits: data.RealData, tmp_path: Path) -> None:
+def test_an_image_folder_is_understood(names: list[str], digits: RealData, tmp_path: Path) -> None:
     gen = generator(0, "pixels")
     pixels = torch.randint(256, (20, 1, 8, 8), generator=gen, dtype=torch.uint8)
     for i, image in enumerate(pixels):
@@ -247,7 +255,7 @@ def test_an_image_folder_is_understood(names: list[str], digits: data.RealData, 
     assert found.hard_labels.tolist() == [k for k in range(10) for _ in range(2)]
 
 
-def test_pixels_in_0_to_1_are_those_in_0_to_255(digits: data.RealData, tmp_path: Path) -> None:
+def test_pixels_in_0_to_1_are_those_in_0_to_255(digits: RealData, tmp_path: Path) -> None:
     pixels = torch.randint(256, (10, 1, 8, 8), generator=generator(0), dtype=torch.uint8)
     config = Config(dataset="digits")
     found = []
@@ -261,7 +269,7 @@ def test_pixels_in_0_to_1_are_those_in_0_to_255(digits: data.RealData, tmp_path:
         from_foreign(open_stored(tmp_path / "c.pt"), tmp_path, digits, config, pixels=True)
 
 
-def test_learnt_labels_of_another_program_keep_their_order(digits: data.RealData, tmp_path: Path) -> None:
+def test_learnt_labels_of_another_program_keep_their_order(digits: RealData, tmp_path: Path) -> None:
     gen = generator(0)
     weights = torch.rand(20, 10, generator=gen)
     path = as_pair(torch.randn(20, 1, 8, 8, generator=gen), weights, tmp_path)
@@ -279,7 +287,7 @@ def test_the_same_set_gives_the_same_result_as_ours_and_as_theirs(run: Path, tmp
     deeper = replace(original.config, depth=None)
     stored = original.stored(numbers=False)
     stored.metadata["provenance"] = json.dumps({**original.provenance, "config": json.loads(deeper.to_json())})
-    formats.write_safetensors(stored, tmp_path / "ours.safetensors")
+    write_safetensors(stored, tmp_path / "ours.safetensors")
     ours = evaluated(tmp_path / "ours.safetensors", *steps)
     for metric, value in ours["results"]["convnet"]["distilled"].items():
         assert theirs["results"]["convnet"]["distilled"][metric] == (
@@ -372,13 +380,13 @@ def _no_network(self: object) -> None:
 
 @pytest.mark.parametrize("zca", [False, True])
 def test_real_data_are_loaded_in_a_given_preprocessing(zca: bool, tmp_path: Path) -> None:
-    own = data.load("digits", Path("."), device=CPU, zca=zca, cache_dir=tmp_path)
+    own = load.load("digits", Path("."), device=CPU, zca=zca, cache_dir=tmp_path)
     given = Standardise(torch.tensor([0.1]), torch.tensor([2.0]))
-    other = data.load("digits", Path("."), device=CPU, zca=zca, preprocess=given, cache_dir=tmp_path)
+    other = load.load("digits", Path("."), device=CPU, zca=zca, preprocess=given, cache_dir=tmp_path)
     assert other.preprocess is given
     back = own.preprocess.inverse(own.test.images) if not zca else None
     assert back is None or torch.allclose(given.inverse(other.test.images), back, rtol=0, atol=1e-5)
-    again = data.load("digits", Path("."), device=CPU, zca=not zca, preprocess=own.preprocess, cache_dir=tmp_path)
+    again = load.load("digits", Path("."), device=CPU, zca=not zca, preprocess=own.preprocess, cache_dir=tmp_path)
     assert torch.equal(again.test.images, own.test.images)
 
 

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from framework import preview as module
-from framework.config import DEFAULTS, FLAGS, UserError, parse
-from framework.networks import activation_floats, build
-from framework.preview import preview, window_bytes
-from framework.subsets import SUBSETS
+from framework.config import DEFAULTS, FLAGS, parse
+from framework.data.subsets import SUBSETS
+from framework.dry_run import preview
+from framework.errors import UserError
+from framework.networks.flat import activation_floats
+from framework.networks.registry import build
+from framework.run.memory import size_text, window_bytes
 from main import main
 
 MISSING = "/there/is/no/such/folder"
@@ -235,7 +237,7 @@ def test_the_datas_memory_is_that_of_its_float32_images() -> None:
     ],
 )
 def test_sizes_are_readable(count: float, text: str) -> None:
-    assert module.size_text(count) == text
+    assert size_text(count) == text
 
 
 @pytest.mark.parametrize(
@@ -253,11 +255,11 @@ def test_what_a_device_cannot_do_is_refused(flags: str, part: str) -> None:
 
 
 def test_a_long_run_on_a_cpu_is_compiled_and_a_short_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("framework.execution.has_compiler", lambda device: True)
+    monkeypatch.setattr("framework.inner.execution.has_compiler", lambda device: True)
     short, long = (preview(parse(["--device", "cpu", "--epochs", str(epochs)])[0]) for epochs in (1, 1_000_000))
     assert "compile" not in next(line for line in short.splitlines() if line.startswith("engine: "))
     assert "compile" in next(line for line in long.splitlines() if line.startswith("engine: "))
-    monkeypatch.setattr("framework.execution.has_compiler", lambda device: False)
+    monkeypatch.setattr("framework.inner.execution.has_compiler", lambda device: False)
     plain = preview(parse(["--device", "cpu", "--epochs", "1000000"])[0])
     assert "compile" not in next(line for line in plain.splitlines() if line.startswith("engine: "))
     with pytest.raises(UserError, match="C.. compiler"):

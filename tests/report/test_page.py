@@ -15,11 +15,14 @@ import torch
 from cli import refused
 from test_exports import made_up
 
-from framework import formats, page
-from framework.config import UserError, parse
-from framework.distilled import SET
-from framework.page import RunFolder
-from framework.report import percent
+from framework.config import parse
+from framework.distilled.formats import write_safetensors
+from framework.errors import UserError
+from framework.files import SET
+from framework.report import page
+from framework.report.folder import RunFolder, name_runs
+from framework.report.page import html, markdown
+from framework.report.tables import comparison, percent
 from main import main
 
 
@@ -67,7 +70,7 @@ def test_page_and_markdown_hold_the_figures_of_the_summary(evaluated_run: Path) 
     assert percent(found["top1"], found["top1_std"]) in text
     assert percent(found["top1"], found["top1_std"]) in markdown
     summary = json.loads((evaluated_run / "summary.json").read_text())
-    for fact in (f"{summary['peak_memory_mb']:,.0f} MiB", summary["device"], f"torch {summary['torch']}"):
+    for fact in (f"{summary['peak_memory_mib']:,.0f} MiB", summary["device"], f"torch {summary['torch']}"):
         assert fact in text
         assert fact in markdown
 
@@ -107,17 +110,17 @@ def test_the_markdown_shows_the_runs_own_pictures(evaluated_run: Path, tmp_path:
 def test_learnt_labels_are_shown_by_their_largest_classes(run: Path) -> None:
     distilled = made_up(soft=True, channels=1)
     distilled = replace(distilled, labels=torch.tensor([[0.5, 0.25, 0.25], [1, 0, 0], *[[0, 2, 6]] * 4]))
-    formats.write_safetensors(distilled.stored(numbers=False), run / SET)
+    write_safetensors(distilled.stored(numbers=False), run / SET)
     pictures = RunFolder(run).pictures
     assert [entry["name"] for entry in pictures] == list(distilled.class_names)
     assert pictures[0]["images"][0]["label"] == "a cat 50 %, b/../c 25 %, <é> 25 %"
     assert pictures[1]["images"][0]["label"] == "<é> 75 %, b/../c 25 %, a cat 0 %"
-    assert "&lt;é&gt; 75 %" in page.html({"run": RunFolder(run)})
+    assert "&lt;é&gt; 75 %" in html({"run": RunFolder(run)})
 
 
 @pytest.mark.parametrize(("ipc", "shown", "more"), [(2, 2, 0), (12, 10, 2)])
 def test_a_class_of_many_images_shows_the_first(ipc: int, shown: int, more: int, run: Path) -> None:
-    formats.write_safetensors(made_up(ipc=ipc).stored(numbers=False), run / SET)
+    write_safetensors(made_up(ipc=ipc).stored(numbers=False), run / SET)
     for entry in RunFolder(run).pictures:
         assert (len(entry["images"]), entry["more"]) == (shown, more)
 
@@ -126,16 +129,16 @@ def test_a_class_of_many_images_shows_the_first(ipc: int, shown: int, more: int,
 @pytest.mark.parametrize("evil", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "{{ 7 * 7 }}", "a|b"])
 def test_whatever_comes_from_files_is_escaped(evil: str, run: Path) -> None:
     distilled = made_up()
-    formats.write_safetensors(replace(distilled, class_names=(evil, "b", "c")).stored(numbers=False), run / SET)
+    write_safetensors(replace(distilled, class_names=(evil, "b", "c")).stored(numbers=False), run / SET)
     summary = json.loads((run / "summary.json").read_text())
     summary["results"]["distilled"]["name"] = summary["device"] = evil
     (run / "summary.json").write_text(json.dumps(summary))
-    text = page.html({evil: RunFolder(run), "other": RunFolder(run)})
+    text = html({evil: RunFolder(run), "other": RunFolder(run)})
     assert escapes.escape(evil).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in text
     assert "<script" not in text
     assert "<img src=x" not in text
     assert "49" not in re.findall(r">([^<]*)</td>", text)
-    table = page.markdown({"x": RunFolder(run)}, run)
+    table = markdown({"x": RunFolder(run)}, run)
     rows = [line for line in table.splitlines() if line.startswith(f"| {evil[:1]}") and line.count("±") == 3]
     assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [7]
 
@@ -144,23 +147,23 @@ def test_several_runs_stand_side_by_side(evaluated_run: Path, run: Path, tmp_pat
     summary = json.loads((run / "summary.json").read_text())
     summary["results"]["distilled"]["top1"] = 0.123
     (run / "summary.json").write_text(json.dumps(summary))
-    runs = page.name_runs([evaluated_run, run])
+    runs = name_runs([evaluated_run, run])
     assert list(runs) == [evaluated_run.name, "tiny"]
-    header, rows = page.comparison(runs)
+    header, rows = comparison(runs)
     table = {row[0]: row[1:] for row in rows}
     assert header == ["", evaluated_run.name, "tiny"]
     assert table["distilled, top-1 %"] == [figures_of(folder)[0][1] for folder in (evaluated_run, run)]
     assert table["full, top-1 %"] == [figures_of(folder)[2][1] for folder in (evaluated_run, run)]
     (run / "summary.json").unlink()
-    table = {row[0]: row[1:] for row in page.comparison(page.name_runs([evaluated_run, run]))[1]}
+    table = {row[0]: row[1:] for row in comparison(name_runs([evaluated_run, run]))[1]}
     assert table["distilled, top-1 %"] == [figures_of(evaluated_run)[0][1], "–"]
 
 
 def test_runs_are_named_by_what_tells_them_apart() -> None:
     paths = [Path("/save/digits/a/run"), Path("/save/mnist/a/run")]
-    assert list(page.name_runs(paths)) == ["digits/a/run", "mnist/a/run"]
+    assert list(name_runs(paths)) == ["digits/a/run", "mnist/a/run"]
     with pytest.raises(UserError, match="given twice"):
-        page.name_runs([Path("/save/a"), Path("/save/b/../a")])
+        name_runs([Path("/save/a"), Path("/save/b/../a")])
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -12,8 +12,10 @@ from problems import CPU, relative_error
 from streams import stir, untouched
 from torch import Tensor, nn
 
-from framework.networks import ACTIVATIONS, ARCHITECTURES, NORMS, POOLS, FlatNetwork, build
+from framework.networks.flat import FlatNetwork
 from framework.networks.layers import BatchNorm, norm_layer
+from framework.networks.registry import ARCHITECTURES, build
+from framework.networks.spec import ACTIVATIONS, NORMS, POOLS
 from framework.rng import generator
 
 

@@ -18,15 +18,19 @@ from cli import ROOT, TINY, difference, start, wait_for_step
 from problems import make_problem
 from torch.multiprocessing.spawn import start_processes
 
-from framework import base, checkpoint
-from framework.config import Config, UserError, parse
+from framework import base
+from framework.config import Config, parse
 from framework.distill_higher import outer_gradient
-from framework.distributed import Comm, resolve_device
-from framework.engines import MetaGradient, Replay
-from framework.inner import Adam, InnerLoop
-from framework.launch import free_port, join, leave
-from framework.synthetic import Grads, SyntheticSet
-from framework.truncation import Window
+from framework.errors import UserError
+from framework.inner.loop import InnerLoop
+from framework.inner.optimizers import Adam
+from framework.outer.engine import MetaGradient
+from framework.outer.policies.policy import Window
+from framework.outer.replay import Replay
+from framework.outer.synthetic import Grads, SyntheticSet
+from framework.run import checkpoint
+from framework.run.distributed import Comm, resolve_device
+from framework.run.launch import free_port, join, leave
 from main import main
 
 
@@ -229,7 +233,7 @@ def test_a_process_that_fails_among_others_leaves_with_its_own_exit_code(tmp_pat
     """Some versions of PyTorch abort a process that ends while it still has a process group."""
     program = f"""
 import atexit, os, torch.distributed as dist
-from framework.launch import leave
+from framework.run.launch import leave
 dist.init_process_group("gloo", init_method="file://{tmp_path}/meet", rank=0, world_size=1)
 atexit.register(os.abort)
 print("last words", end="")

@@ -11,12 +11,15 @@ import torch
 from cli import difference, refused
 from PIL import Image
 
-from framework import formats, load_distilled
-from framework.config import Config, UserError
-from framework.data import Preprocess, Standardise, Zca
-from framework.distilled import Distilled, network_options
-from framework.exports import DDRANKING, FORMS, export
-from framework.networks import build
+from framework import load_distilled
+from framework.config import Config
+from framework.data.preprocess import Preprocess, Standardise, Zca
+from framework.distilled import formats
+from framework.distilled.exports import DDRANKING, FORMS, export
+from framework.distilled.formats import write_safetensors
+from framework.distilled.set import Distilled
+from framework.errors import UserError
+from framework.networks.registry import build
 from main import main
 
 SIDE, CLASSES = 4, 3
@@ -241,7 +244,7 @@ def test_a_set_knows_how_to_train_on_it() -> None:
     assert difference(next(distilled.batches(seed=1))[0], batches[0][0]) is not None
     expected = build("convnet", 3, SIDE, CLASSES, width=4, depth=1)
     assert str(distilled.network()) == str(expected)
-    assert network_options(config).items() >= {"width": 4, "depth": 1}.items()
+    assert config.network.items() >= {"width": 4, "depth": 1}.items()
     group = distilled.optimizer(expected.parameters()).param_groups[0]
     assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.003, 0.9, 5e-4)
 
@@ -253,7 +256,7 @@ def test_pictures_are_stretched_to_the_contrast_of_real_images(zca: bool) -> Non
     smooth = torch.nn.functional.interpolate(torch.rand(500, 3, 2, 2, generator=gen), size=(6, 6), mode="bilinear")
     pixels = (255 * smooth).to(torch.uint8)
     preprocess: Preprocess = Zca.fit(pixels, 0.1, torch.device("cpu")) if zca else Standardise.fit(pixels)
-    from framework.distilled import _contrast
+    from framework.distilled.load import _contrast
 
     assert _contrast(preprocess, 0.1) == pytest.approx(float(preprocess(pixels).double().std()), rel=2e-3)
     distilled = replace(made_up(zca=False), preprocess=Standardise.fit(pixels))
@@ -284,7 +287,7 @@ def test_a_damaged_file_is_a_user_error(damage: str, tmp_path: Path) -> None:
         stored.metadata["provenance"] = json.dumps({"config": {"flag_of_the_future": 1}})
     if damage == "nan":
         stored.tensors["images"] = distilled.images.clone().fill_(float("nan"))
-    formats.write_safetensors(stored, path)
+    write_safetensors(stored, path)
     if damage == "truncate":
         path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match="set.safetensors"):

@@ -18,11 +18,15 @@ import torch
 import torch.nn.functional as F
 from cli import TINY, difference
 
-from framework import base, checkpoint
-from framework.augment import sample_bilinearly
-from framework.config import UserError, parse
-from framework.engines import MetaGradient
-from framework.synthetic import Grads
+from framework import base
+from framework.config import parse
+from framework.errors import UserError
+from framework.files import FolderLock
+from framework.inner.augment import sample_bilinearly
+from framework.outer.engine import MetaGradient
+from framework.outer.synthetic import Grads
+from framework.run import checkpoint
+from framework.run.checkpoint import find_run, save_run
 from main import main
 
 SMALL = [*TINY, "--num_train_eval", "1", "--eval_steps", "2", "--test_freq", "9"]  # four outer steps per epoch
@@ -77,12 +81,12 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], obje
 
 def write_for_ever(folder: Path, pipe: int) -> None:
     """Save checkpoints 0, 1, 2 ..., and say so, in one byte, after each."""
-    with checkpoint.FolderLock(folder) as lock:
+    with FolderLock(folder) as lock:
         lock.make()
         for number in range(10**9):
             # Small enough that PyTorch uses no threads, of which a forked process has none.
             state = {"config": RESUME.to_json(), "number": number, "tensor": torch.full((30_000,), float(number))}
-            checkpoint.save_run(folder, state)
+            save_run(folder, state)
             os.write(pipe, b".")
 
 
@@ -111,7 +115,7 @@ def kill_while_writing(folder: Path, times: int) -> dict[str, int]:
         os.close(reader)
         caught["half written"] += any(folder.glob(".*.tmp"))
         caught["between renames"] += not (folder / "last.pt").exists()
-        found = checkpoint.find_run(folder, RESUME)
+        found = find_run(folder, RESUME)
         assert found is not None
         assert found["number"] in (said - 1, said), "no checkpoint that was reported is lost"
         assert torch.equal(found["tensor"], torch.full((30_000,), float(found["number"])))
@@ -121,7 +125,7 @@ def kill_while_writing(folder: Path, times: int) -> dict[str, int]:
 def test_kill_9_at_50_moments_of_writing_checkpoints(tmp_path: Path) -> None:
     caught = kill_while_writing(tmp_path, 50)
     assert caught["half written"] > 0, "otherwise no write was interrupted"
-    with checkpoint.FolderLock(tmp_path) as lock:  # the killed process's lock is gone
+    with FolderLock(tmp_path) as lock:  # the killed process's lock is gone
         lock.make()
     assert not list(tmp_path.glob(".*.tmp"))
 
@@ -154,7 +158,7 @@ def test_the_second_run_in_a_folder_is_refused(
     flags: list[str], whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path.name: path.read_bytes() for path in whole.iterdir() if path.is_file()}
-    with checkpoint.FolderLock(whole):
+    with FolderLock(whole):
         assert run(whole, *flags) == 2
     assert "another run is writing there" in error_line(capsys)
     assert before == {path.name: path.read_bytes() for path in whole.iterdir() if path.is_file()}
@@ -162,12 +166,12 @@ def test_the_second_run_in_a_folder_is_refused(
 
 
 def test_of_two_new_runs_that_start_together_one_is_refused(tmp_path: Path) -> None:
-    first, second = (checkpoint.FolderLock(tmp_path / "run") for _ in range(2))
+    first, second = (FolderLock(tmp_path / "run") for _ in range(2))
     with first, second:  # neither sees a folder to hold yet
         first.make()
         with pytest.raises(UserError, match="another run is writing there"):
             second.make()
-    with checkpoint.FolderLock(tmp_path / "other") as late:
+    with FolderLock(tmp_path / "other") as late:
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "last.pt").touch()  # by a run that has ended meanwhile
         with pytest.raises(UserError, match="already holds a run"):

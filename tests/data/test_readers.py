@@ -6,7 +6,9 @@ import re
 import struct
 import tarfile
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
 from urllib.error import URLError
 
 import numpy as np
@@ -17,10 +19,14 @@ from scipy.io import savemat
 from torchvision import datasets
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
-from framework import data, readers
-from framework.config import FLAGS, UserError
-from framework.readers import DatasetInfo, Part, Source
-from framework.subsets import SUBSETS
+from framework.config import FLAGS
+from framework.data import load, parts, registry
+from framework.data.folders import read_cub, read_imagefolder, read_imagenet, read_tiny_imagenet
+from framework.data.parts import ArrayPart, Part, Source, decode_image
+from framework.data.readers import read_cifar10, read_digits, read_fashion_mnist, read_mnist, read_svhn
+from framework.data.registry import DATASETS, open_source
+from framework.data.subsets import SUBSETS
+from framework.errors import UserError, one_line
 
 Tree = Callable[..., Path]
 
@@ -136,48 +142,57 @@ def write_tiny_imagenet(base: Path) -> Path:
 @pytest.mark.parametrize(
     "expected",
     [
-        DatasetInfo("digits", 1, 8, 10, 1437, 360),
-        DatasetInfo("mnist", 1, 28, 10, 60000, 10000),
-        DatasetInfo("fashion-mnist", 1, 28, 10, 60000, 10000),
-        DatasetInfo("svhn", 3, 32, 10, 73257, 26032),
-        DatasetInfo("cifar10", 3, 32, 10, 50000, 10000),
-        DatasetInfo("cifar100", 3, 32, 100, 50000, 10000),
-        DatasetInfo("tiny-imagenet-200", 3, 64, 200, 100000, 10000),
-        DatasetInfo("cub-200-2011", 3, 32, 200, 5994, 5794),
-        DatasetInfo("imagenet", 3, 64, 1000, 1281167, 50000),
-        *(DatasetInfo(name, 3, 128, 10, None, None) for name in SUBSETS),
-        DatasetInfo("imagefolder", 3, 32, None, None, None),
+        ("digits", 1, 8, 10, 1437, 360),
+        ("mnist", 1, 28, 10, 60000, 10000),
+        ("fashion-mnist", 1, 28, 10, 60000, 10000),
+        ("svhn", 3, 32, 10, 73257, 26032),
+        ("cifar10", 3, 32, 10, 50000, 10000),
+        ("cifar100", 3, 32, 100, 50000, 10000),
+        ("tiny-imagenet-200", 3, 64, 200, 100000, 10000),
+        ("cub-200-2011", 3, 32, 200, 5994, 5794),
+        ("imagenet", 3, 64, 1000, 1281167, 50000),
+        *((name, 3, 128, 10, None, None) for name in SUBSETS),
+        ("imagefolder", 3, 32, None, None, None),
     ],
-    ids=lambda info: info.name,
+    ids=lambda expected: expected[0],
 )
-def test_describe_needs_no_files(expected: DatasetInfo, tmp_path: Path) -> None:
-    assert readers.describe(expected.name, tmp_path / "none", None) == expected
-    assert readers.describe(expected.name, tmp_path / "none", 20).image_size == 20
-    assert expected.name in readers.dataset_names()
+def test_describe_needs_no_files(expected: tuple[object, ...], tmp_path: Path) -> None:
+    name = str(expected[0])
+    info = registry.describe(name, tmp_path / "none", None)
+    numbers = (info.channels, info.image_size, info.num_classes, info.train_size, info.test_size)
+    assert (info.name, *numbers) == expected
+    assert registry.describe(name, tmp_path / "none", 20).image_size == 20
+
+
+def test_every_data_set_has_a_reader() -> None:
+    for info in DATASETS.values():
+        assert callable(resolve_name(f"framework.data.{info.reader}"))
 
 
 def test_describe_counts_an_image_folder(folder_tree: Tree) -> None:
     root = folder_tree(classes="abc", per_class=2)
-    assert readers.describe("imagefolder", root, 16) == DatasetInfo("imagefolder", 3, 16, 3, 6, 6)
+    counted = replace(DATASETS["imagefolder"], image_size=16, num_classes=3, train_size=6, test_size=6)
+    assert registry.describe("imagefolder", root, 16) == counted
 
 
 def test_describe_counts_an_imagenet_subset(tmp_path: Path) -> None:
     write_imagenet(tmp_path, ["n00000001", *SUBSETS["imagefruit"]], {"train": 3, "val": 2})
-    assert readers.describe("imagefruit", tmp_path, 64) == DatasetInfo("imagefruit", 3, 64, 10, 30, 20)
+    counted = replace(DATASETS["imagefruit"], image_size=64, train_size=30, test_size=20)
+    assert registry.describe("imagefruit", tmp_path, 64) == counted
 
 
 def test_describe_refuses_unknown_names_and_sizes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--dataset cifar: unknown; choose one of digits, mnist"):
-        readers.describe("cifar", tmp_path, None)
+        registry.describe("cifar", tmp_path, None)
     with pytest.raises(UserError, match=r"--im_size 0"):
-        readers.describe("digits", tmp_path, 0)
+        registry.describe("digits", tmp_path, 0)
 
 
 # ---- arrays
 
 
 def test_digits_split_is_fixed_stratified_and_complete(tmp_path: Path) -> None:
-    source = readers.read_digits(tmp_path, 8)
+    source = read_digits(tmp_path, 8)
     train, test = everything(source.train), everything(source.test)
     assert train.shape == (1437, 1, 8, 8)
     assert test.shape == (360, 1, 8, 8)
@@ -188,7 +203,7 @@ def test_digits_split_is_fixed_stratified_and_complete(tmp_path: Path) -> None:
     assert source.class_names == tuple("0123456789")
     shares = source.train.labels.bincount() / (source.train.labels.bincount() + source.test.labels.bincount())
     assert (shares - 0.8).abs().max() < 0.01
-    again = readers.read_digits(tmp_path, 8)
+    again = read_digits(tmp_path, 8)
     assert torch.equal(train, everything(again.train))
     # 16 grey levels above 0, evenly spread and rounded.
     assert set(train.unique().tolist()) == {round(level * 255 / 16) for level in range(17)}
@@ -197,19 +212,19 @@ def test_digits_split_is_fixed_stratified_and_complete(tmp_path: Path) -> None:
 
 
 def test_resizing_arrays(tmp_path: Path) -> None:
-    native, large = readers.read_digits(tmp_path, 8).test, readers.read_digits(tmp_path, 16).test
+    native, large = read_digits(tmp_path, 8).test, read_digits(tmp_path, 16).test
     some = torch.tensor([5, 2])
     assert large.read(some).shape == (2, 1, 16, 16)
     assert large.read(some).dtype == torch.uint8
     pooled = torch.nn.functional.avg_pool2d(large.read(some).float(), 16)
     assert torch.allclose(pooled, torch.nn.functional.avg_pool2d(native.read(some).float(), 8), atol=3)
-    flat = readers.ArrayPart(torch.full((1, 3, 9, 9), 77, dtype=torch.uint8), torch.zeros(1).long(), 4)
+    flat = ArrayPart(torch.full((1, 3, 9, 9), 77, dtype=torch.uint8), torch.zeros(1).long(), 4)
     assert torch.equal(everything(flat), torch.full((1, 3, 4, 4), 77, dtype=torch.uint8))
 
 
 def test_mnist_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_mnist(tmp_path)
-    source = readers.read_mnist(tmp_path, 28)
+    source = read_mnist(tmp_path, 28)
     assert everything(source.train).flatten().tolist() == [i % 251 for i in range(20 * 784)]
     assert source.test.labels.tolist() == list(range(10))
     assert source.val is None
@@ -219,7 +234,7 @@ def test_mnist_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_fashion_mnist_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_mnist(tmp_path, name="FashionMNIST")
-    info, source = readers.open_source("fashion-mnist", tmp_path, None)
+    info, source = open_source("fashion-mnist", tmp_path, None)
     assert info.image_size == 28
     assert everything(source.train).flatten().tolist() == [i % 251 for i in range(20 * 784)]
     assert source.test.labels.tolist() == list(range(10))
@@ -231,13 +246,13 @@ def test_fashion_mnist_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     path = tmp_path / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
     path.write_bytes(b"")
     with pytest.raises(UserError, match=r"fashion-mnist files in .*FashionMNIST/raw are damaged"):
-        readers.read_fashion_mnist(tmp_path, 28)
+        read_fashion_mnist(tmp_path, 28)
 
 
 @pytest.mark.parametrize("subfolder", ["", "svhn"])
 def test_svhn_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subfolder: str) -> None:
     written = write_svhn(tmp_path / subfolder, monkeypatch)
-    info, source = readers.open_source("svhn", tmp_path, None)
+    info, source = open_source("svhn", tmp_path, None)
     assert (info.channels, info.image_size) == (3, 32)
     assert source.class_names == tuple("0123456789")
     # The files say 10 for the digit 0.
@@ -254,7 +269,7 @@ def test_svhn_with_a_wrong_checksum_is_refused(tmp_path: Path, monkeypatch: pyte
     with monkeypatch.context() as context:
         write_svhn(tmp_path, context)
     with pytest.raises(UserError, match=r"--root .*svhn files in .* are damaged .*; remove them"):
-        readers.read_svhn(tmp_path, 32)
+        read_svhn(tmp_path, 32)
 
 
 @pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
@@ -263,24 +278,24 @@ def test_damaged_mnist(tmp_path: Path, file: str, keep: int) -> None:
     path = write_mnist(tmp_path) / file
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError, match=r"--root .*mnist files in .*MNIST/raw are damaged .*remove them to have"):
-        readers.read_mnist(tmp_path, 28)
+        read_mnist(tmp_path, 28)
 
 
 def test_mnist_labels_are_checked(tmp_path: Path) -> None:
     path = write_mnist(tmp_path) / "train-labels-idx1-ubyte"
     path.write_bytes(path.read_bytes()[:-1] + b"\x0a")
     with pytest.raises(UserError, match="labels are missing or out of range"):
-        readers.read_mnist(tmp_path, 28)
+        read_mnist(tmp_path, 28)
     path.write_bytes(struct.pack(">2i", 0x801, 3) + b"\0\1\2")
     with pytest.raises(UserError, match=r"3 labels for images of shape \(20, 1, 28, 28\)"):
-        readers.read_mnist(tmp_path, 28)
+        read_mnist(tmp_path, 28)
 
 
 @pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
 def test_cifar_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, classes: int) -> None:
     dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     folder = write_cifar(tmp_path, dataset, classes, monkeypatch)
-    _, source = readers.open_source(name, tmp_path, None)
+    _, source = open_source(name, tmp_path, None)
     batches = [pickle.loads((folder / file).read_bytes())["data"] for file, _ in dataset.train_list]
     assert np.array_equal(everything(source.train).numpy(), np.concatenate(batches).reshape(-1, 3, 32, 32))
     assert source.test.labels.tolist() == list(range(classes))
@@ -292,7 +307,7 @@ def test_cifar_with_a_wrong_checksum_is_never_unpickled(tmp_path: Path, monkeypa
         folder = write_cifar(tmp_path, datasets.CIFAR10, 10, context)
     monkeypatch.setattr(pickle, "load", lambda *_, **__: pytest.fail("unpickled an unknown file"))
     with pytest.raises(UserError, match=r"--root .*cifar10 files in .*cifar-10-batches-py are damaged"):
-        readers.read_cifar10(tmp_path, 32)
+        read_cifar10(tmp_path, 32)
     assert folder.is_dir()
 
 
@@ -318,7 +333,7 @@ def test_failed_download(
     with pytest.raises(
         UserError, match=rf"--root .*{name} is not there and its download failed .*put {place}"
     ) as error:
-        readers.open_source(name, tmp_path, None)
+        open_source(name, tmp_path, None)
     assert "\n" not in str(error.value)
     said = capsys.readouterr().err
     assert said.startswith(f"{name}: {tmp_path}")
@@ -331,9 +346,9 @@ def test_download_happens_only_if_files_are_missing(tmp_path: Path, monkeypatch:
         write_mnist(tmp_path / "fresh")
 
     monkeypatch.setattr(datasets.MNIST, "download", deliver)
-    assert len(readers.read_mnist(tmp_path / "fresh", 28).train.labels) == 20
+    assert len(read_mnist(tmp_path / "fresh", 28).train.labels) == 20
     monkeypatch.setattr(datasets.MNIST, "download", lambda self: pytest.fail("downloaded again"))
-    readers.read_mnist(tmp_path / "fresh", 28)
+    read_mnist(tmp_path / "fresh", 28)
 
 
 # ---- folders
@@ -347,7 +362,7 @@ def test_imagefolder_layout(folder_tree: Tree) -> None:
     root = folder_tree(("train", "test", "val"), "ba", 2)
     (root / "train" / ".hidden").mkdir()
     (root / "train" / "a" / ".DS_Store").write_bytes(b"junk")
-    source = readers.read_imagefolder(root, 4)
+    source = read_imagefolder(root, 4)
     assert source.class_names == ("a", "b")
     for part in (source.train, source.test, source.val):
         # The tree gave "b" red 0 and "a" red 10; sorted by name, "a" is label 0.
@@ -356,27 +371,27 @@ def test_imagefolder_layout(folder_tree: Tree) -> None:
 
 
 def test_imagefolder_val_alone_is_the_test_part(folder_tree: Tree) -> None:
-    source = readers.read_imagefolder(folder_tree(("train", "val")), 4)
+    source = read_imagefolder(folder_tree(("train", "val")), 4)
     assert source.val is None
     assert len(source.test.labels) == 6
 
 
 def test_read_takes_the_indices_in_their_order(folder_tree: Tree) -> None:
-    part = readers.read_imagefolder(folder_tree(classes="abc"), 6).train
+    part = read_imagefolder(folder_tree(classes="abc"), 6).train
     assert part.read(torch.tensor([8, 0, 4]))[:, :2, 0, 0].tolist() == [[20, 2], [0, 0], [10, 1]]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 5])
 def test_decoding_does_not_depend_on_workers(folder_tree: Tree, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "_FILES_PER_TASK", 2)
-    part = readers.read_imagefolder(folder_tree(classes="abcd", per_class=5), 6).train
+    monkeypatch.setattr(parts, "_FILES_PER_TASK", 2)
+    part = read_imagefolder(folder_tree(classes="abcd", per_class=5), 6).train
     pixels = part.read(torch.arange(20), workers)
     assert pixels[:, 0, 0, 0].tolist() == [10 * i for i in range(4) for _ in range(5)]
     assert pixels[:, 1, 0, 0].tolist() == list(range(5)) * 4
 
 
 def test_progress_bar_only_when_asked(folder_tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
-    part = readers.read_imagefolder(folder_tree(), 6).train
+    part = read_imagefolder(folder_tree(), 6).train
     part.read(torch.arange(6), progress=False)
     assert capsys.readouterr() == ("", "")
     part.read(torch.arange(6), progress=True)
@@ -388,7 +403,7 @@ def test_progress_bar_only_when_asked(folder_tree: Tree, capsys: pytest.CaptureF
 def test_imagefolder_user_errors(folder_tree: Tree, tmp_path: Path) -> None:
     def fails(match: str) -> None:
         with pytest.raises(UserError, match=match) as error:
-            readers.read_imagefolder(tmp_path / "data", 4)
+            read_imagefolder(tmp_path / "data", 4)
         assert "\n" not in str(error.value)
 
     data = tmp_path / "data"
@@ -405,7 +420,7 @@ def test_imagefolder_user_errors(folder_tree: Tree, tmp_path: Path) -> None:
     picture(data / "test" / "eel" / "1.png")
     fails("data/test: its classes differ from the training classes in cat, eel; make them equal")
     (data / "test" / "eel").rename(data / "test" / "cat")
-    readers.read_imagefolder(data, 4)
+    read_imagefolder(data, 4)
     picture(data / "val" / "cat" / "1.png")
     fails("data/val: its classes differ from the training classes in dog")
     (data / "val" / "dog").mkdir()
@@ -422,7 +437,7 @@ def test_unreadable_image_is_named(folder_tree: Tree, content: bytes | None) -> 
         content = victim.read_bytes()[:-2000]
     victim.write_bytes(content)
     with pytest.raises(UserError, match=r"train/b/1\.png: not a readable image .*replace or remove it") as error:
-        everything(readers.read_imagefolder(root, 4).train)
+        everything(read_imagefolder(root, 4).train)
     assert "\n" not in str(error.value)
 
 
@@ -435,7 +450,7 @@ def test_unlistable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr("os.scandir", denied)
     with pytest.raises(UserError, match=r"train: cannot be listed \(Permission denied\)"):
-        readers.read_imagefolder(tmp_path, 4)
+        read_imagefolder(tmp_path, 4)
 
 
 # ---- decoding one image
@@ -446,7 +461,7 @@ def test_centre_crop_of_a_wide_and_of_a_tall_image(tmp_path: Path) -> None:
     pixels[:, 8:16] = (0, 255, 0)
     for path, array in ((tmp_path / "wide.png", pixels), (tmp_path / "tall.png", pixels.transpose(1, 0, 2))):
         Image.fromarray(array).save(path)
-        decoded = readers.decode_image(str(path), 8)
+        decoded = decode_image(str(path), 8)
         assert decoded.dtype == np.uint8
         assert (decoded == np.array([0, 255, 0])).all()
 
@@ -455,12 +470,12 @@ def test_centre_crop_of_a_wide_and_of_a_tall_image(tmp_path: Path) -> None:
 def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
     Image.new("RGB", (5, 7), (255, 255, 255)).convert(mode).save(path)
-    assert (readers.decode_image(str(path), 3) == 255).all()
+    assert (decode_image(str(path), 3) == 255).all()
 
 
 def test_sixteen_bits_keep_the_upper_eight(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 0x4321, dtype=np.uint16)).save(tmp_path / "deep.png")
-    assert (readers.decode_image(str(tmp_path / "deep.png"), 4) == 0x43).all()
+    assert (decode_image(str(tmp_path / "deep.png"), 4) == 0x43).all()
 
 
 @pytest.mark.parametrize(
@@ -470,13 +485,13 @@ def test_sixteen_bits_keep_the_upper_eight(tmp_path: Path) -> None:
 def test_levels_without_a_range_are_refused(tmp_path: Path, dtype: type, reason: str) -> None:
     Image.fromarray(np.full((4, 4), 70000, dtype=dtype)).save(tmp_path / "deep.tif")
     with pytest.raises(UserError, match=rf"deep\.tif: not a readable image \({reason}"):
-        readers.decode_image(str(tmp_path / "deep.tif"), 4)
+        decode_image(str(tmp_path / "deep.tif"), 4)
 
 
 def test_one_line_is_one_short_line() -> None:
-    assert readers.one_line(ValueError("a\n  b\tc")) == "a b c"
-    assert readers.one_line(EOFError()) == "EOFError"
-    assert len(readers.one_line(ValueError("x" * 500))) == 160
+    assert one_line(ValueError("a\n  b\tc")) == "a b c"
+    assert one_line(EOFError()) == "EOFError"
+    assert len(one_line(ValueError("x" * 500))) == 160
 
 
 # ---- Tiny-ImageNet and ImageNet
@@ -485,7 +500,7 @@ def test_one_line_is_one_short_line() -> None:
 @pytest.mark.parametrize("subfolder", ["", "tiny-imagenet-200"])
 def test_tiny_imagenet_layout(tmp_path: Path, subfolder: str) -> None:
     write_tiny_imagenet(tmp_path / subfolder)
-    info, source = readers.open_source("tiny-imagenet-200", tmp_path, None)
+    info, source = open_source("tiny-imagenet-200", tmp_path, None)
     assert info.image_size == 64
     assert source.val is None
     assert source.class_names == ("goldfish", "European fire salamander")
@@ -499,7 +514,7 @@ def test_tiny_imagenet_layout(tmp_path: Path, subfolder: str) -> None:
 def test_tiny_imagenet_user_errors(tmp_path: Path) -> None:
     def fails(match: str) -> None:
         with pytest.raises(UserError, match=match) as error:
-            everything(readers.read_tiny_imagenet(tmp_path, 64).test)
+            everything(read_tiny_imagenet(tmp_path, 64).test)
         assert "\n" not in str(error.value)
 
     fails(r"--root .*wnids.txt is missing; unpack http://cs231n.*zip into")
@@ -533,7 +548,7 @@ def test_tiny_imagenet_user_errors(tmp_path: Path) -> None:
 @pytest.mark.parametrize("inside", [True, False])
 def test_imagenet_layout(tmp_path: Path, inside: bool) -> None:
     write_imagenet(tmp_path / "imagenet" if inside else tmp_path, ("n01440764", "n01443537", "n02102040"))
-    info, source = readers.open_source("imagenet", tmp_path, None)
+    info, source = open_source("imagenet", tmp_path, None)
     assert info.image_size == 64
     assert source.class_names == ("n01440764", "n01443537", "n02102040")
     assert source.train.labels.tolist() == [0, 0, 1, 1, 2, 2]
@@ -545,21 +560,21 @@ def test_missing_imagenet(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"--root .*/train is missing; download ILSVRC2012 .*put its images into .*train/WNID"
     ):
-        readers.read_imagenet(tmp_path, 64)
+        read_imagenet(tmp_path, 64)
     (tmp_path / "imagenet" / "train").mkdir(parents=True)
     with pytest.raises(UserError, match=r"imagenet/val is missing"):
-        readers.read_imagenet(tmp_path, 64)
+        read_imagenet(tmp_path, 64)
     # Validation images as they are distributed: in one folder.
     write_imagenet(tmp_path / "imagenet", ["n01440764"], {"train": 1})
     picture(tmp_path / "imagenet" / "val" / "ILSVRC2012_val_00000001.JPEG")
     with pytest.raises(UserError, match=r"imagenet/val holds no folders; sort its images into .*val/WNID/"):
-        readers.read_imagenet(tmp_path, 64)
+        read_imagenet(tmp_path, 64)
 
 
 @pytest.mark.parametrize("size", [64, 128, 224])
 def test_imagenet_at_any_size(tmp_path: Path, size: int) -> None:
     write_imagenet(tmp_path, ("n01440764", "n01443537"))
-    info, source = readers.open_source("imagenet", tmp_path, size)
+    info, source = open_source("imagenet", tmp_path, size)
     assert info.image_size == size
     assert everything(source.train).shape == (4, 3, size, size)
 
@@ -591,7 +606,7 @@ def test_subsets_are_the_published_ones() -> None:
 def test_imagenet_subset_is_found_in_the_tree_of_imagenet(tmp_path: Path, name: str) -> None:
     wnids = [*SUBSETS[name], "n00000001", "n99999999"]  # other classes are not looked at
     write_imagenet(tmp_path / "imagenet", wnids, {"train": 2, "val": 1})
-    info, source = readers.open_source(name, tmp_path, None)
+    info, source = open_source(name, tmp_path, None)
     assert (info.image_size, info.num_classes) == (128, 10)
     assert source.class_names == tuple(SUBSETS[name].values())
     assert source.train.labels.tolist() == [k for k in range(10) for _ in range(2)]
@@ -603,7 +618,7 @@ def test_imagenet_subset_is_found_in_the_tree_of_imagenet(tmp_path: Path, name: 
 def test_missing_classes_of_a_subset_are_named(tmp_path: Path) -> None:
     def fails(match: str) -> None:
         with pytest.raises(UserError, match=match) as error:
-            everything(readers.open_source("imagenette", tmp_path, 16)[1].train)
+            everything(open_source("imagenette", tmp_path, 16)[1].train)
         assert "\n" not in str(error.value)
 
     fails(r"--root .*/train is missing; download ILSVRC2012 from https://image-net.org")
@@ -625,7 +640,7 @@ def test_missing_classes_of_a_subset_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("subfolder", ["", "CUB_200_2011"])
 def test_cub_layout(tmp_path: Path, subfolder: str) -> None:
     write_cub(tmp_path / subfolder)
-    info, source = readers.open_source("cub-200-2011", tmp_path, None)
+    info, source = open_source("cub-200-2011", tmp_path, None)
     assert info.image_size == 32
     assert source.class_names == ("Black footed Albatross", "Laysan Albatross", "Red winged Blackbird")
     assert source.train.labels.tolist() == [0, 0, 1, 1, 2, 2]
@@ -658,7 +673,7 @@ def test_cub_user_errors(tmp_path: Path, file: str, old: str | None, new: str, m
     path = write_cub(tmp_path) / f"{file}.txt"
     path.write_text(new if old is None else path.read_text().replace(old, new))
     with pytest.raises(UserError, match=message) as error:
-        everything(readers.read_cub(tmp_path, 32).train)
+        everything(read_cub(tmp_path, 32).train)
     assert "\n" not in str(error.value)
 
 
@@ -666,11 +681,11 @@ def test_missing_cub(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"--root .*CUB_200_2011/images.txt is missing; get CUB_200_2011.tgz from https"
     ):
-        readers.read_cub(tmp_path, 32)
+        read_cub(tmp_path, 32)
     write_cub(tmp_path)
     (tmp_path / "train_test_split.txt").unlink()
     with pytest.raises(UserError, match=r"train_test_split\.txt: cannot be read .* unpack the archive again"):
-        readers.read_cub(tmp_path, 32)
+        read_cub(tmp_path, 32)
 
 
 # ---- fingerprints
@@ -680,7 +695,7 @@ def test_a_fingerprint_is_that_of_names_sizes_and_times(folder_tree: Tree, tmp_p
     root = folder_tree()
 
     def digest(size: int = 4, folder: Path = root) -> str:
-        return readers.read_imagefolder(folder, size).train.fingerprint()
+        return read_imagefolder(folder, size).train.fingerprint()
 
     first = digest()
     assert digest() == first
@@ -707,14 +722,14 @@ def test_a_fingerprint_is_that_of_names_sizes_and_times(folder_tree: Tree, tmp_p
 
 
 def test_the_fingerprint_of_arrays_is_that_of_their_pixels(tmp_path: Path) -> None:
-    train, test = (getattr(readers.read_digits(tmp_path, 8), half) for half in ("train", "test"))
-    assert train.fingerprint() == readers.read_digits(tmp_path, 8).train.fingerprint()
-    assert len({train.fingerprint(), test.fingerprint(), readers.read_digits(tmp_path, 9).train.fingerprint()}) == 3
+    train, test = (getattr(read_digits(tmp_path, 8), half) for half in ("train", "test"))
+    assert train.fingerprint() == read_digits(tmp_path, 8).train.fingerprint()
+    assert len({train.fingerprint(), test.fingerprint(), read_digits(tmp_path, 9).train.fingerprint()}) == 3
 
 
 def test_a_file_that_went_missing_is_named(folder_tree: Tree) -> None:
     root = folder_tree()
-    part = readers.read_imagefolder(root, 4).train
+    part = read_imagefolder(root, 4).train
     (root / "train" / "b" / "2.png").unlink()
     with pytest.raises(UserError, match=r"train/b/2\.png: cannot be read \(No such file or directory\)"):
         part.fingerprint()
@@ -724,8 +739,8 @@ def test_a_file_that_went_missing_is_named(folder_tree: Tree) -> None:
 
 
 def test_real_mnist(real_data: Path) -> None:
-    source = readers.read_mnist(real_data, 28)
-    info = readers.describe("mnist", real_data, None)
+    source = read_mnist(real_data, 28)
+    info = registry.describe("mnist", real_data, None)
     assert (len(source.train.labels), len(source.test.labels)) == (info.train_size, info.test_size)
     assert source.train.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     # The well-known mean of the training set.
@@ -751,7 +766,7 @@ def jpeg_cifar(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def test_real_jpeg_cifar(jpeg_cifar: Path) -> None:
-    source: Source = readers.read_imagefolder(jpeg_cifar, 32)
+    source: Source = read_imagefolder(jpeg_cifar, 32)
     assert source.class_names[:3] == ("airplane", "automobile", "bird")
     assert len(source.class_names) == 10
     assert source.train.labels.bincount().tolist() == [CIFAR_PER_CLASS] * 10
@@ -766,7 +781,7 @@ def test_real_jpeg_cifar(jpeg_cifar: Path) -> None:
 @pytest.mark.parametrize("zca", [False, True])
 def test_real_jpeg_cifar_streams_the_same_images(jpeg_cifar: Path, tmp_path: Path, zca: bool) -> None:
     held, streamed = (
-        data.load("imagefolder", jpeg_cifar, device=torch.device("cpu"), zca=zca, im_size=16, data_cache=kept,
+        load.load("imagefolder", jpeg_cifar, device=torch.device("cpu"), zca=zca, im_size=16, data_cache=kept,
                   cache_dir=tmp_path, progress=False)
         for kept in ("device", "disk")
     )  # fmt: skip
@@ -776,4 +791,4 @@ def test_real_jpeg_cifar_streams_the_same_images(jpeg_cifar: Path, tmp_path: Pat
 
 
 def test_the_command_line_offers_exactly_the_readers_there_are() -> None:
-    assert set(FLAGS["dataset"].choices or ()) == set(readers.dataset_names())
+    assert set(FLAGS["dataset"].choices or ()) == set(DATASETS)

@@ -6,12 +6,15 @@ from problems import Problem, make_problem, relative_error
 from torch import Tensor
 
 from framework.distill_higher import Higher, outer_gradient
-from framework.engines import Engine, MetaGradient, Replay
-from framework.inner import SGD, Adam, InnerLoop, Optimizer, State
-from framework.kernels import Execution
-from framework.networks import ARCHITECTURES, NORMS
+from framework.inner.kernels import Execution
+from framework.inner.loop import InnerLoop
+from framework.inner.optimizers import SGD, Adam, Optimizer, State
+from framework.networks.registry import ARCHITECTURES
+from framework.networks.spec import NORMS
+from framework.outer.engine import Engine, MetaGradient
+from framework.outer.policies.policy import Window
+from framework.outer.replay import Replay
 from framework.rng import generator
-from framework.truncation import Window
 
 RULES = [Adam(1e-2), SGD(0.1)]
 STRATEGIES = ["none", "flip", "rotate", "scale", "crop", "color", "cutout", "mixup", "flip_rotate_scale_crop_mixup"]

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from problems import make_problem, relative_error
 from torch import Tensor, nn
 
-from framework.augment import apply
-from framework.inner import SGD, Adam, InnerLoop, Optimizer, State, make_optimizer, safe_sqrt
+from framework.inner.augment import apply
+from framework.inner.loop import InnerLoop
+from framework.inner.optimizers import SGD, Adam, Optimizer, State, make_optimizer, safe_sqrt
 from framework.rng import generator
 
 RULES = [Adam(1e-2), SGD(0.1)]

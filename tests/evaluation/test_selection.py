@@ -2,7 +2,7 @@
 
 import torch
 
-from framework.assess import select_best
+from framework.evaluation.selection import select_best
 
 
 def entry(epoch: int, accuracy: float) -> dict[str, object]:

@@ -1,6 +1,5 @@
 """From flags to objects: everything a run is made of."""
 
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from framework.config import Config, resolve_patience
 from framework.data.load import load
 from framework.data.preprocess import Preprocess
 from framework.data.splits import RealData, Split
-from framework.distill_higher import make_engine
+from framework.distill_higher import BackpropThroughTime, make_engine
 from framework.errors import UserError
 from framework.inner.augment import Augmentation
 from framework.inner.execution import choose
@@ -21,8 +20,8 @@ from framework.inner.optimizers import make_optimizer
 from framework.inner.plan import ClassSampler
 from framework.networks.flat import FlatNetwork, activation_floats
 from framework.networks.registry import build
-from framework.outer.engine import Engine
 from framework.outer.lowrank import Recipe
+from framework.outer.method import Method
 from framework.outer.patches import PatchAlignment
 from framework.outer.policies.policy import Policy
 from framework.outer.policies.registry import Settings, make
@@ -39,14 +38,11 @@ class Parts:
 
     real: RealData
     loop: InnerLoop
-    engine: Engine
     sampler: ClassSampler  # of synthetic batches
-    real_augmentation: Augmentation
-    policy: Policy
     set: SyntheticSet
-    batch_size: int  # real images per outer step, over all ranks
-    alignment: PatchAlignment | None  # patch-wise semantic preservation
-    processes: int
+    method: Method
+    memory: Problem
+    description: list[str]  # lines to say at the start
 
     @property
     def network(self) -> FlatNetwork:
@@ -54,58 +50,67 @@ class Parts:
         return self.loop.network
 
     @property
-    def memory(self) -> Problem:
-        """What an outer step's memory depends on beside the flags."""
-        module = deepcopy(self.network.module).to("meta")
-        channels, side, _ = self.real.image_shape
-        return Problem(
-            module, channels, side, self.real.num_classes, len(self.real.train), self.loop.execution, self.processes
-        )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Outer steps of one pass over the real training images."""
-        return len(self.real.train) // self.batch_size
-
-    @property
     def selection(self) -> Split:
         """The images that choose snapshot and length: a validation split, or under --select test the test set."""
         return self.real.test if self.real.val is None else self.real.val
 
 
-def assemble(config: Config, comm: Comm, device: torch.device) -> Parts:
+def assemble(c: Config, comm: Comm, device: torch.device) -> Parts:
     """Load the data and build the rest.
 
     Raises:
         UserError: the data cannot be read, or flags do not fit it.
     """
-    c = config
     real = _load_data(c, comm, device)
     classes, (channels, side, _) = real.num_classes, real.image_shape
     check_against_data(c, classes, side)
     batch_size = min(c.batch_size, len(real.train))
     if batch_size < comm.size:
         raise UserError(f"--batch_size {batch_size} cannot be shared by {comm.size} processes: raise it")
+    execution = _execution(c, real, batch_size, device)
     network = FlatNetwork(build(c.arch, channels, side, classes, **c.network), device)
-    loop = InnerLoop(network, make_optimizer(c.inner_optim, c.inner_lr), _execution(c, real, batch_size, device))
-    return Parts(
-        real=real,
-        loop=loop,
-        engine=make_engine(c.engine_name, loop, lowrank_recipe(c)),
-        sampler=ClassSampler(
-            num_classes=classes,
-            per_class=c.num_per_class,
-            classes_per_step=c.task_sampler_nc or classes,
-            batch_per_class=c.batch_per_class,
-            augmentation=Augmentation(c.syn_strategy, c.comp_aug, side),
-        ),
-        real_augmentation=Augmentation(c.real_strategy, c.comp_aug_real, side),
-        policy=make_policy(c),
-        set=_new_set(c, real, device),
-        batch_size=batch_size,
-        alignment=PatchAlignment(c.psp_patches, c.psp_lambda, classes, c.seed) if c.psp_patches else None,
-        processes=comm.size,
+    loop = InnerLoop(network, make_optimizer(c.inner_optim, c.inner_lr), execution)
+    synthetic = _new_set(c, real, device)
+    sampler = ClassSampler(
+        num_classes=classes,
+        per_class=c.num_per_class,
+        classes_per_step=c.task_sampler_nc or classes,
+        batch_per_class=c.batch_per_class,
+        augmentation=Augmentation(c.syn_strategy, c.comp_aug, side),
     )
+    method = BackpropThroughTime(
+        engine=make_engine(c.engine_name, loop, lowrank_recipe(c)),
+        sampler=sampler,
+        policy=make_policy(c),
+        set=synthetic,
+        train=real.train,
+        num_classes=classes,
+        augmentation=Augmentation(c.real_strategy, c.comp_aug_real, side),
+        batch_size=batch_size,
+        meta_batch=c.meta_batch,
+        peers=comm,
+        seed=c.seed,
+        start_epoch=c.start_epoch,
+        alignment=PatchAlignment(c.psp_patches, c.psp_lambda, classes, c.seed) if c.psp_patches else None,
+    )
+    bare = bare_network(c, channels, side, classes)
+    memory = Problem(bare, channels, side, classes, len(real.train), execution, comm.size)
+    return Parts(real, loop, sampler, synthetic, method, memory, _description(c, real, loop, method))
+
+
+def _description(c: Config, real: RealData, loop: InnerLoop, method: BackpropThroughTime) -> list[str]:
+    """What a run says at its start."""
+    lines, validation = [], 0 if real.val is None else len(real.val)
+    if c.batch_size > method.batch_size:
+        lines.append(f"--batch_size {c.batch_size}: only {method.batch_size} real training images; using all")
+    lines.append(
+        f"{c.policy} on {c.dataset}, engine {c.engine_name} ({loop.execution}), {loop.network.device}: "
+        f"{len(method.set.images)} synthetic images, {len(real.train)} real (and {validation} for validation), "
+        f"{method.steps_per_epoch} outer steps per epoch, {loop.network.size:,} parameters; {c.folder}"
+    )
+    if loop.execution.compile:
+        lines.append("compiling the inner steps: the first outer step takes half a minute longer or more")
+    return lines
 
 
 def execution_for(c: Config, device: torch.device, activations: int, image_steps: float) -> Execution:

@@ -21,23 +21,15 @@ from framework.distilled.set import Distilled
 from framework.errors import UserError
 from framework.evaluation import judge
 from framework.evaluation.recipes import RECIPES, make_recipe
-from framework.files import make_folder
+from framework.files import EVALUATION, EXPORTS, make_folder
 from framework.flags import Parser
 from framework.inner.execution import configure_process
-from framework.report import page, tables
+from framework.report import page
+from framework.report.tables import judgement_table, write_judgement
 from framework.run.distributed import resolve_device
 
 DATASETS: tuple[Any, ...] = FLAGS["dataset"].choices or ()
 ARCHITECTURES: tuple[Any, ...] = FLAGS["arch"].choices or ()
-
-
-def _parser(name: str, description: str) -> Parser:
-    return Parser(
-        prog=f"main.py {name}",
-        description=description,
-        allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
-    )
 
 
 def _whole(text: str) -> int:
@@ -56,8 +48,8 @@ def _positive(text: str) -> int:
 
 
 def _evaluate_parser() -> Parser:
-    parser = _parser(
-        "evaluate",
+    parser = Parser(
+        "main.py evaluate",
         "Train fresh networks on a distilled set, of this program or another, and score them on the real test images.",
     )
     add = parser.add_argument
@@ -141,7 +133,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     nets = {name: judge.build(name, distilled, args.width, device) for name in names}
     runs = args.num_train_eval or distilled.config.num_train_eval
     rows = judge.candidates(distilled, real, recipe, tuple(args.baselines), runs, args.seed, device)
-    folder = args.output or (args.set / "evaluation" if args.set.is_dir() else Path(f"{args.set}.evaluation"))
+    folder = args.output or (args.set / EVALUATION if args.set.is_dir() else Path(f"{args.set}.evaluation"))
     make_folder(folder)  # before hours of training, not after
     total = runs * len(nets) * len(rows) * recipe.lengths[-1]
     with tqdm(total=total, desc="evaluating", unit="step", dynamic_ncols=True) as bar:
@@ -150,8 +142,8 @@ def evaluate(arguments: Sequence[str]) -> int:
             bar.update(steps)
 
         result = judge.evaluate(distilled, real, recipe, nets, rows, args.seed, tick)
-    paths = tables.write(result, folder)
-    print(tables.table(result) + "\n\n" + "\n".join(map(str, paths)))
+    paths = write_judgement(result, folder)
+    print(judgement_table(result) + "\n\n" + "\n".join(map(str, paths)))
     return 0
 
 
@@ -159,7 +151,7 @@ def evaluate(arguments: Sequence[str]) -> int:
 
 
 def _export_parser() -> Parser:
-    parser = _parser("export", "Write a distilled set in a form that other tools read.")
+    parser = Parser("main.py export", "Write a distilled set in a form that other tools read.")
     add = parser.add_argument
     add("set", metavar="RUN", type=Path, help="a run's folder, or a file of a set that this program wrote")
     add("--to", required=True, choices=tuple(FORMS),
@@ -180,7 +172,7 @@ def export_set(arguments: Sequence[str]) -> int:
     distilled = load_distilled(args.set)
     folder = args.set if args.set.is_dir() else args.set.parent
     suffix = FORMS[args.to][0]
-    path = args.output or folder / "exports" / (f"distilled{suffix}" if suffix else args.to)
+    path = args.output or folder / EXPORTS / (f"distilled{suffix}" if suffix else args.to)
     lost = export(distilled, args.to, path, args.ddranking_dataset)
     print(f"{path}: {len(distilled.images)} images of {distilled.num_classes} classes; {lost}")
     return 0
@@ -191,8 +183,8 @@ def export_set(arguments: Sequence[str]) -> int:
 
 def report(arguments: Sequence[str]) -> int:
     """``main.py report``."""
-    parser = _parser(
-        "report", "Write a page about one run, or several side by side, as HTML in one file and as Markdown."
+    parser = Parser(
+        "main.py report", "Write a page about one run, or several side by side, as HTML in one file and as Markdown."
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folders of runs")
     parser.add_argument("--output", type=Path, metavar="FILE.html",

@@ -1,27 +1,35 @@
-"""The inner loop of one outer step: fresh network, prefix, differentiated window, meta-gradient.
+"""Distillation by truncated back-propagation through time, the method of RaT-BPTT and AT-BPTT.
 
-The reference engine lives here: the window is unrolled with ``higher`` (Grefenstette et al. 2019, arXiv
-1910.01727), as in RaT-BPTT and AT-BPTT, and the graph of the whole window is kept and differentiated once.
-The engines of ``framework.outer`` compute the same gradient in other ways.
+Each outer step trains a fresh network on the synthetic set: a prefix, then a window that is differentiated. The
+reference engine lives here: the window is unrolled with ``higher`` (Grefenstette et al. 2019, arXiv 1910.01727), as in
+both papers' code, and the graph of the whole window is kept and differentiated once. The engines of
+``framework.outer`` compute the same gradient in other ways.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import higher
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from framework.inner.augment import apply
+from framework.data.splits import Split, epoch_batches
+from framework.inner.augment import Augmentation, apply
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import Optimizer, State
-from framework.inner.plan import Plan
+from framework.inner.plan import ClassSampler, Plan
 from framework.networks.flat import FlatNetwork
 from framework.outer.engine import Cost, Engine, Mark, MetaGradient, RealBatch, no_mark
 from framework.outer.lowrank import LowRank, Recipe
-from framework.outer.policies.policy import Window
+from framework.outer.method import Peers, Proposal
+from framework.outer.patches import PatchAlignment
+from framework.outer.policies.policy import Policy, Window
 from framework.outer.replay import Replay
-from framework.outer.synthetic import Grads
+from framework.outer.synthetic import Grads, SyntheticSet
+from framework.rng import generator
 
 
 class _DifferentiableOptimizer(higher.optim.DifferentiableOptimizer):  # type: ignore[misc]
@@ -151,3 +159,131 @@ def _mean(results: list[MetaGradient]) -> MetaGradient:
         torch.stack([result.theta for result in results]),
         results[0].cost,
     )
+
+
+@dataclass
+class BackpropThroughTime:
+    """Chooses windows, differentiates them, and proposes the update of images and labels; see ``outer.method``.
+
+    Args:
+        engine: differentiates a window.
+        sampler: of synthetic batches.
+        policy: chooses windows; rank 0's is asked, and the others are told.
+        set: what is learnt.
+        train: real images, of which each outer step takes one batch, shared out among the ranks.
+        num_classes: of theirs.
+        augmentation: of real batches.
+        batch_size: real images per outer step, over all ranks.
+        meta_batch: networks per outer step and rank.
+        peers: this rank and the others.
+        seed: of every random stream.
+        start_epoch: number of the run's first epoch.
+        alignment: patch-wise semantic preservation, if any.
+    """
+
+    engine: Engine
+    sampler: ClassSampler
+    policy: Policy
+    set: SyntheticSet
+    train: Split
+    num_classes: int
+    augmentation: Augmentation
+    batch_size: int
+    meta_batch: int
+    peers: Peers
+    seed: int
+    start_epoch: int = 0
+    alignment: PatchAlignment | None = None
+    window: Window | None = None  # in force
+    window_step: int = -1  # the outer step for which it was chosen
+
+    @property
+    def network(self) -> FlatNetwork:
+        """The inner network."""
+        return self.engine.loop.network
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Outer steps of one pass over the real training images."""
+        return len(self.train) // self.batch_size
+
+    def proposals(self, epoch: int, first: int) -> Iterator[Proposal]:
+        """See ``Method``."""
+        batches = epoch_batches(len(self.train), self.batch_size, generator(self.seed, "real order", epoch))
+        share = self.batch_size // self.peers.size
+        mine = batches[first:, self.peers.rank * share : (self.peers.rank + 1) * share]
+        before = (epoch - self.start_epoch) * self.steps_per_epoch + first
+        for step, (batch, images) in enumerate(zip(mine, self.train.batches(mine), strict=True), before):
+            yield self._propose(step, self._window(step), batch, images)
+
+    def _window(self, step: int) -> Window:
+        """The window of an outer step: chosen anew every epoch, or every step where the policy wants that."""
+        if self.window is None or (self.policy.every_step and self.window_step != step):
+            # Kept at once: a run that stops within this step must not ask the policy for it again.
+            chosen = self.policy.choose(lambda: self._probe(step)) if self.peers.main else None
+            self.window_step = step
+            self.window = self.peers.from_main(chosen)
+        assert self.window is not None
+        return self.window
+
+    def _probe(self, step: int) -> list[float]:
+        """Gradient norms along the whole trajectory of a network of the step's own."""
+        theta = self.network.init(generator(self.seed, "probe", step, "network"))
+        plan = self.sampler.plan(self.policy.steps, generator(self.seed, "probe", step, "trajectory"))
+        return self.engine.loop.probe_norms(theta, self.set.images, self.set.labels, plan.to(self.network.device))
+
+    def _propose(self, step: int, window: Window, batch: Tensor, images: Tensor) -> Proposal:
+        """This rank's proposal for an outer step.
+
+        Args:
+            step: its number in the run.
+            window: where to differentiate.
+            batch: (B,) indices of this rank's real images.
+            images: (B, C, H, W), these.
+        """
+        key, device = (self.peers.rank, step), self.network.device
+        trajectories, networks = generator(self.seed, "trajectory", *key), generator(self.seed, "network", *key)
+        plans = [self.sampler.plan(sum(window), trajectories).to(device) for _ in range(self.meta_batch)]
+        thetas = [self.network.init(networks) for _ in range(self.meta_batch)]
+        classes = self.train.labels[batch.to(device)]
+        draw = self.augmentation.draw(1, len(batch), generator(self.seed, "real batch", *key)).at(0)
+        real = RealBatch(images, F.one_hot(classes, self.num_classes).float(), draw.to(device))
+        result = outer_gradient(self.engine, thetas, self.set.images, self.set.labels, plans, window, real)
+        grads = {"images": result.grads.images}
+        if result.grads.labels is not None:
+            grads["labels"] = result.grads.labels
+        facts = {"window_start": window.start, "window_length": window.length, "alignment": None}
+        proposal = Proposal(grads, result.loss, result.accuracy, facts=facts)
+        return proposal if self.alignment is None else self._aligned(proposal, result.theta, images, classes, step)
+
+    def _aligned(self, proposal: Proposal, theta: Tensor, real: Tensor, classes: Tensor, step: int) -> Proposal:
+        """A proposal for the step's patches alone, with the pull of their alignment (METHOD section 4)."""
+        assert self.alignment is not None
+        trained = theta.view(-1, self.network.size)[0]
+        psp = self.alignment.pull(self.network, trained, self.set.images, real, classes, step)
+        grads = proposal.grads | {"images": (proposal.grads["images"] + psp.gradient) * psp.mask}
+        return replace(proposal, grads=grads, mask=psp.mask, facts=proposal.facts | {"alignment": psp.loss})
+
+    def close_epoch(self, loss: float, accuracy: float) -> dict[str, Any]:
+        """See ``Method``: the epoch's last window, and where the policy stood."""
+        assert self.window is not None
+        facts = {"window_start": self.window.start, "window_length": self.window.length, **self.policy.state()}
+        if math.isfinite(loss):
+            self.policy.observe(loss, accuracy)
+        self.window = None
+        return facts
+
+    def curves(self) -> dict[str, list[float]]:
+        """See ``Method``: the last probe, and the probabilities made from it."""
+        return self.policy.curves()
+
+    def state_dict(self) -> dict[str, Any]:
+        """See ``Method``."""
+        window = None if self.window is None else list(self.window)
+        return {"policy": self.policy.state_dict(), "window": window, "window_step": self.window_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See ``Method``."""
+        self.policy.load_state_dict(state["policy"])
+        self.window = None if state["window"] is None else Window(*state["window"])
+        self.window_step = state["window_step"]

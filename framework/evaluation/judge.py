@@ -1,13 +1,13 @@
-"""Cross-architecture evaluation: one recipe, several networks, the distilled set beside real images."""
+"""Judging training sets on the real test images: the final table of a run, and ``main.py evaluate``."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from framework.data.splits import RealData
+from framework.data.splits import RealData, Split
 from framework.distilled.set import Distilled
 from framework.errors import UserError
 from framework.evaluation.baselines import BASELINES
@@ -17,6 +17,7 @@ from framework.inner.loop import InnerLoop
 from framework.machine import environment
 from framework.networks import registry
 from framework.networks.flat import FlatNetwork
+from framework.records import Judgement, Results, Row
 
 
 def build(arch: str, distilled: Distilled, width: int | None, device: torch.device) -> FlatNetwork:
@@ -58,6 +59,25 @@ def candidates(
     return rows
 
 
+def judge(evaluator: Evaluator, rows: dict[str, Candidate], select_on: Split, test: Split, *key: str) -> Results:
+    """Train fresh networks on every row's sets and score them on the test images.
+
+    Args:
+        evaluator: trains and scores.
+        rows: of the table.
+        select_on: chooses each row's training length.
+        test: gives its scores.
+        key: of the random streams, with each row's own.
+    """
+    results = {}
+    for name, row in rows.items():
+        length, evaluation = evaluator.select_and_test(row, select_on, test, *key, name)
+        scores = dataclasses.asdict(evaluation.summary(length))
+        label = f"{len(row.sets[0].images):,} {row.name}"
+        results[name] = Row(**scores, name=label, networks=len(row.sets), steps=length)
+    return results
+
+
 def evaluate(
     distilled: Distilled,
     real: RealData,
@@ -66,34 +86,29 @@ def evaluate(
     rows: dict[str, Candidate],
     seed: int,
     tick: Callable[[int], None],
-) -> dict[str, Any]:
-    """Train every network on every row and score it on the test images.
+) -> Judgement:
+    """Judge the rows by every network.
 
     A training length is chosen on the validation images, or under a run's ``--select test`` on the test images.
-
-    Returns:
-        What ``<recipe>.json`` holds: facts about the evaluation, and ``results[arch][row]`` with mean and
-        deviation of every metric.
     """
     began = time.monotonic()
     select_on = real.test if real.val is None else real.val
-    results: dict[str, dict[str, Any]] = {}
-    for arch, network in nets.items():
-        evaluator = Evaluator(InnerLoop(network, recipe.rule), seed, tick)
-        results[arch] = {}
-        for key, row in rows.items():
-            length, scores = evaluator.select_and_test(row, select_on, real.test, "evaluate", recipe.name, arch, key)
-            name = f"{len(row.sets[0].images):,} {row.name}"
-            results[arch][key] = {"name": name, "networks": len(row.sets), "steps": length, **scores.summary(length)}
-    return {
-        "source": str(distilled.source),
-        "dataset": real.name,
-        "recipe": recipe.name,
-        "recipe_text": recipe.text,
-        "lengths": list(recipe.lengths),
-        "select": "test" if real.val is None else "val",
-        "seed": seed,
-        "results": results,
-        "seconds": time.monotonic() - began,
+    results = {
+        arch: judge(
+            Evaluator(InnerLoop(network, recipe.rule), seed, tick), rows, select_on, real.test,
+            "evaluate", recipe.name, arch,
+        )
+        for arch, network in nets.items()
+    }  # fmt: skip
+    return Judgement(
+        source=str(distilled.source),
+        dataset=real.name,
+        recipe=recipe.name,
+        recipe_text=recipe.text,
+        lengths=list(recipe.lengths),
+        select="test" if real.val is None else "val",
+        seed=seed,
+        results=results,
+        seconds=time.monotonic() - began,
         **environment(next(iter(nets.values())).device),
-    }
+    )

@@ -2,7 +2,8 @@
 
 import math
 import statistics
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from framework.data.splits import Split
 from framework.networks.flat import FlatNetwork
+from framework.records import METRICS, Scores
 
 ECE_BINS = 15
 
@@ -73,13 +75,11 @@ class Evaluation:
             return math.nan
         return statistics.stdev(values) if len(values) > 1 else None
 
-    def summary(self, length: int) -> dict[str, float | None]:
-        """Mean and ``<metric>_std`` of every metric after ``length`` steps."""
-        result: dict[str, float | None] = {}
-        for field in fields(Score):
-            result[field.name] = self.mean(length, field.name)
-            result[f"{field.name}_std"] = self.deviation(length, field.name)
-        return result
+    def summary(self, length: int) -> Scores:
+        """Mean and deviation of every metric after ``length`` steps."""
+        values: dict[str, Any] = {metric: self.mean(length, metric) for metric in METRICS}
+        deviations: dict[str, Any] = {f"{metric}_std": self.deviation(length, metric) for metric in METRICS}
+        return Scores(**values, **deviations)
 
     def best_length(self) -> int:
         """The length of the highest mean accuracy, the shortest among equals."""

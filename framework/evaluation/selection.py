@@ -1,5 +1,6 @@
-"""Judging a run: periodic evaluation, the selected snapshot and its files, the final table."""
+"""The evaluations of a run: of every epoch that is due, of the selected snapshot, and the final table."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +16,15 @@ from framework.config import Config
 from framework.distilled.pictures import image_grid, natural_images
 from framework.evaluation.baselines import BASELINES
 from framework.evaluation.evaluator import Candidate, Evaluator, TrainingSet
+from framework.evaluation.judge import judge
 from framework.evaluation.scores import Evaluation
-from framework.files import write_text
+from framework.files import write_json
 from framework.machine import environment
-from framework.report.folder import read_summary
+from framework.records import Entry, Results, Summary
+from framework.report.folder import RunFolder
 from framework.run import checkpoint
-from framework.run.checkpoint import save_tensors
 from framework.run.distributed import Comm
-from framework.run.progress import Progress
+from framework.run.progress import Best, Progress
 
 
 class Assessor:
@@ -41,13 +43,8 @@ class Assessor:
         self.evaluator = Evaluator(parts.loop.for_evaluation(), config.seed, tick=self._tick)
         self.bar: tqdm[Any] | None = None
 
-    def evaluate(self, epoch: int) -> dict[str, Any]:
-        """Train ``--num_train_eval`` fresh networks on the current set and score them on the selection split.
-
-        Returns:
-            An entry of the run's history: ``epoch``, ``split``, ``lengths``, ``scores`` at each length,
-            the ``best_length`` and the ``accuracy`` there.
-        """
+    def evaluate(self, epoch: int) -> Entry:
+        """Train ``--num_train_eval`` fresh networks on the current set and score them on the selection split."""
         c, s = self.config, self.parts.set
         current = TrainingSet(s.images.detach(), s.labels.detach(), self.parts.sampler)
         mine = range(self.comm.rank, c.num_train_eval, self.comm.size)
@@ -57,83 +54,66 @@ class Assessor:
             ]
         evaluation = Evaluation(c.eval_steps, [row for part in self.comm.gather(rows) for row in part])
         chosen = evaluation.best_length()
-        return {
-            "epoch": epoch,
-            "split": c.select,
-            "lengths": list(c.eval_steps),
-            "scores": [evaluation.summary(length) for length in c.eval_steps],
-            "best_length": chosen,
-            "accuracy": evaluation.mean(chosen),
-        }
+        scores = [evaluation.summary(length) for length in c.eval_steps]
+        return Entry(epoch, c.select, list(c.eval_steps), scores, chosen, evaluation.mean(chosen))
 
-    def export(self, best: dict[str, Any], folder: Path) -> None:
+    def export(self, best: Best, folder: Path) -> None:
         """Write the selected snapshot as a checkpoint, as safetensors and as a picture."""
-        c = self.config
-        checkpoint.save(folder / files.BEST, {"config": c.to_json(), **best})
-        provenance = {key: value for key, value in best.items() if not isinstance(value, Tensor)}
-        provenance |= {"dataset": c.dataset, "config": json.loads(c.to_json()), **environment(self.device)}
-        save_tensors(
+        c, real = self.config, self.parts.real
+        tensors = {"images": best.images, "labels": best.labels}
+        checkpoint.save(folder / files.BEST, {"config": c.to_json(), **best.facts, **tensors})
+        provenance = {"dataset": c.dataset, "config": json.loads(c.to_json()), **environment(self.device)}
+        checkpoint.save_tensors(
             folder / files.SET,
-            {"images": best["images"], "labels": best["labels"], **self.parts.real.preprocess.tensors()},
-            {"class_names": json.dumps(self.parts.real.class_names), "provenance": json.dumps(provenance)},
+            {**tensors, **real.preprocess.tensors()},
+            {"class_names": json.dumps(real.class_names), "provenance": json.dumps({**best.facts, **provenance})},
         )
-        labels = best["labels"] if c.train_y else None
-        image_grid(self.pictures(best["images"]), self.parts.real.class_names, folder / files.PICTURE, labels)
+        labels = best.labels if c.train_y else None
+        image_grid(self.pictures(best.images), real.class_names, folder / files.PICTURE, labels)
 
     def pictures(self, images: Tensor) -> Tensor:
-        """Distilled images as a person would see them; see ``natural_images``."""
+        """Distilled images as a person would see them; see ``pictures.natural_images``."""
         train = self.parts.real.train
         contrast = float(train.batch(torch.arange(min(1000, len(train)))).std())
         return natural_images(images.detach().to(self.device), self.parts.real.preprocess, contrast)
 
-    def final_results(self, best: dict[str, Any]) -> dict[str, Any]:
-        """The final table's rows: the selected snapshot and the baselines, on the test set.
+    def final_results(self, best: Best) -> Results:
+        """The final table: the selected snapshot and the baselines, on the test set.
 
         The snapshot's training length was selected with it; a baseline's is chosen on the same split.
         """
         c, parts = self.config, self.parts
-        images, labels = (best[name].to(self.device) for name in ("images", "labels"))
-        distilled = [TrainingSet(images, labels, parts.sampler)] * c.num_train_eval
-        rows = {"distilled": Candidate("distilled images", distilled, (best["best_length"],))}
+        current = TrainingSet(best.images.to(self.device), best.labels.to(self.device), parts.sampler)
+        rows = {"distilled": Candidate("distilled images", [current] * c.num_train_eval, (best.best_length,))}
         for key in c.baselines:
             rows[key] = BASELINES[key](parts.real, parts.sampler, c.num_train_eval, c.eval_steps, c.seed)
-        results = {}
         with self._bar("final table", sum(len(row.sets) * row.lengths[-1] for row in rows.values())):
-            for key, row in rows.items():
-                length, scores = self.evaluator.select_and_test(row, parts.selection, parts.real.test, "final", key)
-                name = f"{len(row.sets[0].images):,} {row.name}"
-                results[key] = {"name": name, "networks": len(row.sets), "steps": length, **scores.summary(length)}
-        return results
+            return judge(self.evaluator, rows, parts.selection, parts.real.test, "final")
 
-    def summarise(self, folder: Path, progress: Progress, seconds: Callable[[], float]) -> dict[str, Any]:
+    def summarise(self, folder: Path, progress: Progress, seconds: Callable[[], float]) -> Summary:
         """``summary.json``: made once, by the only use of the test set."""
-        c, path = self.config, folder / files.SUMMARY
-        summary = read_summary(path)
-        if summary.get("epochs") == c.epochs and {"distilled", *c.baselines} <= summary["results"].keys():
-            return summary
+        c, there = self.config, RunFolder(folder).summary
+        if there is not None and there.epochs == c.epochs and {"distilled", *c.baselines} <= there.results.keys():
+            return there
         assert progress.best is not None, "the last epoch is always evaluated"
         results = self.final_results(progress.best)
-        summary = {
-            "dataset": c.dataset,
-            "policy": c.policy,
-            "seed": c.seed,
-            "epochs": c.epochs,
-            "outer_steps": progress.step,
-            "best_epoch": progress.best["epoch"],
-            "select": c.select,
-            "results": results,
-            "seconds": seconds(),
-            "processes": self.comm.size,
-            "execution": str(self.parts.loop.execution),
+        shown = {"picture": files.PICTURE, "curves": files.CURVES, "windows": files.WINDOWS, "distilled set": files.SET}
+        summary = Summary(
+            dataset=c.dataset,
+            policy=c.policy,
+            seed=c.seed,
+            epochs=c.epochs,
+            outer_steps=progress.step,
+            best_epoch=progress.best.epoch,
+            select=c.select,
+            results=results,
+            seconds=seconds(),
+            processes=self.comm.size,
+            execution=str(self.parts.loop.execution),
+            files={what: str(folder / name) for what, name in shown.items()},
             **environment(self.device),
-            "files": {
-                "picture": str(folder / files.PICTURE),
-                "curves": str(folder / files.CURVES),
-                "windows": str(folder / files.WINDOWS),
-                "distilled set": str(folder / files.SET),
-            },
-        }
-        write_text(path, json.dumps(summary, indent=2) + "\n")
+        )
+        write_json(folder / files.SUMMARY, dataclasses.asdict(summary))
         return summary
 
     def _bar(self, text: str, total: int) -> "tqdm[Any]":
@@ -148,10 +128,8 @@ class Assessor:
         self.check()
 
 
-def select_best(
-    best: dict[str, Any] | None, entry: dict[str, Any], snapshot: dict[str, torch.Tensor]
-) -> dict[str, Any]:
+def select_best(best: Best | None, entry: Entry, snapshot: dict[str, Tensor]) -> Best:
     """The better of the best snapshot so far and this one; the earlier among equals."""
-    if best is not None and entry["accuracy"] <= best["accuracy"]:
+    if best is not None and not entry.accuracy > best.accuracy:
         return best
-    return {key: entry[key] for key in ("epoch", "split", "best_length", "accuracy")} | snapshot
+    return Best(entry.epoch, entry.split, entry.best_length, entry.accuracy, **snapshot)

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from framework.inner.names import MOMENTUM
+
 
 class Grads(NamedTuple):
     """The meta-gradient, in the shapes of the synthetic set; ``labels`` is None where they are fixed."""
@@ -54,11 +56,16 @@ class SyntheticSet:
         self.optimizer: torch.optim.Optimizer = (
             torch.optim.Adam(groups, eps=eps, weight_decay=weight_decay)
             if optimizer == "Adam"
-            else torch.optim.SGD(groups, momentum=0.9, weight_decay=weight_decay)
+            else torch.optim.SGD(groups, momentum=MOMENTUM, weight_decay=weight_decay)
         )
 
+    @property
+    def learnt(self) -> dict[str, Tensor]:
+        """The tensors that are learnt, by their names."""
+        return {"images": self.images} | ({"labels": self.labels} if self.learn_labels else {})
+
     @torch.no_grad()
-    def update(self, grads: Grads, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def update(self, grads: dict[str, Tensor], mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Clip the meta-gradient to twice the moving average of its norm, step, keep labels >= 0.
 
         Pixels outside ``mask``, if given, keep their values; a momentum would go on moving them without a gradient.
@@ -66,18 +73,18 @@ class SyntheticSet:
         The norm is that of images' and labels' gradient together; the average includes it before it
         sets the clip, and starts at the first norm. Nothing here waits for the device.
 
+        Args:
+            grads: towards each tensor of ``learnt``, by its name.
+            mask: bool, broadcast to the images.
+
         Returns:
             The norm before clipping and the factor (at most 1) applied, both ().
         """
-        gradients = [gradient for gradient in grads if gradient is not None]
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
-        decay = self.ema_decay
+        norm, decay = joint_norm(grads), self.ema_decay
         self.norm_ema = norm.clone() if self.norm_ema is None else decay * self.norm_ema + (1 - decay) * norm
         factor = (2 * self.norm_ema / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1.0)
-        self.images.grad = grads.images * factor
-        if self.learn_labels:
-            assert grads.labels is not None, "engines return labels' gradient when labels are learnt"
-            self.labels.grad = grads.labels * factor
+        for name, tensor in self.learnt.items():
+            tensor.grad = grads[name] * factor
         before = self.images.detach().clone() if mask is not None else self.images
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -103,6 +110,13 @@ class SyntheticSet:
         self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
         ema = state["norm_ema"]
         self.norm_ema = None if ema is None else ema.to(self.images.device)
+
+
+def joint_norm(grads: dict[str, Tensor]) -> Tensor:
+    """The Euclidean norm () of all gradients together."""
+    norms = [torch.linalg.vector_norm(gradient) for gradient in grads.values()]
+    joint: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return joint
 
 
 def noise_images(num_classes: int, per_class: int, shape: tuple[int, int, int], gen: torch.Generator) -> Tensor:

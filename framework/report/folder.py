@@ -1,37 +1,50 @@
 """The one reader of what a run leaves in its folder."""
 
-import base64
-import io
 import json
+import math
 import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
-from PIL import Image
+from typing import Any, NamedTuple
 
 from framework.config import DEFAULTS, FLAGS, Config
 from framework.distilled.load import load_distilled
 from framework.distilled.set import Distilled
 from framework.errors import UserError
 from framework.files import CONFIG, EVALUATION, METRICS, SET, SUMMARY, read_json
+from framework.records import Entry, Judgement, Summary, read_record
 
 
-def read_summary(path: Path) -> dict[str, Any]:
-    """``summary.json`` of a finished run; empty where there is none.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+def parse_metric(line: bytes) -> dict[str, Any] | None:
+    """A line of the metrics, None where it is damaged: every record has a ``kind`` and the outer ``step``."""
     try:
-        return dict(json.loads(path.read_text())) if path.exists() else {}
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); delete it, --resume makes it again") from error
+        record = json.loads(line)
+    except ValueError:
+        return None
+    sound = isinstance(record, dict) and isinstance(record.get("kind"), str) and isinstance(record.get("step"), int)
+    return record if sound else None
 
 
-MOST_IMAGES = 400  # of one run; a page of thousands would not open on a phone
+class EpochPoint(NamedTuple):
+    """What plots show of an epoch."""
+
+    epoch: int
+    start: int  # of the window, in inner steps
+    length: int
+    accuracy: float  # on real batches, a fraction; NaN without any
+    stage: str | None
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> "EpochPoint | None":
+        """From a record of the kind ``epoch``; None where it has no window, as other methods' have not."""
+        epoch, start, length, accuracy, stage = (
+            record.get(name) for name in ("epoch", "window_start", "window_length", "accuracy", "stage")
+        )
+        if not (isinstance(epoch, int) and isinstance(start, int) and isinstance(length, int)):
+            return None
+        accuracy = accuracy if isinstance(accuracy, float | int) else math.nan
+        return cls(epoch, start, length, accuracy, stage if isinstance(stage, str) else None)
 
 
 @dataclass(frozen=True)
@@ -49,28 +62,40 @@ class RunFolder:
         """The run's flags."""
         file = self.path / CONFIG
         if not file.exists():
-            raise UserError(f"{self.path}: no run is here; give a folder with config.json")
+            raise UserError(f"{self.path}: no run is here; give a folder with {CONFIG}")
         return Config.from_json(read_json(file), file)
 
     @cached_property
-    def summary(self) -> dict[str, Any]:
-        """``summary.json``; empty for a run that has not ended."""
+    def summary(self) -> Summary | None:
+        """The final table and what it took; None for a run that has not ended."""
         file = self.path / SUMMARY
-        needed = ("results", "outer_steps", "best_epoch", "epochs", "select", "seconds", "processes", "device")
-        return _read_object(file, *needed, "peak_memory_mb", "torch", "python") if file.exists() else {}
+        if not file.exists():
+            return None
+        try:
+            return read_record(Summary, read_json(file), file)
+        except UserError as error:
+            raise UserError(f"{str(error).rpartition(';')[0]}; delete it, --resume makes it again") from error
 
     @cached_property
     def records(self) -> dict[str, list[dict[str, Any]]]:
-        """The metrics, by kind."""
+        """The metrics, by kind; damaged lines are left out."""
         file = self.path / METRICS
-        result: dict[str, list[dict[str, Any]]] = {"step": [], "epoch": [], EVALUATION: []}
-        for line in file.read_text().splitlines() if file.exists() else []:
-            try:
-                record = json.loads(line)
+        result: dict[str, list[dict[str, Any]]] = {"step": [], "epoch": [], "evaluation": []}
+        for line in file.read_bytes().splitlines() if file.exists() else []:
+            if (record := parse_metric(line)) is not None:
                 result.setdefault(record["kind"], []).append(record)
-            except (ValueError, TypeError, KeyError):
-                break  # cut short by a power failure; a resumed run drops it too
         return result
+
+    @cached_property
+    def history(self) -> dict[int, Entry]:
+        """The evaluations, by the outer step of each."""
+        file = self.path / METRICS
+        return {record["step"]: read_record(Entry, record, file) for record in self.records["evaluation"]}
+
+    @cached_property
+    def epochs(self) -> list[EpochPoint]:
+        """The windows of all epochs, for a plot."""
+        return [point for record in self.records["epoch"] if (point := EpochPoint.of(record)) is not None]
 
     @cached_property
     def distilled(self) -> Distilled | None:
@@ -78,11 +103,10 @@ class RunFolder:
         return load_distilled(self.path) if (self.path / SET).exists() else None
 
     @cached_property
-    def evaluations(self) -> list[dict[str, Any]]:
-        """What ``main.py evaluate`` found, one entry per recipe."""
+    def evaluations(self) -> list[Judgement]:
+        """What ``main.py evaluate`` found, one for each recipe."""
         files = sorted((self.path / EVALUATION).glob("*.json"))
-        needed = ("results", "recipe", "recipe_text", "dataset", "device", "seconds")
-        return [_read_object(file, *needed) for file in files]
+        return [read_record(Judgement, read_json(file), file) for file in files]
 
     @property
     def words(self) -> list[str]:
@@ -108,50 +132,17 @@ class RunFolder:
             "images per class": f"{c.num_per_class}{', learnt labels' if c.train_y else ''}",
             "network": ", ".join([c.arch, *(f"{name} {value}" for name, value in own.items())]),
             "seed": str(c.seed),
-            "outer steps": f"{s['outer_steps'] if s else steps[-1]['step'] if steps else 0:,}",
+            "outer steps": f"{s.outer_steps if s else steps[-1]['step'] if steps else 0:,}",
         }
         if s:
             facts |= {
-                "selected": f"epoch {s['best_epoch']} of {s['epochs']}, on {s['select']}",
-                "time": duration(s["seconds"]),
-                "peak memory": f"{s['peak_memory_mb']:,.0f} MiB",
-                "device": s["device"] + (f", {s['processes']} processes" if s["processes"] > 1 else ""),
-                "versions": f"torch {s['torch']}, Python {s['python']}",
+                "selected": f"epoch {s.best_epoch} of {s.epochs}, on {s.select}",
+                "time": duration(s.seconds),
+                "peak memory": f"{s.peak_memory_mib:,.0f} MiB",
+                "device": s.device + (f", {s.processes} processes" if s.processes > 1 else ""),
+                "versions": f"torch {s.torch}, Python {s.python}",
             }
         return facts
-
-    @cached_property
-    def pictures(self) -> list[dict[str, Any]]:
-        """Per class its name and its images, as data URIs with what their labels say; see ``MOST_IMAGES``."""
-        if self.distilled is None:
-            return []
-        d = self.distilled
-        per_class = len(d.images) // d.num_classes
-        shown = max(1, min(per_class, 10, MOST_IMAGES // d.num_classes))
-        pixels = (d.pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 1).squeeze(3).numpy()
-        return [
-            {
-                "name": d.class_names[k],
-                "images": [
-                    {"uri": data_uri(png(pixels[i])), "label": _label(d, i)}
-                    for i in range(k * per_class, k * per_class + shown)
-                ],
-                "more": per_class - shown,
-            }
-            for k in range(min(d.num_classes, MOST_IMAGES))
-        ]
-
-
-def _read_object(file: Path, *needed: str) -> dict[str, Any]:
-    """An object with at least the keys ``needed``.
-
-    Raises:
-        UserError: that is not what the file holds.
-    """
-    content = read_json(file)
-    if not isinstance(content, dict) or not content.keys() >= set(needed):
-        raise UserError(f"{file}: lacks {', '.join(needed) or 'everything'}, or some of it; restore it from a copy")
-    return content
 
 
 def duration(seconds: float) -> str:
@@ -160,29 +151,6 @@ def duration(seconds: float) -> str:
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"
     return f"{minutes} min {seconds % 60:.0f} s" if minutes else f"{seconds:.1f} s"
-
-
-def png(pixels: Any) -> bytes:
-    """Encode (H, W) or (H, W, 3) uint8."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def data_uri(content: bytes) -> str:
-    """A PNG as an address that holds it."""
-    return "data:image/png;base64," + base64.b64encode(content).decode()
-
-
-def _label(d: Distilled, index: int) -> str:
-    """The three largest class weights of an image whose labels were learnt, as shares; nothing for one-hot ones."""
-    if d.hard_labels is not None:
-        return ""
-    weights = d.labels[index]
-    share, classes = (weights / weights.sum().clamp_min(1e-12)).topk(min(3, d.num_classes))
-    return ", ".join(
-        f"{d.class_names[k]} {100 * s:.0f} %" for k, s in zip(classes.tolist(), share.tolist(), strict=True)
-    )
 
 
 def name_runs(paths: list[Path]) -> dict[str, RunFolder]:

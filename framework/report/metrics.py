@@ -1,10 +1,9 @@
-"""What a run records while it goes on: JSON lines, TensorBoard, a progress bar."""
+"""What a run records while it goes on: JSON lines, TensorBoard, a progress bar, plots in its folder."""
 
 import json
-import math
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,17 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from framework.errors import UserError
-from framework.files import BOARD, METRICS, WINDOWS, write_text
-from framework.outer.policies.policy import Window
-from framework.report.plots import STAGE_COLOURS, probe_figure, truncation_plot
+from framework.files import BOARD, CURVES, METRICS, WINDOWS, CannotWrite, finite, write_text
+from framework.records import Entry
+from framework.report.folder import EpochPoint, parse_metric
+from framework.report.plots import accuracy_plot, probe_figure, truncation_plot
+from framework.run.chores import Seldom
+
+PLOTS_SHARE, PLOTS_PAUSE = 0.002, 120.0  # of a run's time for plots, and seconds between two at least
 
 
 class Reporter:
-    """Metrics of rank 0, as JSON lines and TensorBoard events, with a progress bar.
+    """Metrics of rank 0.
 
     Args:
         folder: the run's folder.
@@ -31,6 +34,8 @@ class Reporter:
 
     def __init__(self, folder: Path, total: int, step: int = 0, records: int = 0) -> None:
         self.folder = folder
+        self.epochs: list[EpochPoint] = []
+        self.plots = Seldom(PLOTS_SHARE, PLOTS_PAUSE)
         self.records = self._keep(records)
         try:
             self._file = open(folder / METRICS, "a", buffering=1)  # noqa: SIM115  (open for the run's whole life)
@@ -49,19 +54,28 @@ class Reporter:
             raise UserError(
                 f"cannot read {path}: {error.strerror}; move it away, then continue with --resume"
             ) from error
-        kept = [line.decode() for line in lines if _is_record(line)]
+        kept = [(line, record) for line in lines if (record := parse_metric(line)) is not None]
         if lost := records - len(kept):
             print(
                 f"{path}: {lost} of {records} records are damaged or missing; continuing without them", file=sys.stderr
             )
-        write_text(path, "".join(f"{line}\n" for line in kept))
+        write_text(path, "".join(f"{line.decode()}\n" for line, _ in kept))
+        for _, record in kept:
+            self._remember(record)
         return len(kept)
+
+    def _remember(self, record: dict[str, Any]) -> None:
+        """Keep what plots show: the file of a long run is too large to be read for each."""
+        if record["kind"] == "epoch" and (point := EpochPoint.of(record)) is not None:
+            self.epochs.append(point)
 
     def log(self, kind: str, step: int, **values: Any) -> None:
         """Record one event: to the JSON lines as it is, its numbers to TensorBoard under ``kind/``."""
+        record = finite({"kind": kind, "step": step, **values})
         with self._writing():
-            self._file.write(json.dumps(_finite({"kind": kind, "step": step, **values}), allow_nan=False) + "\n")
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
             self.records += 1
+            self._remember(record)
             for name, value in values.items():
                 if isinstance(value, int | float):
                     self.board.add_scalar(f"{kind}/{name}", value, step)
@@ -71,23 +85,36 @@ class Reporter:
         with self._writing():
             self.board.add_images(name, images, step)
 
-    def truncation(self, step: int, curves: dict[str, list[float]], window: Window) -> None:
-        """Record what the policy saw, and plot all windows of the run so far."""
-        if curves:
-            self.log("probe", step, **curves)
+    def probe(self, step: int, curves: dict[str, list[float]], start: int, length: int) -> None:
+        """Record what a window of ``length`` steps from ``start`` was chosen from, over the inner steps."""
+        self.log("probe", step, **curves)
+        if self.plots.due():
             with self._writing():
-                self.board.add_figure("probe", probe_figure(curves, window), step)
-        records = [json.loads(line) for line in (self.folder / METRICS).read_text().splitlines()]
-        truncation_plot([r for r in records if r["kind"] == "epoch"], self.folder / WINDOWS)
+                self.board.add_figure("probe", probe_figure(curves, start, length), step)
+
+    def plot(self, history: Sequence[Entry], images: Callable[[], Tensor], step: int, *, last: bool) -> None:
+        """Draw accuracy and windows into the folder and show the images, if it was not done just now.
+
+        Args:
+            history: all evaluations.
+            images: (N, C, H, W) in [0, 1].
+            step: the outer step.
+            last: at the end of a run all is drawn.
+        """
+        if not (last or self.plots.due()):
+            return
+        with self.plots.doing():
+            accuracy_plot(history, self.folder / CURVES)
+            if self.epochs:
+                truncation_plot(self.epochs, self.folder / WINDOWS)
+            self.pictures("synthetic images", images(), step)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise UserError(
-                f"cannot write metrics to {self.folder}: {error.strerror}; free space, then continue with --resume"
-            ) from error
+            raise CannotWrite(f"cannot write metrics to {self.folder}: {error.strerror}; free space") from error
 
     def say(self, text: str) -> None:
         """Print a line without disturbing the bar."""
@@ -105,30 +132,6 @@ class Reporter:
             self.board.close()
             self._file.close()
         threading.excepthook = self._previous_hook
-
-
-def _is_record(line: bytes) -> bool:
-    """Whether a line of the metrics is as it was written, as far as anybody reads it."""
-    try:
-        record = json.loads(line)
-        if record["kind"] == "epoch":  # plots are made of these
-            numbers = [record[name] for name in ("epoch", "window_start", "window_length")]
-            accuracy, stage = record["accuracy"], record.get("stage")
-            if not isinstance(accuracy, float | int | None) or stage not in STAGE_COLOURS:
-                return False
-            return all(isinstance(number, int) for number in numbers)
-        return isinstance(record["step"], int)
-    except (ValueError, KeyError, TypeError):
-        return False
-
-
-def _finite(value: Any) -> Any:
-    """``value`` with None for NaN and infinity, which JSON does not know."""
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def mirror_to_wandb(name: str, config: dict[str, Any], folder: Path) -> None:

@@ -1,5 +1,7 @@
 """``main.py report``: one or several runs as a page that needs nothing but itself, and the same as Markdown."""
 
+import base64
+import io
 import os
 import tempfile
 from collections.abc import Callable
@@ -7,21 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
-from framework.files import make_folder, write_text
-from framework.report.folder import MOST_IMAGES, RunFolder, data_uri, name_runs
+from framework.distilled.set import Distilled
+from framework.files import CURVES, PICTURE, WINDOWS, make_folder, write_text
+from framework.report.folder import RunFolder, name_runs
 from framework.report.plots import accuracy_plot, comparison_plot, training_plot, truncation_plot
 from framework.report.tables import (
     RESULT_COLUMNS,
     SELECTION,
-    _table,
-    comparison,
+    markdown_table,
+    percent,
     result_rows,
-    result_rows_by_network,
+    rows_by_network,
     top1_rows,
 )
 
+MOST_IMAGES = 400  # of one run; a page of thousands would not open on a phone
 THEMES: dict[str, dict[str, Any]] = {
     "light": {"figure.facecolor": "#ffffff", "axes.facecolor": "#ffffff", "grid.color": "#c8ccd4"},
     "dark": {
@@ -47,9 +53,53 @@ def themed(draw: Callable[[Path], None]) -> dict[str, str]:
     return result
 
 
+def png(pixels: Any) -> bytes:
+    """Encode (H, W) or (H, W, 3) uint8."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def data_uri(content: bytes) -> str:
+    """A PNG as an address that holds it."""
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def _label(d: Distilled, index: int) -> str:
+    """The three largest class weights of an image whose labels were learnt, as shares; nothing for one-hot ones."""
+    if d.hard_labels is not None:
+        return ""
+    weights = d.labels[index]
+    share, classes = (weights / weights.sum().clamp_min(1e-12)).topk(min(3, d.num_classes))
+    return ", ".join(
+        f"{d.class_names[k]} {100 * s:.0f} %" for k, s in zip(classes.tolist(), share.tolist(), strict=True)
+    )
+
+
+def pictures(run: RunFolder) -> list[dict[str, Any]]:
+    """Per class its name and its images, as data URIs with what their labels say; see ``MOST_IMAGES``."""
+    if run.distilled is None:
+        return []
+    d = run.distilled
+    per_class = len(d.images) // d.num_classes
+    shown = max(1, min(per_class, 10, MOST_IMAGES // d.num_classes))
+    pixels = (d.pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 1).squeeze(3).numpy()
+    return [
+        {
+            "name": d.class_names[k],
+            "images": [
+                {"uri": data_uri(png(pixels[i])), "label": _label(d, i)}
+                for i in range(k * per_class, k * per_class + shown)
+            ],
+            "more": per_class - shown,
+        }
+        for k in range(min(d.num_classes, MOST_IMAGES))
+    ]
+
+
 def figures(run: RunFolder) -> list[dict[str, Any]]:
     """The run's plots: what each shows, and its themed images."""
-    history, epochs, steps = (run.records[kind] for kind in ("evaluation", "epoch", "step"))
+    history, epochs, steps = list(run.history.values()), run.epochs, run.records["step"]
     result = []
     if history:
         uris = themed(lambda path: accuracy_plot(history, path))
@@ -61,6 +111,18 @@ def figures(run: RunFolder) -> list[dict[str, Any]]:
         uris = themed(lambda path: training_plot(steps, path))
         result.append({"caption": "The outer loop", "uris": uris})
     return result
+
+
+def comparison(runs: dict[str, RunFolder]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table that puts runs side by side: one column per run."""
+    lines: dict[str, list[str]] = {}
+    results = [run.summary.results if run.summary else {} for run in runs.values()]
+    for kind in dict.fromkeys(key for by_row in results for key in by_row):
+        rows = [by_row.get(kind) for by_row in results]
+        lines[f"{kind}, top-1 %"] = [percent(row.top1, row.top1_std) if row else "–" for row in rows]
+    for fact in dict.fromkeys(fact for run in runs.values() for fact in run.facts):
+        lines[fact] = [run.facts.get(fact, "–") for run in runs.values()]
+    return ["", *runs], [[name, *cells] for name, cells in lines.items()]
 
 
 def html(runs: dict[str, RunFolder]) -> str:
@@ -78,10 +140,11 @@ def html(runs: dict[str, RunFolder]) -> str:
             {
                 "name": name,
                 "run": run,
-                "rows": result_rows(run.summary.get("results", {})),
+                "rows": result_rows(run.summary.results) if run.summary else [],
                 "selection": SELECTION[run.config.select],
                 "figures": figures(run),
-                "evaluations": [(e, top1_rows(e), result_rows_by_network(e)) for e in run.evaluations],
+                "pictures": pictures(run),
+                "evaluations": [(e, top1_rows(e), rows_by_network(e)) for e in run.evaluations],
             }
             for name, run in runs.items()
         ],
@@ -89,7 +152,7 @@ def html(runs: dict[str, RunFolder]) -> str:
         comparison=comparison(runs) if several else None,
         comparison_figure=themed(lambda path: comparison_plot(runs, path)) if several else None,
         most_images=MOST_IMAGES,
-        tile=100 * min(4, max((len(c["images"]) for run in runs.values() for c in run.pictures), default=1)),
+        tile=100 * min(4, max((len(c["images"]) for run in runs.values() for c in pictures(run)), default=1)),
     )
 
 
@@ -97,24 +160,24 @@ def markdown(runs: dict[str, RunFolder], folder: Path) -> str:
     """The same as Markdown; pictures are those in the runs' folders, addressed from ``folder``."""
     lines = ["# Distillation report", ""]
     if len(runs) > 1:
-        lines += _table(*comparison(runs))
+        lines += [*markdown_table(*comparison(runs)), ""]
     for name, run in runs.items():
         lines += [f"## {name}", "", "```bash", " ".join(run.words), "```", ""]
         if run.summary:
-            lines += _table(list(RESULT_COLUMNS), result_rows(run.summary["results"]))
+            lines += [*markdown_table(list(RESULT_COLUMNS), result_rows(run.summary.results)), ""]
             lines += [f"± is one standard deviation over networks. {SELECTION[run.config.select]}", ""]
         else:
             lines += ["Not finished: no final table yet; continue it with --resume.", ""]
-        for file, text in (("accuracy", "accuracy"), ("truncation", "windows"), ("distilled", "distilled images")):
-            if (run.path / f"{file}.png").exists():
-                shown = os.path.relpath(run.path / f"{file}.png", folder)
+        for file, text in ((CURVES, "accuracy"), (WINDOWS, "windows"), (PICTURE, "distilled images")):
+            if (run.path / file).exists():
+                shown = os.path.relpath(run.path / file, folder)
                 lines += [f"![{text}](<{shown}>)", ""]
         for evaluation in run.evaluations:
             header, rows = top1_rows(evaluation)
-            lines += [f"### Recipe {evaluation['recipe']}, on {evaluation['dataset']}", ""]
-            lines += [evaluation["recipe_text"], ""]
-            lines += _table(header, rows)
-        lines += _table(["", ""], [list(fact) for fact in run.facts.items()])
+            lines += [f"### Recipe {evaluation.recipe}, on {evaluation.dataset}", ""]
+            lines += [evaluation.recipe_text, ""]
+            lines += [*markdown_table(header, rows), ""]
+        lines += [*markdown_table(["", ""], [list(fact) for fact in run.facts.items()]), ""]
     return "\n".join(lines)
 
 

@@ -1,67 +1,80 @@
 """Plots of a run, for its folder and for the report page."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from framework.files import write_atomically
-from framework.outer.policies.policy import Window
-from framework.report.folder import RunFolder
+from framework.records import Entry
+from framework.report.folder import EpochPoint, RunFolder
+
+T = TypeVar("T")
 
 
-def accuracy_plot(history: list[dict[str, Any]], path: Path) -> None:
+COLUMNS = 1200  # epochs that a plot shows at most: more than its pixels are side by side
+
+
+def accuracy_plot(history: Sequence[Entry], path: Path) -> None:
     """Plot accuracy over epochs, one curve per training length, with one deviation as a band."""
     figure = Figure(figsize=(7, 4))
     ax = figure.subplots()
-    epochs = [entry["epoch"] for entry in history]
-    for i, length in enumerate(history[0]["lengths"]):
-        mean = torch.tensor([entry["scores"][i]["top1"] for entry in history]) * 100
-        deviation = torch.tensor([entry["scores"][i]["top1_std"] or 0.0 for entry in history]) * 100
+    shown = _spread(history)
+    epochs = [entry.epoch for entry in shown]
+    for i, length in enumerate(history[0].lengths):
+        mean = 100 * np.array([entry.scores[i].top1 for entry in shown])
+        deviation = 100 * np.array([entry.scores[i].top1_std or 0.0 for entry in shown])
         ax.plot(epochs, mean, marker=".", label=f"{length} steps")
         ax.fill_between(epochs, mean - deviation, mean + deviation, alpha=0.2)
     ax.set_xlabel("epoch")
-    ax.set_ylabel(f"{history[0]['split']} accuracy (%)")
+    ax.set_ylabel(f"{history[0].split} accuracy (%)")
     ax.legend(title="trained for")
     ax.grid(alpha=0.3)
     save_figure(figure, path)
 
 
-STAGE_COLOURS = {"early": "tab:blue", "middle": "tab:orange", "late": "tab:green", None: "tab:gray"}
+def _spread(points: Sequence[T]) -> list[T]:
+    """At most ``COLUMNS`` of the points, evenly spread, the last among them."""
+    every = -(-len(points) // COLUMNS)
+    return list(points[::-1][::every][::-1]) if every > 1 else list(points)
 
 
-def truncation_plot(epochs: list[dict[str, Any]], path: Path) -> None:
-    """Plot the window of every epoch as a band, coloured by stage, beside the accuracy on real batches."""
+def truncation_plot(epochs: Sequence[EpochPoint], path: Path) -> None:
+    """Plot the windows of the epochs as bars, coloured by stage, beside the accuracy on real batches."""
     figure = Figure(figsize=(8, 5))
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    x = np.array([entry["epoch"] for entry in epochs])
-    start = np.array([entry["window_start"] for entry in epochs])
-    length = np.array([entry["window_length"] for entry in epochs])
-    accuracy = 100 * np.array([entry["accuracy"] for entry in epochs], dtype=float)  # None, of no step, becomes NaN
-    stages = [entry.get("stage") for entry in epochs]
-    for stage in dict.fromkeys(stages):
-        at = np.array([other == stage for other in stages])
-        colour = STAGE_COLOURS[stage]
-        top.bar(x[at], length[at], width=1.0, bottom=start[at], color=colour, alpha=0.6, label=stage or "window")
-        bottom.plot(x[at], accuracy[at], ".", markersize=3, color=colour)
+    shown = _spread(epochs)
+    wide = 400 / max(len(shown), 1)  # points of the axes' width, about
+    for i, stage in enumerate(dict.fromkeys(point.stage for point in shown)):
+        here = [point for point in shown if point.stage == stage]
+        x, start = np.array([point.epoch for point in here]), np.array([point.start for point in here])
+        colour = STAGE_COLOURS.get(stage, f"C{i + len(STAGE_COLOURS)}")
+        ends = start + np.array([point.length for point in here])
+        top.vlines(x, start, ends, colors=colour, alpha=0.6, linewidth=max(wide, 0.5), label=stage or "window")
+        bottom.plot(x, [100 * point.accuracy for point in here], ".", markersize=3, color=colour)
     top.set_ylabel("inner steps differentiated")
-    top.legend(loc="upper left", title="stage" if any(stages) else None)
+    if shown:
+        top.legend(loc="upper left", title="stage" if any(point.stage for point in shown) else None)
     bottom.set_ylabel("accuracy on\nreal batches (%)")
     bottom.set_xlabel("epoch")
     bottom.grid(alpha=0.3)
     save_figure(figure, path)
 
 
-def probe_figure(curves: dict[str, list[float]], window: Window) -> Figure:
-    """Each of the curves over the inner steps, with the window that was chosen shaded."""
+STAGE_COLOURS = {"early": "tab:blue", "middle": "tab:orange", "late": "tab:green", None: "tab:gray"}
+"""Of AT-BPTT's stages; others take the next colours of the cycle."""
+
+
+def probe_figure(curves: dict[str, list[float]], start: int, length: int) -> Figure:
+    """Each of the curves over the inner steps, with the window of ``length`` steps from ``start`` shaded."""
     figure = Figure(figsize=(7, 2 * len(curves)))
     FigureCanvasAgg(figure)
     for ax, (name, values) in zip(figure.subplots(len(curves), 1, sharex=True), curves.items(), strict=True):
         ax.plot(values)
-        ax.axvspan(window.start, window.start + window.length, alpha=0.2)
+        ax.axvspan(start, start + length, alpha=0.2)
         ax.set_ylabel(name)
     ax.set_xlabel("inner step")
     return figure
@@ -73,16 +86,17 @@ def save_figure(figure: Figure, path: Path) -> None:
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120, bbox_inches="tight"))
 
 
-def training_plot(steps: list[dict[str, Any]], path: Path) -> None:
+def training_plot(steps: Sequence[dict[str, Any]], path: Path) -> None:
     """Plot the outer loss and the meta-gradient's norm over outer steps."""
     figure = Figure(figsize=(7, 4))
     top, bottom = figure.subplots(2, 1, sharex=True)
-    x = [record["step"] for record in steps]
+    shown = _spread(steps)
+    x = [record["step"] for record in shown]
     for ax, key, name in (
         (top, "loss", "loss on real\nbatches"),
         (bottom, "meta_gradient_norm", "meta-gradient\nnorm"),
     ):
-        ax.plot(x, [record[key] for record in steps], linewidth=1.2)
+        ax.plot(x, [record.get(key) for record in shown], linewidth=1.2)
         ax.set_ylabel(name)
         ax.grid(alpha=0.3)
     bottom.set_yscale("log")
@@ -95,13 +109,8 @@ def comparison_plot(runs: dict[str, RunFolder], path: Path) -> None:
     figure = Figure(figsize=(7, 4))
     ax = figure.subplots()
     for name, run in runs.items():
-        history = run.records["evaluation"]
-        ax.plot(
-            [r["step"] for r in history],
-            [100 * r["accuracy"] for r in history],
-            marker=".",
-            label=" " + name.replace("$", r"\$"),
-        )
+        accuracies = [100 * entry.accuracy for entry in run.history.values()]
+        ax.plot(list(run.history), accuracies, marker=".", label=" " + name.replace("$", r"\$"))
     ax.set_xlabel("outer step")
     ax.set_ylabel("accuracy at selection (%)")
     ax.legend()

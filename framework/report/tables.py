@@ -1,14 +1,31 @@
-"""Tables of results as Markdown."""
+"""Tables of results, as rows of text and as Markdown."""
 
-import json
+import dataclasses
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-from torch.utils.tensorboard import SummaryWriter
 
 from framework.errors import UserError
-from framework.files import write_text
-from framework.report.folder import RunFolder
+from framework.files import BOARD, write_json, write_text
+from framework.records import METRICS, Judgement, Results, Row, Summary
+
+SELECTION = {
+    "val": "Snapshot and length were chosen on a validation split; the test set was used once, for this table.",
+    "test": "Snapshot and length were chosen ON THE TEST SET (--select test, the papers' protocol): optimistic.",
+}
+LENGTHS = {
+    "val": "Training lengths were chosen on validation images.",
+    "test": "Training lengths were chosen ON THE TEST SET: optimistic.",
+}
+RESULT_COLUMNS = ("trained on", "top-1 %", "top-5 %", "ECE %", "networks", "steps")
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table; whatever a cell holds, it stays one cell."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    return [line(header), "|" + " --- |" * len(header), *map(line, rows)]
 
 
 def percent(mean: float, deviation: float | None) -> str:
@@ -16,123 +33,73 @@ def percent(mean: float, deviation: float | None) -> str:
     return f"{100 * mean:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
 
 
-SELECTION = {
-    "val": "Snapshot and length were chosen on a validation split; the test set was used once, for this table.",
-    "test": "Snapshot and length were chosen ON THE TEST SET (--select test, the papers' protocol): optimistic.",
-}
+def result_cells(row: Row) -> list[str]:
+    """A row under ``RESULT_COLUMNS``."""
+    shares = (percent(row.top1, row.top1_std), percent(row.top5, row.top5_std), percent(row.ece, row.ece_std))
+    return [row.name, *shares, str(row.networks), str(row.steps)]
 
 
-def result_table(summary: dict[str, Any]) -> str:
-    """The result of a finished run as a Markdown table, with the files it left."""
-    lines = [
-        f"| {summary['dataset']}, trained on | top-1 % | top-5 % | ECE % | networks | steps |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in summary["results"].values():
-        cells = [percent(row[m], row[f"{m}_std"]) for m in ("top1", "top5", "ece")]
-        lines.append(f"| {row['name']} | {' | '.join(cells)} | {row['networks']} | {row['steps']} |")
-    lines += ["", f"± is one standard deviation over networks. {SELECTION[summary['select']]}", ""]
-    lines += [f"{what}: {path}" for what, path in summary["files"].items()]
+def result_rows(results: Results) -> list[list[str]]:
+    """The rows of a result table."""
+    return [result_cells(row) for row in results.values()]
+
+
+def result_table(summary: Summary) -> str:
+    """The result of a finished run as Markdown, with the files it left."""
+    header = [f"{summary.dataset}, trained on", *RESULT_COLUMNS[1:]]
+    lines = markdown_table(header, result_rows(summary.results))
+    lines += ["", f"± is one standard deviation over networks. {SELECTION[summary.select]}", ""]
+    lines += [f"{what}: {path}" for what, path in summary.files.items()]
     return "\n".join(lines)
 
 
-METRICS = ("top1", "top5", "ece", "loss")
-
-
-def top1_rows(evaluation: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the cross-architecture table: one row per set, one column per network."""
-    results = evaluation["results"]
-    names = {key: row["name"] for by_row in results.values() for key, row in by_row.items()}
-    cells = (
-        [name, *(percent(by_row[key]["top1"], by_row[key]["top1_std"]) for by_row in results.values())]
+def top1_rows(judgement: Judgement) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the cross-architecture table: one row per training set, one column per network."""
+    results = judgement.results
+    names = {key: row.name for by_row in results.values() for key, row in by_row.items()}
+    rows = [
+        [name, *(percent(by_row[key].top1, by_row[key].top1_std) for by_row in results.values())]
         for key, name in names.items()
-    )
-    return ["top-1 %, trained on", *results], list(cells)
-
-
-def table(evaluation: dict[str, Any]) -> str:
-    """Markdown: top-1 of every set under every network, and below it all metrics."""
-    header, rows = top1_rows(evaluation)
-    lines = [
-        f"| {' | '.join(header)} |",
-        f"|{' --- |' * len(header)}",
-        *(f"| {' | '.join(row)} |" for row in rows),
-        "",
-        "| network | trained on | top-1 % | top-5 % | ECE % | loss | networks | steps |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for arch, by_row in evaluation["results"].items():
-        for row in by_row.values():
-            cells = [percent(row[m], row[f"{m}_std"]) for m in ("top1", "top5", "ece")]
-            cells += [f"{row['loss']:.3f}", str(row["networks"]), str(row["steps"])]
-            lines.append(f"| {arch} | {row['name']} | {' | '.join(cells)} |")
-    chosen = {
-        "val": "Training lengths were chosen on validation images.",
-        "test": "Training lengths were chosen ON THE TEST SET: optimistic.",
-    }[evaluation["select"]]
+    return ["top-1 %, trained on", *results], rows
+
+
+def rows_by_network(judgement: Judgement) -> list[list[str]]:
+    """Every network's result rows, its name in front."""
+    return [[arch, *result_cells(row)] for arch, results in judgement.results.items() for row in results.values()]
+
+
+def judgement_table(judgement: Judgement) -> str:
+    """Markdown: top-1 of every training set under every network, and below it all metrics."""
+    j = judgement
+    losses = [f"{row.loss:.3f}" for results in j.results.values() for row in results.values()]
+    full = [[*cells, loss] for cells, loss in zip(rows_by_network(j), losses, strict=True)]
+    lines = markdown_table(*top1_rows(j))
+    lines += ["", *markdown_table(["network", *RESULT_COLUMNS, "loss"], full)]
     lines += [
         "",
-        f"{evaluation['dataset']} test images; recipe {evaluation['recipe']}: {evaluation['recipe_text']}. ± is one "
-        f"standard deviation over networks. {chosen} Seed {evaluation['seed']}, {evaluation['device']}, "
-        f"torch {evaluation['torch']}, {evaluation['seconds']:.0f} s.",
+        f"{j.dataset} test images; recipe {j.recipe}: {j.recipe_text}. ± is one standard deviation over networks. "
+        f"{LENGTHS[j.select]} Seed {j.seed}, {j.device}, torch {j.torch}, {j.seconds:.0f} s.",
     ]
     return "\n".join(lines)
 
 
-def write(evaluation: dict[str, Any], folder: Path) -> list[Path]:
+def write_judgement(judgement: Judgement, folder: Path) -> list[Path]:
     """Write ``<recipe>.json``, ``<recipe>.md`` and TensorBoard events into a folder; returns their paths."""
-    name = evaluation["recipe"]
+    from torch.utils.tensorboard import SummaryWriter  # late: tables need no TensorBoard
+
+    name, board_folder = judgement.recipe, folder / BOARD / judgement.recipe
     try:
-        board = SummaryWriter(str(folder / "tensorboard" / name), purge_step=0)  # an older evaluation's events go
-        board.add_text("table", table(evaluation))
-        for arch, by_row in evaluation["results"].items():
-            for key, row in by_row.items():
+        board = SummaryWriter(str(board_folder), purge_step=0)  # an older evaluation's events go
+        board.add_text("table", judgement_table(judgement))
+        for arch, results in judgement.results.items():
+            for key, row in results.items():
                 for metric in METRICS:
-                    board.add_scalar(f"{arch}/{key}/{metric}", row[metric], row["steps"])
+                    board.add_scalar(f"{arch}/{key}/{metric}", getattr(row, metric), row.steps)
         board.close()
     except OSError as error:
         raise UserError(f"--output {folder}: cannot write events ({error.strerror}); choose another") from error
     paths = [folder / f"{name}.json", folder / f"{name}.md"]
-    write_text(paths[0], json.dumps(evaluation, indent=2) + "\n")
-    write_text(paths[1], table(evaluation) + "\n")
-    return [*paths, folder / "tensorboard" / name]
-
-
-def result_rows(results: dict[str, Any]) -> list[list[str]]:
-    """Rows of a result table: what was trained on, three metrics with deviations, networks, steps."""
-    return [
-        [
-            row["name"],
-            *(percent(row[metric], row[f"{metric}_std"]) for metric in ("top1", "top5", "ece")),
-            str(row["networks"]),
-            str(row["steps"]),
-        ]
-        for row in results.values()
-    ]
-
-
-RESULT_COLUMNS = ("trained on", "top-1 %", "top-5 %", "ECE %", "networks", "steps")
-
-
-def comparison(runs: dict[str, RunFolder]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table that puts runs side by side: one column per run."""
-    lines: dict[str, list[str]] = {}
-    kinds = dict.fromkeys(key for run in runs.values() for key in run.summary.get("results", {}))
-    for kind in kinds:
-        cells = (run.summary.get("results", {}).get(kind) for run in runs.values())
-        lines[f"{kind}, top-1 %"] = [percent(cell["top1"], cell["top1_std"]) if cell else "–" for cell in cells]
-    for fact in dict.fromkeys(fact for run in runs.values() for fact in run.facts):
-        lines[fact] = [run.facts.get(fact, "–") for run in runs.values()]
-    return ["", *runs], [[name, *cells] for name, cells in lines.items()]
-
-
-def result_rows_by_network(evaluation: dict[str, Any]) -> list[list[str]]:
-    """All metrics of an evaluation, the network's name in front."""
-    return [[arch, *row] for arch, results in evaluation["results"].items() for row in result_rows(results)]
-
-
-def _table(header: list[str], rows: list[list[str]]) -> list[str]:
-    def line(cells: list[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-    return [line(header), "|" + " --- |" * len(header), *map(line, rows), ""]
+    write_json(paths[0], dataclasses.asdict(judgement))
+    write_text(paths[1], judgement_table(judgement) + "\n")
+    return [*paths, board_folder]

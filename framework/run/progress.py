@@ -2,18 +2,39 @@
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from framework.errors import UserError
+from framework.records import Entry, read_record
 
 
 class Diverged(UserError):
     """Too many meta-gradients in a row were not finite; the synthetic set is as it was before them."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The selected snapshot: the evaluation that chose it, and the set as it was then, on the CPU."""
+
+    epoch: int
+    split: str
+    best_length: int
+    accuracy: float
+    images: Tensor
+    labels: Tensor
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All but the tensors."""
+        return {"epoch": self.epoch, "split": self.split, "best_length": self.best_length, "accuracy": self.accuracy}
+
+
 @dataclasses.dataclass
 class Progress:
-    """Where a run stands; with the synthetic set and the policy's state, all there is to resume.
+    """Where a run stands; with the synthetic set and the method's state, all there is to resume.
 
     No random state is here: every stream is derived from the seed and the counters below.
     """
@@ -21,8 +42,6 @@ class Progress:
     epoch: int
     step_in_epoch: int = 0
     step: int = 0  # outer steps since the start of the run
-    window: list[int] | None = None  # start and length in force
-    window_step: int = -1  # the step before which rank 0 chose it
     loss_sum: float = 0.0  # over the epoch's applied steps so far
     accuracy_sum: float = 0.0
     skipped: int = 0  # steps of the epoch so far whose meta-gradient was not finite
@@ -30,8 +49,20 @@ class Progress:
     skipped_in_run: int = 0
     seconds: float = 0.0  # all attempts together
     records: int = 0  # lines of metrics.jsonl
-    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # evaluations
-    best: dict[str, Any] | None = None  # evaluation, images and labels of the selected snapshot
+    history: list[Entry] = dataclasses.field(default_factory=list)
+    best: Best | None = None
+
+    @classmethod
+    def restored(cls, values: dict[str, Any], source: Path) -> "Progress":
+        """What ``dataclasses.asdict`` made of it.
+
+        Raises:
+            UserError: an evaluation is damaged.
+            TypeError: something else is missing.
+        """
+        history = [read_record(Entry, entry, source) for entry in values["history"]]
+        best = None if values["best"] is None else Best(**values["best"])
+        return cls(**{**values, "history": history, "best": best})
 
     def applied(self, loss: float, accuracy: float) -> None:
         """Count a step that changed the set."""
@@ -68,4 +99,4 @@ class Progress:
     def next_epoch(self) -> None:
         """Start the next epoch's counters."""
         self.epoch += 1
-        self.step_in_epoch, self.window, self.loss_sum, self.accuracy_sum, self.skipped = 0, None, 0.0, 0.0, 0
+        self.step_in_epoch, self.loss_sum, self.accuracy_sum, self.skipped = 0, 0.0, 0.0, 0

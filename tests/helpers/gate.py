@@ -33,8 +33,12 @@ RUNS = {
             "--psp_patches", "2", "--psp_lambda", "0.1", "--val_fraction", "0.25", *AT_BPTT],
     "two-processes": ["--mp_distributed", "--nproc", "2", *AT_BPTT, *LABELS],
 }  # fmt: skip
-MOVED: dict[str, str] = {}
-"""Old place in ``last.pt`` -> new place."""
+MOVED = {
+    "/last.pt/policy": "/last.pt/method/policy",
+    "/last.pt/progress/window": "/last.pt/method/window",
+    "/last.pt/progress/window_step": "/last.pt/method/window_step",
+}
+"""Old place of a value -> new place: methods own their windows."""
 
 ASIDE = {"seconds", "seconds_per_step", "peak_memory_mb", "peak_memory_mib", "config"}
 """Keys that are not compared: times, memory, and the flags, which hold the folder's name."""

@@ -1,0 +1,86 @@
+"""The seam between methods and the worker: a method proposes, the worker applies.
+
+A method owns all that its gradients are made of: real batches, windows or experts, networks, engines. The worker
+(``framework.base``) averages proposals over the ranks, applies or skips them, evaluates, records and saves.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What one outer step of one rank proposes.
+
+    Args:
+        grads: the meta-gradient towards each learnt tensor, by its name (``images``, ``labels`` ...), in its shape.
+        loss: (), the outer loss, on the device.
+        accuracy: (), a fraction, where there is one.
+        mask: broadcast to the images, bool: pixels that may move; None: all of them.
+        facts: for the metrics. Tensors () are averaged over the ranks, and the step is skipped where they are not
+            finite; anything else is recorded as rank 0 has it.
+    """
+
+    grads: dict[str, Tensor]
+    loss: Tensor
+    accuracy: Tensor | None = None
+    mask: Tensor | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Peers(Protocol):
+    """The ranks of a run, as far as a method needs them; see ``run.distributed.Comm``."""
+
+    rank: int
+    size: int
+
+    @property
+    def main(self) -> bool:
+        """Whether this is rank 0, which decides."""
+
+    def from_main(self, value: T) -> T:
+        """Rank 0's value, on every rank."""
+
+
+class Method(Protocol):
+    """A way to distil. Its numbers must depend on its state and the arguments alone, so that a run resumes exactly."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Outer steps of one epoch."""
+
+    def proposals(self, epoch: int, first: int) -> Iterator[Proposal]:
+        """The rest of an epoch's outer steps, each made from the synthetic set as it is when it is asked for.
+
+        Args:
+            epoch: its number.
+            first: steps of the epoch that were taken before.
+        """
+
+    def close_epoch(self, loss: float, accuracy: float) -> dict[str, Any]:
+        """Take note of an epoch that is over.
+
+        Args:
+            loss, accuracy: means over its applied steps; NaN where there was none.
+
+        Returns:
+            Facts of the epoch for the metrics.
+        """
+
+    def curves(self) -> dict[str, list[float]]:
+        """What the last choice was made from, over inner steps, for a plot; empty where there is nothing to show."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes during a run, as plain values and tensors."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what ``state_dict`` returned.
+
+        Raises:
+            ValueError: it is another method's, or of another version.
+        """

@@ -1,0 +1,142 @@
+"""The typed schema of what a run leaves behind as JSON, and how it is read back.
+
+Written by ``files.write_json``, in which NaN becomes null; read by ``report.folder``.
+"""
+
+import dataclasses
+import math
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from framework.errors import UserError
+
+METRICS = ("top1", "top5", "ece", "loss")
+"""Of ``Scores``: fractions, and the mean cross-entropy in nats."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Means over networks, each with its sample standard deviation (None: of one network, or not finite)."""
+
+    top1: float
+    top1_std: float | None
+    top5: float
+    top5_std: float | None
+    ece: float
+    ece_std: float | None
+    loss: float
+    loss_std: float | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One evaluation of a run: fresh networks trained on the set of that epoch."""
+
+    epoch: int
+    split: str  # what selected: val or test
+    lengths: list[int]  # inner steps
+    scores: list[Scores]  # after each of these
+    best_length: int
+    accuracy: float  # there, a fraction
+
+    @property
+    def best(self) -> Scores:
+        """The scores after ``best_length`` steps."""
+        return self.scores[self.lengths.index(self.best_length)]
+
+
+@dataclass(frozen=True)
+class Row(Scores):
+    """A row of a result table: what networks were trained on, and how they did on the test images."""
+
+    name: str
+    networks: int
+    steps: int
+
+
+Results = dict[str, Row]
+"""Rows by what they were trained on: ``distilled``, and the names of baselines."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """``summary.json``: a finished run."""
+
+    dataset: str
+    policy: str
+    seed: int
+    epochs: int
+    outer_steps: int
+    best_epoch: int
+    select: str
+    results: Results
+    seconds: float
+    processes: int
+    execution: str
+    device: str
+    torch: str
+    python: str
+    peak_memory_mib: float
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """``<recipe>.json`` of ``main.py evaluate``: several networks, several training sets."""
+
+    source: str
+    dataset: str
+    recipe: str
+    recipe_text: str
+    lengths: list[int]
+    select: str
+    seed: int
+    results: dict[str, Results]  # by network
+    seconds: float
+    device: str
+    torch: str
+    python: str
+    peak_memory_mib: float
+
+
+R = TypeVar("R")
+
+
+def read_record(kind: type[R], value: Any, source: Path) -> R:
+    """A record from parsed JSON; keys that it does not know are left out.
+
+    Raises:
+        UserError: a key is missing or of another type; names the file and the key.
+    """
+    try:
+        record: R = _read(kind, value, kind.__name__)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{source}: damaged or of another version ({error}); restore it from a copy") from error
+    return record
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise TypeError(f"{where} is no object")
+        hints = get_type_hints(kind)
+        if missing := sorted(hints.keys() - value.keys()):
+            raise TypeError(f"lacks {', '.join(missing)}")
+        make: Any = kind
+        return make(**{name: _read(hint, value[name], name) for name, hint in hints.items()})
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return None if value is None else _read(arguments[0], value, where)
+    if origin is list and isinstance(value, list):
+        return [_read(arguments[0], entry, where) for entry in value]
+    if origin is dict and isinstance(value, dict):
+        return {str(key): _read(arguments[1], entry, f"{where}, {key}") for key, entry in value.items()}
+    if kind is float and value is None:  # how JSON has NaN
+        return math.nan
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if origin is None and type(value) is kind:
+        return value
+    raise TypeError(f"{where} is {value!r}")

@@ -27,6 +27,7 @@ from framework.data.parts import decode_image
 from framework.data.splits import RealData
 from framework.errors import UserError
 from framework.report import plots
+from framework.report.folder import RunFolder
 from framework.report.metrics import Reporter
 from framework.report.plots import truncation_plot
 from framework.run import checkpoint
@@ -234,7 +235,7 @@ def test_damaged_metrics_can_be_plotted(finished: Path, tmp_path: Path, data: An
     kept = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert records - len(kept) <= 2 or len(kept) == reporter.records
     with patch.object(plots, "save_figure"):  # drawing takes a second, laying out does not
-        truncation_plot([record for record in kept if record["kind"] == "epoch"], tmp_path / "x.png")
+        truncation_plot(RunFolder(tmp_path).epochs, tmp_path / "x.png")
 
 
 @pytest.fixture(scope="module")

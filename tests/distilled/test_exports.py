@@ -10,6 +10,7 @@ import pytest
 import torch
 from cli import difference, refused
 from PIL import Image
+from sets import CLASSES, SIDE, made_up
 
 from framework import load_distilled
 from framework.config import Config
@@ -22,22 +23,7 @@ from framework.errors import UserError
 from framework.networks.registry import build
 from main import main
 
-SIDE, CLASSES = 4, 3
 LOSSLESS = ("safetensors", "pt", "npz", "h5")
-
-
-def made_up(*, zca: bool = False, soft: bool = False, channels: int = 3, ipc: int = 2, scale: float = 0.4) -> Distilled:
-    """A random set of ``CLASSES`` classes with a preprocessing fitted on random pixels."""
-    gen = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (200, channels, SIDE, SIDE), generator=gen, dtype=torch.uint8)
-    preprocess: Preprocess = Zca.fit(pixels, 0.1, torch.device("cpu")) if zca else Standardise.fit(pixels)
-    labels = torch.eye(CLASSES).repeat_interleave(ipc, 0)
-    if soft:
-        labels = labels + torch.rand(labels.shape, generator=gen)
-    images = scale * torch.randn(CLASSES * ipc, channels, SIDE, SIDE, generator=gen)
-    config = Config(dataset="cifar10", zca=zca, train_y=soft, inner_lr=0.003, depth=1, width=4, eval_steps=(3, 5))
-    provenance = {"epoch": 3, "best_length": 5, "config": json.loads(config.to_json())}
-    return Distilled(Path("made-up"), images, labels, ("a cat", "b/../c", "<é>"), preprocess, config, provenance)
 
 
 def written(distilled: Distilled, form: str, folder: Path) -> Path:
@@ -256,7 +242,7 @@ def test_pictures_are_stretched_to_the_contrast_of_real_images(zca: bool) -> Non
     smooth = torch.nn.functional.interpolate(torch.rand(500, 3, 2, 2, generator=gen), size=(6, 6), mode="bilinear")
     pixels = (255 * smooth).to(torch.uint8)
     preprocess: Preprocess = Zca.fit(pixels, 0.1, torch.device("cpu")) if zca else Standardise.fit(pixels)
-    from framework.distilled.load import _contrast
+    from framework.distilled.set import _contrast
 
     assert _contrast(preprocess, 0.1) == pytest.approx(float(preprocess(pixels).double().std()), rel=2e-3)
     distilled = replace(made_up(zca=False), preprocess=Standardise.fit(pixels))

@@ -158,14 +158,14 @@ def test_the_best_length_has_the_highest_mean_and_is_the_shortest_among_equals(
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=6))
 def test_mean_and_deviation_are_those_of_a_sample_of_networks(values: list[float]) -> None:
     summary = evaluation(*([0.0, value, 1.0] for value in values)).summary(10)
-    assert summary["top1"] == pytest.approx(statistics.mean(values), abs=1e-12)
-    assert summary["top1_std"] == pytest.approx(np.std(values, ddof=1), abs=1e-9)
-    assert summary["loss"] == pytest.approx(-statistics.mean(values), abs=1e-12)
-    assert summary["ece_std"] == pytest.approx(np.std(values, ddof=1) / 3, abs=1e-9)
+    assert summary.top1 == pytest.approx(statistics.mean(values), abs=1e-12)
+    assert summary.top1_std == pytest.approx(np.std(values, ddof=1), abs=1e-9)
+    assert summary.loss == pytest.approx(-statistics.mean(values), abs=1e-12)
+    assert summary.ece_std == pytest.approx(np.std(values, ddof=1) / 3, abs=1e-9)
 
 
 def test_one_network_has_no_deviation() -> None:
-    assert evaluation([0.1, 0.2, 0.3]).summary(5)["top1_std"] is None
+    assert evaluation([0.1, 0.2, 0.3]).summary(5).top1_std is None
 
 
 # ---- training fresh networks -----------------------------------------------------------------------

@@ -23,7 +23,8 @@ from framework.data.preprocess import Standardise, Zca
 from framework.data.splits import RealData
 from framework.distilled.foreign import from_foreign
 from framework.distilled.formats import write_safetensors
-from framework.distilled.set import Distilled, open_stored
+from framework.distilled.load import open_stored
+from framework.distilled.set import Distilled
 from framework.errors import UserError
 from framework.evaluation import judge
 from framework.evaluation.evaluator import Evaluator, TrainingSet
@@ -33,6 +34,7 @@ from framework.inner.augment import Augmentation
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import SGD, Adam, State
 from framework.networks.flat import FlatNetwork
+from framework.records import Judgement, Row
 from framework.report.tables import percent, top1_rows
 from framework.rng import generator
 from main import main
@@ -170,12 +172,13 @@ def test_table_json_and_tensorboard_agree(run: Path, capsys: pytest.CaptureFixtu
 
 
 def test_the_table_has_a_column_for_every_network() -> None:
-    def row(name: str, top1: float) -> dict[str, Any]:
-        metrics = {m: v for m in ("top1", "top5", "ece", "loss") for m, v in ((m, top1), (f"{m}_std", 0.01))}
-        return {"name": name, "networks": 5, "steps": 9, **metrics}
+    def row(name: str, top1: float) -> Row:
+        return Row(top1, 0.01, top1, 0.01, top1, 0.01, top1, 0.01, name=name, networks=5, steps=9)
 
     results = {arch: {"a": row("A", x), "b": row("B", x / 2)} for arch, x in (("convnet", 0.6), ("vgg11", 0.4))}
-    header, rows = top1_rows({"results": results})
+    header, rows = top1_rows(
+        Judgement("", "digits", "inner", "", [9], "val", 0, results, 1.0, "cpu", "2", "3", 1.0),
+    )
     assert header == ["top-1 %, trained on", "convnet", "vgg11"]
     assert rows == [["A", "60.0 ± 1.0", "40.0 ± 1.0"], ["B", "30.0 ± 1.0", "20.0 ± 1.0"]]
 

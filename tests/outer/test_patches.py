@@ -14,7 +14,7 @@ from framework.networks.flat import FlatNetwork
 from framework.networks.registry import build
 from framework.outer import patches
 from framework.outer.patches import PatchAlignment
-from framework.outer.synthetic import Grads, SyntheticSet, noise_images, one_hot_labels
+from framework.outer.synthetic import SyntheticSet, noise_images, one_hot_labels
 from framework.rng import generator
 from framework.run import checkpoint
 from main import main
@@ -175,7 +175,7 @@ def test_an_update_keeps_the_pixels_outside_the_mask(optimizer: str) -> None:
     for step in range(8):
         mask = alignment.mask(synthetic.images, alignment.active(step))
         before = synthetic.images.detach().clone()
-        synthetic.update(Grads(gradient * mask, None), mask)
+        synthetic.update({"images": gradient * mask}, mask)
         assert ((synthetic.images != before) == mask).all()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from framework.inner.augment import Augmentation
 from framework.inner.plan import ClassSampler, Plan, UniformSampler
-from framework.outer.synthetic import Grads, SyntheticSet, noise_images, one_hot_labels
+from framework.outer.synthetic import SyntheticSet, noise_images, one_hot_labels
 from framework.rng import generator
 
 FLIP = Augmentation("flip", False, 4)
@@ -142,15 +142,15 @@ def make_set(
     )
 
 
-def gradients(steps: int, labels: bool = True) -> list[Grads]:
+def gradients(steps: int, labels: bool = True) -> list[dict[str, torch.Tensor]]:
     """Gradients whose norms jump by factors of up to ten, so that some are clipped and some not."""
     gen = generator(0, "gradients")
     scales = [1.0, 0.3, 8.0, 30.0, 1.0, 0.1, 5.0, 5.0, 50.0, 2.0]
 
-    def one(scale: float) -> Grads:
+    def one(scale: float) -> dict[str, torch.Tensor]:
         images = scale * torch.randn(6, 1, 4, 4, generator=gen, dtype=torch.float64)
         soft = scale * torch.randn(6, 3, generator=gen, dtype=torch.float64)
-        return Grads(images, soft if labels else None)
+        return {"images": images, "labels": soft} if labels else {"images": images}
 
     return [one(scales[t % 10]) for t in range(steps)]
 
@@ -161,7 +161,7 @@ def test_the_clip_is_twice_the_moving_average_of_the_norm(learn_labels: bool, em
     s = make_set(learn_labels, ema=ema)
     average, factors = None, []
     for grads in gradients(10, learn_labels):
-        squares = sum(v * v for g in grads if g is not None for v in g.flatten().tolist())
+        squares = sum(v * v for g in grads.values() for v in g.flatten().tolist())
         norm = math.sqrt(squares)
         average = norm if average is None else ema * average + (1 - ema) * norm
         expected = min(1.0, 2 * average / norm)
@@ -189,9 +189,8 @@ def test_steps_are_pytorchs_own_on_clipped_gradients(learn_labels: bool, optimiz
             references.append(torch.optim.SGD([tensor], lr=lr, momentum=0.9, weight_decay=weight_decay))
     before = labels.detach().clone()
     for grads in gradients(10):
-        _, factor = s.update(grads if learn_labels else Grads(grads.images, None))
-        assert grads.labels is not None
-        images.grad, labels.grad = grads.images * factor, grads.labels * factor
+        _, factor = s.update(grads if learn_labels else {"images": grads["images"]})
+        images.grad, labels.grad = grads["images"] * factor, grads["labels"] * factor
         for reference in references:
             reference.step()
         labels.data.copy_(labels.data.where(labels.data > 0, 0.0))
@@ -205,7 +204,8 @@ def test_learnt_labels_never_become_negative(seed: int, scale: float) -> None:
     s = make_set()
     gen = generator(seed)
     for _ in range(5):
-        s.update(Grads(torch.zeros_like(s.images), scale * torch.rand(6, 3, generator=gen, dtype=torch.float64)))
+        soft = scale * torch.rand(6, 3, generator=gen, dtype=torch.float64)
+        s.update({"images": torch.zeros_like(s.images), "labels": soft})
         assert s.labels.min() >= 0
 
 
@@ -222,7 +222,7 @@ def test_fixed_labels_keep_every_bit_and_need_no_gradient() -> None:
 def test_a_vanishing_gradient_leaves_the_images_finite_and_in_place() -> None:
     s = make_set(learn_labels=False)
     before = s.images.detach().clone()
-    norm, factor = s.update(Grads(torch.zeros_like(before), None))
+    norm, factor = s.update({"images": torch.zeros_like(before)})
     assert norm == 0
     assert factor.isfinite()
     assert torch.equal(s.images, before)
@@ -233,11 +233,11 @@ def test_the_given_tensors_and_gradients_are_left_alone() -> None:
     s = SyntheticSet(images, labels, learn_labels=True, lr=0.1, label_lr=0.1)
     kept = images.clone(), labels.clone()
     (grads,) = gradients(1)
-    copies = [tensor.clone() for tensor in grads if tensor is not None]
+    copies = {name: tensor.clone() for name, tensor in grads.items()}
     s.update(grads)
     assert torch.equal(images, kept[0])
     assert torch.equal(labels, kept[1])
-    assert all(torch.equal(a, b) for a, b in zip(grads, copies, strict=True) if a is not None)
+    assert difference(grads, copies) is None
     assert s.images.grad is None  # nothing piles up for the next step
 
 

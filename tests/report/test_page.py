@@ -13,7 +13,7 @@ import browser
 import pytest
 import torch
 from cli import refused
-from test_exports import made_up
+from sets import made_up
 
 from framework.config import parse
 from framework.distilled.formats import write_safetensors
@@ -21,8 +21,8 @@ from framework.errors import UserError
 from framework.files import SET
 from framework.report import page
 from framework.report.folder import RunFolder, name_runs
-from framework.report.page import html, markdown
-from framework.report.tables import comparison, percent
+from framework.report.page import comparison, html, markdown
+from framework.report.tables import percent
 from main import main
 
 
@@ -111,17 +111,17 @@ def test_learnt_labels_are_shown_by_their_largest_classes(run: Path) -> None:
     distilled = made_up(soft=True, channels=1)
     distilled = replace(distilled, labels=torch.tensor([[0.5, 0.25, 0.25], [1, 0, 0], *[[0, 2, 6]] * 4]))
     write_safetensors(distilled.stored(numbers=False), run / SET)
-    pictures = RunFolder(run).pictures
-    assert [entry["name"] for entry in pictures] == list(distilled.class_names)
-    assert pictures[0]["images"][0]["label"] == "a cat 50 %, b/../c 25 %, <é> 25 %"
-    assert pictures[1]["images"][0]["label"] == "<é> 75 %, b/../c 25 %, a cat 0 %"
+    shown = pictures(RunFolder(run))
+    assert [entry["name"] for entry in shown] == list(distilled.class_names)
+    assert shown[0]["images"][0]["label"] == "a cat 50 %, b/../c 25 %, <é> 25 %"
+    assert shown[1]["images"][0]["label"] == "<é> 75 %, b/../c 25 %, a cat 0 %"
     assert "&lt;é&gt; 75 %" in html({"run": RunFolder(run)})
 
 
 @pytest.mark.parametrize(("ipc", "shown", "more"), [(2, 2, 0), (12, 10, 2)])
 def test_a_class_of_many_images_shows_the_first(ipc: int, shown: int, more: int, run: Path) -> None:
     write_safetensors(made_up(ipc=ipc).stored(numbers=False), run / SET)
-    for entry in RunFolder(run).pictures:
+    for entry in pictures(RunFolder(run)):
         assert (len(entry["images"]), entry["more"]) == (shown, more)
 
 
@@ -191,8 +191,8 @@ def test_a_last_line_that_was_cut_short_is_dropped(run: Path) -> None:
         (["{run}", "{run}"], "given twice"),
         (["{run}", "--output", "page.pdf"], "ends in .html"),
         (["{damaged}"], "config.json: cannot be read"),
-        (["{future}"], "config.json: cannot be read"),
-        (["{partial}"], "summary.json: lacks results"),
+        (["{future}"], "config.json: its flags are damaged (unknown flags flag_of_the_future"),
+        (["{partial}"], "summary.json: damaged or of another version (lacks best_epoch"),
         ([], "required: RUN"),
         (["{run}", "--output", "{run}/summary.json/x.html"], "cannot make this folder"),
     ],

@@ -1,7 +1,9 @@
 """What a person sees: metrics, TensorBoard, tables and pictures."""
 
 import json
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from framework.data.preprocess import Standardise
 from framework.distilled import pictures
 from framework.distilled.pictures import image_grid, natural_images
 from framework.errors import UserError
+from framework.files import finite, write_json
 from framework.machine import environment
-from framework.report.folder import read_summary
+from framework.records import Entry, Row, Scores, Summary
+from framework.report.folder import RunFolder
 from framework.report.metrics import Reporter
 from framework.report.plots import accuracy_plot
 from framework.report.tables import percent, result_table
@@ -145,24 +149,23 @@ def test_a_full_disk_is_a_user_error_that_says_how_to_go_on(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(reporter.board, "add_scalar", full)
-    with pytest.raises(UserError, match=r"No space left on device.*--resume"):
+    with pytest.raises(UserError, match=r"No space left on device; free space"):
         reporter.log("step", 1, loss=0.5)
 
 
 # ---- tables ----------------------------------------------------------------------------------------
 
 
-def summary(select: str = "val") -> dict[str, Any]:
-    row = {"top1": 0.6123, "top1_std": 0.0084, "top5": 0.95, "top5_std": 0.0, "ece": 0.0312, "ece_std": None}
-    return {
-        "dataset": "digits",
-        "select": select,
-        "results": {
-            "distilled": {"name": "10 distilled images", "networks": 5, "steps": 300, **row},
-            "random": {"name": "10 random real images", "networks": 1, "steps": 600, **row, "top1_std": None},
-        },
-        "files": {"images": "save/x/distilled.safetensors"},
-    }
+def summary(select: str = "val") -> Summary:
+    distilled = Row(
+        0.6123, 0.0084, 0.95, 0.0, 0.0312, None, 1.5, 0.1, name="10 distilled images", networks=5, steps=300
+    )
+    random = replace(distilled, name="10 random real images", networks=1, steps=600, top1_std=None, loss=math.nan)
+    return Summary(
+        dataset="digits", policy="rat-bptt", seed=0, epochs=3, outer_steps=12, best_epoch=2, select=select,
+        results={"distilled": distilled, "random": random}, seconds=1.5, processes=1, execution="chunks", device="cpu",
+        torch="2", python="3", peak_memory_mib=10.0, files={"images": "save/x/distilled.safetensors"},
+    )  # fmt: skip
 
 
 def test_the_table_shows_every_row_with_its_deviations() -> None:
@@ -191,17 +194,37 @@ def test_percentages_come_from_fractions(mean: float, deviation: float | None, t
     assert percent(mean, deviation) == text
 
 
-def test_a_summary_is_read_back_and_none_is_empty(tmp_path: Path) -> None:
-    (tmp_path / "summary.json").write_text(json.dumps(summary()))
-    assert read_summary(tmp_path / "summary.json") == summary()
-    assert read_summary(tmp_path / "missing.json") == {}
+def test_a_summary_is_read_back_and_is_always_json(tmp_path: Path) -> None:
+    assert RunFolder(tmp_path).summary is None
+    write_json(tmp_path / "summary.json", asdict(summary()))
+    assert "NaN" not in (tmp_path / "summary.json").read_text()
+    read = RunFolder(tmp_path).summary
+    assert read is not None
+    assert math.isnan(read.results["random"].loss)
+    assert repr(read) == repr(summary())  # NaN differs from itself
 
 
-@pytest.mark.parametrize("content", [b"{", b"", b"\xff", *(text for text in (b"[1]", b"3", b"null"))])
+def without(*path: str) -> bytes:
+    """A summary that lacks one key."""
+    content: Any = asdict(summary())
+    inner = content
+    for key in path[:-1]:
+        inner = inner[key]
+    del inner[path[-1]]
+    return json.dumps(finite(content)).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"", b"\xff", b"[1]", b"3", b"null", without("results"), without("files"),
+     without("results", "distilled", "name"), without("results", "random", "top1_std"),
+     json.dumps({**finite(asdict(summary())), "epochs": "3"}).encode(),
+     json.dumps({**finite(asdict(summary())), "results": []}).encode()],
+)  # fmt: skip
 def test_a_damaged_summary_is_a_user_error(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_bytes(content)
-    with pytest.raises(UserError, match="summary.json"):
-        read_summary(tmp_path / "summary.json")
+    with pytest.raises(UserError, match=r"summary.json.*delete it, --resume makes it again"):
+        _ = RunFolder(tmp_path).summary
 
 
 # ---- pictures --------------------------------------------------------------------------------------
@@ -295,8 +318,9 @@ def test_any_class_name_can_be_drawn(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("entries", [1, 3])
 def test_the_plot_is_a_picture_with_a_curve_for_each_length(entries: int, tmp_path: Path) -> None:
-    scores = [{"top1": 0.5, "top1_std": 0.01}, {"top1": 0.6, "top1_std": None}]
-    history = [{"epoch": 5 * i, "split": "val", "lengths": [300, 600], "scores": scores} for i in range(entries)]
+    rest = (1.0, None, 0.1, None, 0.5, None)
+    scores = [Scores(0.5, 0.01, *rest), Scores(0.6, None, *rest)]
+    history = [Entry(5 * i, "val", [300, 600], scores, 600, 0.6) for i in range(entries)]
     accuracy_plot(history, tmp_path / "accuracy.png")
     pixels = picture(tmp_path / "accuracy.png")
     for colour in ("1f77b4", "ff7f0e"):  # the first two of matplotlib's cycle

@@ -18,7 +18,7 @@ from cli import ROOT, TINY, difference, start, wait_for_step
 from problems import make_problem
 from torch.multiprocessing.spawn import start_processes
 
-from framework import base
+from framework import base, distill_higher
 from framework.config import Config, parse
 from framework.distill_higher import outer_gradient
 from framework.errors import UserError
@@ -91,14 +91,14 @@ def averaging(config: Config, comm: Comm, device: torch.device) -> int:
 
 def spoiling(config: Config, comm: Comm, device: torch.device) -> int:
     """A run in which rank 1's second meta-gradient is NaN."""
-    original, calls = base.outer_gradient, iter(range(1, 1000))
+    original, calls = distill_higher.outer_gradient, iter(range(1, 1000))
 
     def spoiled(*args: Any) -> MetaGradient:
         result = original(*args)
         factor = float("nan") if comm.rank == 1 and next(calls) == 2 else 1.0
         return replace(result, grads=Grads(result.grads.images * factor, None))
 
-    with patch.object(base, "outer_gradient", spoiled):
+    with patch.object(distill_higher, "outer_gradient", spoiled):
         return base.main_worker(config, comm, device)
 
 
@@ -106,7 +106,7 @@ def diverging(config: Config, comm: Comm, device: torch.device) -> int:
     """A run in which rank 1's synthetic set is off by a bit after the first step."""
     original = SyntheticSet.update
 
-    def update(self: SyntheticSet, grads: Grads, mask: Any = None) -> Any:
+    def update(self: SyntheticSet, grads: dict[str, torch.Tensor], mask: Any = None) -> Any:
         result = original(self, grads, mask)
         with torch.no_grad():
             self.images[0, 0, 0, 0] += 1e-6 * comm.rank

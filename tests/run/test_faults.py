@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from cli import TINY, difference
 
-from framework import base
+from framework import distill_higher
 from framework.config import parse
 from framework.errors import UserError
 from framework.files import FolderLock
@@ -64,14 +64,14 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], obje
     """``at_step(n, what)`` has ``what`` happen just before outer step n's meta-gradient, once."""
 
     def arrange(step: int, what: Callable[[], object]) -> None:
-        original, calls = base.outer_gradient, iter(range(1, 1000))
+        original, calls = distill_higher.outer_gradient, iter(range(1, 1000))
 
         def outer_gradient(*args: Any) -> MetaGradient:
             if next(calls) == step:
                 what()
             return original(*args)
 
-        monkeypatch.setattr(base, "outer_gradient", outer_gradient)
+        monkeypatch.setattr(distill_higher, "outer_gradient", outer_gradient)
 
     return arrange
 
@@ -249,7 +249,7 @@ def test_a_folder_that_cannot_be_written_while_running(
 @pytest.fixture
 def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, range], None]:
     """``spoil(value, steps)`` puts ``value`` into one entry of those outer steps' meta-gradients."""
-    original = base.outer_gradient
+    original = distill_higher.outer_gradient
 
     def arrange(value: float, steps: range) -> None:
         calls = iter(range(1, 1000))
@@ -262,7 +262,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, range], None]:
             images[3, 0, 2, 2] = value
             return replace(result, grads=Grads(images, None))
 
-        monkeypatch.setattr(base, "outer_gradient", outer_gradient)
+        monkeypatch.setattr(distill_higher, "outer_gradient", outer_gradient)
 
     return arrange
 
@@ -359,14 +359,14 @@ def test_other_errors_of_the_engine_are_not_taken_for_it(
 
 def test_deterministic_runs_agree_and_leave_pytorch_as_it_was(whole: Path, tmp_path: Path) -> None:
     seen = []
-    original = base.outer_gradient
+    original = distill_higher.outer_gradient
 
     def outer_gradient(*args: Any) -> MetaGradient:
         seen.append(torch.are_deterministic_algorithms_enabled())
         return original(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(base, "outer_gradient", outer_gradient)
+        patch.setattr(distill_higher, "outer_gradient", outer_gradient)
         assert run(tmp_path / "one", "--deterministic") == 0
     assert run(tmp_path / "two", "--deterministic") == 0
     assert seen == [True] * 12

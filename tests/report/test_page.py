@@ -21,7 +21,7 @@ from framework.errors import UserError
 from framework.files import SET
 from framework.report import page
 from framework.report.folder import RunFolder, name_runs
-from framework.report.page import comparison, html, markdown
+from framework.report.page import comparison, html, markdown, pictures
 from framework.report.tables import percent
 from main import main
 

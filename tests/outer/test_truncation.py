@@ -341,3 +341,14 @@ def test_the_flags_reach_the_policy() -> None:
     assert (policy.radius, policy.tau, policy.weight, policy.rule) == (9, 2.5, "softmax", "public")
     assert (policy.gains, policy.patience, policy.probe_every) == ((3.0, 2.0), (4, 20), 6)
     assert policy.state() == {"stage": STAGES[0], "stage_number": 1, "stale_epochs": 0}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_state_of_another_policy_or_version_is_refused(name: str) -> None:
+    one = make(name, (30, 10, 5))
+    state = one.state_dict()
+    with pytest.raises(ValueError, match="a_key_of_the_future"):
+        one.load_state_dict({**state, "a_key_of_the_future": 1})
+    with pytest.raises(ValueError, match="draws"):
+        one.load_state_dict({key: value for key, value in state.items() if key != "draws"})
+    assert one.state_dict() == state

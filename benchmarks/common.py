@@ -2,9 +2,9 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -58,35 +58,36 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(2)
 
 
-def make_out(out: Path) -> None:
-    """Make the folder of the results: before measuring, so that a mistake in it costs no measurement.
+def make_folder(path: Path, name: str) -> None:
+    """Make the folder that the flag ``name`` gives: before measuring, so that a mistake in it costs no measurement.
 
     Raises:
         UserError: that is not possible.
     """
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {out}: cannot make this folder ({error.strerror}); choose another") from error
+        raise UserError(f"{name} {path}: cannot make this folder ({error.strerror}); choose another") from error
 
 
 def finite(value: Any) -> Any:
-    """``value`` as JSON has it: NumPy's numbers as Python's, NaN and infinities as None."""
-    if isinstance(value, Mapping):
+    """``value`` with None for NaN and infinity, in nested dictionaries and sequences too."""
+    if isinstance(value, dict):
         return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [finite(entry) for entry in value]
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return value
-    if isinstance(value, Integral):
-        return int(value)
-    number = float(value)
-    return number if abs(number) < float("inf") else None  # NaN is not below either
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def to_json(results: Any) -> str:
     """Indented JSON without NaN and infinities, which JSON does not know: null in their place."""
-    return json.dumps(finite(results), indent=2, allow_nan=False) + "\n"
+    return json.dumps(finite(results), indent=2, allow_nan=False, default=_number) + "\n"
+
+
+def _number(value: Any) -> float | None:
+    """NumPy's and PyTorch's scalars as Python's."""
+    number: float | None = finite(float(value))
+    return number
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -113,7 +114,7 @@ def write_results(out: Path, name: str, results: Any, text: str) -> None:
     """Write ``out/name.json`` and ``out/name.md``: both, or neither where one of them cannot be written.
 
     Args:
-        out: an existing folder; see ``make_out``.
+        out: an existing folder; see ``make_folder``.
         name: of the files.
         results: whatever ``to_json`` takes.
         text: Markdown.

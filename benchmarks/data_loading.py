@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from common import Parser, at_least, make_out, markdown_table, ran_on, run, write_results
+from common import Parser, at_least, make_folder, markdown_table, ran_on, run, write_results
 from framework.data import RealData, Split, epoch_batches, load
 from framework.distributed import resolve_device
 from framework.report import environment
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_device()
     a = parser.parse_args()
     device = resolve_device(a.device)
-    make_out(a.out)
+    make_folder(a.out, "--out")
     with tempfile.TemporaryDirectory() as folder:
         results = compare(a, device, Path(folder))
     write_results(a.out, "data_loading", results, table(results))

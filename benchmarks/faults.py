@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, Parser, at_least, make_out, markdown_table, run, write_results
+from common import ROOT, Parser, at_least, make_folder, markdown_table, run, write_results
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Fault:
 
 
 FAULTS = (
-    Fault("kill -9 while a checkpoint is written", "test_kill_9_at_50_moments", "no checkpoint that was complete"),
+    Fault("kill -9 while a checkpoint is written", "test_kill_9", "no checkpoint that was complete"),
     Fault("kill -9 between steps", "test_a_run_stopped_again_and_again_ends_bit_identical[SIGKILL",
           "steps since the last checkpoint, taken again bit for bit"),
     Fault("SIGTERM, Ctrl-C", "test_a_run_stopped_again_and_again_ends_bit_identical[SIG", "nothing"),
@@ -120,7 +120,7 @@ def main() -> int:
         "--times", type=at_least(1), default=1, metavar="N", help="how often to run every test (default: 1)"
     )
     a = parser.parse_args()
-    make_out(a.out)
+    make_folder(a.out, "--out")
     rows = count([outcome for _ in range(a.times) for outcome in cause_all()])
     write_results(a.out, "faults", rows, table(rows))
     print(table(rows))

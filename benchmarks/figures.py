@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from common import Parser, make_out, run
+from common import Parser, make_folder, run
 from framework.config import UserError
 from framework.page import RunFolder
 from framework.report import percent, save_figure
@@ -102,16 +102,15 @@ def accuracy(folder: RunFolder, path: Path) -> None:
 
 def images(folder: RunFolder, path: Path) -> None:
     """The first images of the first classes, one column per class."""
-    assert folder.distilled is not None
-    by_class = folder.distilled.pictures.unflatten(0, (folder.distilled.num_classes, -1))[:10, :5].permute(
-        1, 0, 3, 4, 2
-    )
+    distilled = folder.distilled
+    assert distilled is not None
+    by_class = distilled.pictures.unflatten(0, (distilled.num_classes, -1))[:10, :5].permute(1, 0, 3, 4, 2)
     rows, columns = by_class.shape[:2]
     figure = Figure(figsize=(columns, rows + 0.3))
     for ax, picture in zip(figure.subplots(rows, columns, squeeze=False).flat, by_class.flatten(0, 1), strict=True):
         ax.imshow(picture.expand(-1, -1, 3).numpy(), interpolation="nearest")
         ax.axis("off")
-    for ax, name in zip(figure.axes, folder.distilled.class_names, strict=False):
+    for ax, name in zip(figure.axes, distilled.class_names, strict=False):
         ax.set_title(name, fontsize=10, parse_math=False)
     save_figure(figure, path)
 
@@ -126,7 +125,7 @@ def main() -> None:
     name = folder.config.dataset
     if not folder.summary or folder.distilled is None:
         raise UserError(f"{a.run}: not a finished run; continue it with main.py --resume")
-    make_out(a.out)
+    make_folder(a.out, "--out")
     method(a.out / "method.png")
     accuracy(folder, a.out / f"accuracy_{name}.png")
     images(folder, a.out / f"distilled_{name}.png")

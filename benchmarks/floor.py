@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from common import RESULTS, Parser, at_least, make_out, markdown_table, run, write_results
+from common import RESULTS, Parser, at_least, make_folder, markdown_table, run, write_results
 from framework.distill_higher import outer_gradient
 from framework.kernels import CHUNK, Execution
 from framework.truncation import Window
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--tflops", type=float, nargs="+", default=[67.0, 494.0], help="10^12 operations per second")
     parser.add_argument("--tb", type=float, default=4.8, help="10^12 bytes of memory per second")
     a = parser.parse_args()
-    make_out(a.out)
+    make_folder(a.out, "--out")
     results = {
         "terabytes per second": a.tb,
         "width": a.width,

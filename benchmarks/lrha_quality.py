@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import RESULTS, Parser, at_least, make_out, markdown_table, ran_on, run, write_results
+from common import RESULTS, Parser, at_least, make_folder, markdown_table, ran_on, run, write_results
 from framework.augment import Augmentation
 from framework.data import RealData, load
 from framework.engines import LowRank, RealBatch, Replay
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--networks", type=at_least(2), default=3)
     parser.add_argument("--quick", action="store_true", help="three recipes, one start: a minute")
     a = parser.parse_args()
-    make_out(a.out)
+    make_folder(a.out, "--out")
     recipes = {name: RECIPES[name] for name in QUICK} if a.quick else RECIPES
     starts = STARTS[1:2] if a.quick else STARTS
     real = load("digits", Path(), device=torch.device("cpu"), zca=False, progress=False)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from common import RESULTS, Parser, at_least, make_out, markdown_table, ran_on, resident_mib, run, write_results
+from common import RESULTS, Parser, at_least, make_folder, markdown_table, ran_on, resident_mib, run, write_results
 from framework.augment import Augmentation
 from framework.distill_higher import make_engine
 from framework.engines import RealBatch
@@ -70,7 +70,7 @@ def main() -> None:
         engine, ipc, window = a.case
         print(json.dumps(measure(engine, int(ipc), int(window), a.width)))
         return
-    make_out(a.out)
+    make_folder(a.out, "--out")
     results: dict[str, Any] = {**environment(torch.device("cpu")), "width": a.width, "cases": []}
     for engine, (ipc, window) in itertools.product(("higher", "replay"), CASES):
         command = [sys.executable, __file__, "--width", str(a.width), "--case", engine, str(ipc), str(window)]

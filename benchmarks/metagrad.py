@@ -41,7 +41,7 @@ from common import (
     Parser,
     at_least,
     free_mib,
-    make_out,
+    make_folder,
     markdown_table,
     read_json,
     resident_mib,
@@ -391,7 +391,7 @@ def main() -> None:
     if device.type == "cpu":
         results["threads"] = f"{torch.get_num_threads()} threads"
     deadline = time.monotonic() + a.seconds
-    make_out(a.out)
+    make_folder(a.out, "--out")
     pairs = a.cases or [(i, w) for i in a.images for w in a.windows]
     pairs.sort(key=lambda pair: pair[0] * pair[1])
     todo = [(i, w, a.widths[0]) for i, w in pairs] + [(*pairs[0], width) for width in a.widths[1:]]

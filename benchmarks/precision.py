@@ -15,7 +15,7 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 
-from common import RESULTS, Parser, at_least, make_out, markdown_table, ran_on, run, write_results
+from common import RESULTS, Parser, at_least, make_folder, markdown_table, ran_on, run, write_results
 from framework import inner
 from framework.augment import Augmentation
 from framework.data import load
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--networks", type=at_least(2), default=5)
     parser.add_device()
     a = parser.parse_args()
-    make_out(a.out)
+    make_folder(a.out, "--out")
     device, cpu = resolve_device(a.device), torch.device("cpu")
     real = load("digits", Path(), device=cpu, zca=False, progress=False)
     small = build("convnet", 1, 8, 10, width=32, depth=2)

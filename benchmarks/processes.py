@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from common import ROOT, Parser, at_least, make_out, markdown_table, read_records, run, write_results
+from common import ROOT, Parser, at_least, make_folder, markdown_table, read_records, run, write_results
 
 RUN = [
     *("--dataset", "digits", "--width", "32", "--depth", "2", "--device", "cpu", "--inner_optim", "Adam"),
@@ -57,7 +57,7 @@ def main() -> None:
         "--nproc", type=at_least(1), nargs="+", default=[1, 2], metavar="N", help="processes (default: 1 2)"
     )
     a = parser.parse_args()
-    make_out(a.out)
+    make_folder(a.out, "--out")
     times: dict[int, list[float]] = {n: [] for n in a.nproc}
     for _ in range(a.repeats):
         for n in a.nproc:

@@ -17,7 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, Parser, at_least, make_out, markdown_table, ran_on, read_json, read_records, run, write_results
+from common import (
+    ROOT,
+    Parser,
+    at_least,
+    make_folder,
+    markdown_table,
+    ran_on,
+    read_json,
+    read_records,
+    run,
+    write_results,
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +146,7 @@ def main() -> None:
     parser.add_argument("common", nargs="*", help="flags of main.py for every run, after --")
     a = parser.parse_args()
     out = a.out.resolve()
-    make_out(out)
+    make_folder(out, "--out")
     jobs = [
         Job(name, seed, [*a.common, *flags.split()], out / name.replace(" ", "_") / f"seed{seed}")
         for seed in a.seeds

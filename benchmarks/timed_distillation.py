@@ -14,7 +14,7 @@ from framework.config import UserError
 from framework.report import save_figure
 
 NAMES = {"auto": "our default", "higher": "reference engine"}
-NOTHING = "nothing: its time was over before its first metrics"
+NOTHING = "nothing: cut short before its first metrics"
 
 
 def summary(records: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

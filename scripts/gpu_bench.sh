@@ -24,7 +24,7 @@ within() {
   timeout --signal TERM --kill-after 20 "$limit" "$@" || code=$?
   case $code in
     0) ;;
-    124 | 137) say "ended after $limit s, its share of SECONDS_IN_ALL=$total" ;;
+    124 | 137) say "cut short with code $code: its limit is $limit s of SECONDS_IN_ALL=$total" ;;
     *) return "$code" ;;
   esac
 }
@@ -57,7 +57,7 @@ for engine in auto higher; do
   if [ -s "$run/metrics.jsonl" ]; then
     cp "$run/metrics.jsonl" "$out/distil_$engine.jsonl"
   else
-    say "--engine $engine gave nothing: its time was over before its first metrics; raise SECONDS_IN_ALL"
+    say "--engine $engine gave nothing: cut short before its first metrics; raise SECONDS_IN_ALL"
     : > "$out/distil_$engine.jsonl"
   fi
 done

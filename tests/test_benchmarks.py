@@ -124,7 +124,7 @@ def test_the_exit_code_is_mains(returned: int | None, code: int | None) -> None:
 # ---- faults ----------------------------------------------------------------------------------------
 
 REPORT = """<?xml version="1.0"?><testsuites><testsuite>
-<testcase name="test_kill_9_at_50_moments_of_writing"><properties><property name="tries" value="7"/></properties></testcase>
+<testcase name="test_kill_9_at_50_moments"><properties><property name="tries" value="7"/></properties></testcase>
 <testcase name="test_a_malicious_file_runs_nothing[set]"/>
 <testcase name="test_a_malicious_file_runs_nothing[last.pt]"><failure message="it ran"/></testcase>
 <testcase name="test_a_malicious_file_runs_nothing[previous.pt]"><skipped message="no"/></testcase>
@@ -137,7 +137,7 @@ REPORT = """<?xml version="1.0"?><testsuites><testsuite>
 def test_tries_are_counted_not_assumed(tmp_path: Path) -> None:
     (tmp_path / "report.xml").write_text(REPORT)
     found = outcomes(tmp_path / "report.xml")
-    assert found[0] == Outcome("test_kill_9_at_50_moments_of_writing", tries=7, passed=True)
+    assert found[0] == Outcome("test_kill_9_at_50_moments", tries=7, passed=True)
     rows = {row["fault"]: (row["tried"], row["survived"]) for row in count(found * 2) if row["tried"]}
     assert rows == {
         "kill -9 while a checkpoint is written": (14, 14),

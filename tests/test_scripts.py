@@ -111,20 +111,10 @@ def gpu_bench(out: Path, **environment: str) -> "subprocess.CompletedProcess[str
     """The GPU's benchmark, shrunk to what a CPU does in seconds: four outer steps for each engine."""
     few = ["--num_per_class", "1", "--batch_per_class", "1", "--batch_size", "432", "--width", "4", "--window", "2"]
     few += ["--totwindow", "4", "-d", "1", "--eval_steps", "2", "--num_train_eval", "1", "--epochs", "2"]
-    compared = (
-        "--cases 10,2 --widths 4 --real 10 --repeats 1 --no_memory --device cpu --variants ancestor higher replay"
-    )
-    command = [
-        "bash",
-        str(SCRIPTS / "gpu_bench.sh"),
-        str(out),
-        str(out),
-        "--dataset",
-        "digits",
-        "--device",
-        "cpu",
-        *few,
-    ]
+    few += ["--dataset", "digits", "--device", "cpu"]
+    compared = "--cases 10,2 --widths 4 --real 10 --repeats 1 --no_memory --device cpu"
+    compared += " --variants ancestor higher replay"
+    command = ["bash", str(SCRIPTS / "gpu_bench.sh"), str(out), str(out), *few]
     environment = {**os.environ, "PYTHON": sys.executable, "COMPARE_FLAGS": compared, **environment}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
@@ -142,7 +132,7 @@ def test_the_gpu_benchmark_runs_from_end_to_end(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-2].startswith("| our default | 4 |")
 
 
-NOTHING = "nothing: its time was over before its first metrics"
+NOTHING = "nothing: cut short before its first metrics"
 
 
 def test_the_gpu_benchmark_goes_on_past_an_engine_that_its_time_limit_ends(tmp_path: Path) -> None:
@@ -177,9 +167,8 @@ exec "{sys.executable}" "$@"
 
 
 def test_without_time_the_gpu_benchmark_starts_nothing(tmp_path: Path) -> None:
-    (tmp_path / "distil_auto.jsonl").write_text(
-        '{"kind": "step", "step": 9, "seconds_per_step": 1}\n'
-    )  # of another time
+    earlier = tmp_path / "distil_auto.jsonl"
+    earlier.write_text('{"kind": "step", "step": 9, "seconds_per_step": 1}\n')
     done = gpu_bench(tmp_path, SECONDS_IN_ALL="0")
     assert done.returncode == 0, done.stderr
     assert [line.split(" | ")[1] for line in done.stdout.splitlines()[-2:]] == [NOTHING] * 2

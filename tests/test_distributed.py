@@ -189,6 +189,7 @@ def test_two_processes_killed_stopped_and_resumed_end_bit_identical(
     wait_for_step(parts, 2, process)
     victim = children(process.pid)[1]
     os.kill(victim, signal.SIGKILL)
+    tried()
     began = time.monotonic()
     _, err = process.communicate(timeout=60)
     assert time.monotonic() - began < 60
@@ -200,6 +201,7 @@ def test_two_processes_killed_stopped_and_resumed_end_bit_identical(
     process = start(*flags, "--save_dir", parts, "--resume")
     wait_for_step(parts, 7, process)
     process.send_signal(signal.SIGTERM)
+    tried()
     out, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
     assert "stopped by SIGTERM" in out

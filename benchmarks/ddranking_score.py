@@ -5,7 +5,6 @@ scores once more by the paper's formula (arXiv 2505.13300, section 3), which tak
 package puts points into its exponential. ddranking seeds itself from the clock, so figures vary from run to run.
 """
 
-import argparse
 import contextlib
 import json
 import math
@@ -20,6 +19,8 @@ import torch
 from ddranking.metrics import AugmentationRobustScore, LabelRobustScoreHard, LabelRobustScoreSoft
 from PIL import Image
 from torchvision import datasets, transforms
+
+from common import Parser, run, to_json
 
 DSA = {
     "flip": 0.5,
@@ -62,7 +63,7 @@ def paper_score(first: float, second: float, weight: float = 0.5) -> float:
 
 def main() -> None:
     """Parse, score, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("set", type=Path, help="folder written by main.py export --to ddranking")
     add("--root", type=Path, default=Path("dataset"), help="folder of the real data as torchvision reads it")
@@ -143,8 +144,8 @@ def main() -> None:
             found = ars.compute_metrics(image_tensor=images, soft_labels=None if hard else labels)
             differences = (found[f"{name}_aug_scores_mean"] / 100 for name in ("with", "without"))
             result["ars"] = {**found, "score_by_the_papers_formula": paper_score(*differences)}
-    print(json.dumps(result, indent=2, default=float))
+    print(to_json(result), end="")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,7 +1,5 @@
 """Draw the README's figures: the method, and the accuracy and the images of a run. See scripts/figures.sh."""
 
-import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from common import Parser, run
 from framework.errors import UserError
+from framework.files import make_folder
 from framework.report.folder import RunFolder
 from framework.report.plots import save_figure
 from framework.report.tables import percent
@@ -83,18 +81,18 @@ def method(path: Path) -> None:
     save_figure(figure, path)
 
 
-def accuracy(run: RunFolder, path: Path) -> None:
+def accuracy(folder: RunFolder, path: Path) -> None:
     """Selection accuracy over outer steps at the best length, with the final table's baselines as lines."""
     figure = Figure(figsize=(7, 4))
     ax = figure.subplots()
-    history = run.records["evaluation"]
+    history = folder.records["evaluation"]
     steps = np.array([entry["step"] for entry in history])
     scores = [entry["scores"][entry["lengths"].index(entry["best_length"])] for entry in history]
     mean = 100 * np.array([score["top1"] for score in scores])
     deviation = 100 * np.array([score["top1_std"] or 0.0 for score in scores])
-    ax.plot(steps, mean, marker="o", color=BLUE, label=f"{run.summary['results']['distilled']['name']} (selection)")
+    ax.plot(steps, mean, marker="o", color=BLUE, label=f"{folder.summary['results']['distilled']['name']} (selection)")
     ax.fill_between(steps, mean - deviation, mean + deviation, color=BLUE, alpha=0.2)
-    for (key, row), colour in zip(run.summary["results"].items(), (BLUE, GREY, GREEN), strict=False):
+    for (key, row), colour in zip(folder.summary["results"].items(), (BLUE, GREY, GREEN), strict=False):
         label = f"{row['name'].split(' (')[0]}: {percent(row['top1'], row['top1_std'])} (test)"
         ax.axhline(100 * row["top1"], color=colour, linestyle=":" if key == "distilled" else "--", label=label)
     ax.set_xlabel("outer step")
@@ -104,41 +102,38 @@ def accuracy(run: RunFolder, path: Path) -> None:
     save_figure(figure, path)
 
 
-def images(run: RunFolder, path: Path) -> None:
+def images(folder: RunFolder, path: Path) -> None:
     """The first images of the first classes, one column per class."""
-    assert run.distilled is not None
-    by_class = run.distilled.pictures.unflatten(0, (run.distilled.num_classes, -1))[:10, :5].permute(1, 0, 3, 4, 2)
+    distilled = folder.distilled
+    assert distilled is not None
+    by_class = distilled.pictures.unflatten(0, (distilled.num_classes, -1))[:10, :5].permute(1, 0, 3, 4, 2)
     rows, columns = by_class.shape[:2]
     figure = Figure(figsize=(columns, rows + 0.3))
     for ax, picture in zip(figure.subplots(rows, columns, squeeze=False).flat, by_class.flatten(0, 1), strict=True):
         ax.imshow(picture.expand(-1, -1, 3).numpy(), interpolation="nearest")
         ax.axis("off")
-    for ax, name in zip(figure.axes, run.distilled.class_names, strict=False):
+    for ax, name in zip(figure.axes, distilled.class_names, strict=False):
         ax.set_title(name, fontsize=10, parse_math=False)
     save_figure(figure, path)
 
 
-def main() -> int:
+def main() -> None:
     """Draw everything for one finished run."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("run", type=Path, help="folder of a finished run")
-    parser.add_argument("--out", type=Path, default=Path("Figure"))
-    args = parser.parse_args()
-    try:
-        run = RunFolder(args.run)
-        name = run.config.dataset
-        if not run.summary or run.distilled is None:
-            raise UserError(f"{args.run}: not a finished run; continue it with --resume")
-        method(args.out / "method.png")
-        accuracy(run, args.out / f"accuracy_{name}.png")
-        images(run, args.out / f"distilled_{name}.png")
-    except UserError as error:
-        print(f"figures: error: {error}", file=sys.stderr)
-        return 2
-    for path in ("method", f"accuracy_{name}", f"distilled_{name}"):
-        print(args.out / f"{path}.png")
-    return 0
+    parser.add_out(Path("Figure"))
+    a = parser.parse_args()
+    folder = RunFolder(a.run)
+    name = folder.config.dataset
+    if not folder.summary or folder.distilled is None:
+        raise UserError(f"{a.run}: not a finished run; continue it with main.py --resume")
+    make_folder(a.out, "--out")
+    method(a.out / "method.png")
+    accuracy(folder, a.out / f"accuracy_{name}.png")
+    images(folder, a.out / f"distilled_{name}.png")
+    for picture in ("method", f"accuracy_{name}", f"distilled_{name}"):
+        print(a.out / f"{picture}.png")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -9,24 +9,21 @@ floor is the sum over kernels of the longer of arithmetic and memory time, witho
 are a data sheet's: by default an NVIDIA H200's float32 and dense TF32. Writes DIR/floor.json and DIR/floor.md.
 """
 
-import argparse
-import json
-import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.utils._pytree as pytree
-from metagrad import ENGINES, PREFIX, make
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from common import RESULTS, Parser, at_least, markdown, run, write_results
 from framework.distill_higher import outer_gradient
-from framework.inner.kernels import CHUNK, Execution
+from framework.files import make_folder
+from framework.inner.kernels import Execution
+from framework.inner.names import CHUNK
 from framework.outer.policies.policy import Window
+from metagrad import ENGINES, PREFIX, make
 
 # Operations that launch nothing.
 FREE = tuple(f"aten.{name}" for name in ("alias", "detach", "empty", "new_empty", "view", "_unsafe_view"))
@@ -36,7 +33,7 @@ class Count(TorchDispatchMode):
     """Notes the floating-point operations and the bytes of every kernel."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's
         self.kernels: list[tuple[int, int]] = []
 
     def __torch_dispatch__(
@@ -57,7 +54,8 @@ class Count(TorchDispatchMode):
 def kernels(engine: str, images: int, window: int, width: int) -> list[tuple[int, int]]:
     """Floating-point operations and bytes of each kernel of an outer step."""
     p = make(images, window, 10, width, torch.device("meta"), torch.float32)
-    with Count() as count:
+    count = Count()
+    with count:
         outer_gradient(ENGINES[engine](p.network, Execution(chunk=CHUNK["cuda"])), [p.theta], p.images, p.labels,
                        [p.plan], Window(PREFIX, window), p.real)  # fmt: skip
     return count.kernels
@@ -79,34 +77,45 @@ def per_step(engine: str, images: int, width: int, tflops: list[float], tb: floa
     return {name: (more[name] - less[name]) / (many - few) for name in less}
 
 
+def table(results: dict[str, Any]) -> str:
+    """Markdown: one row for each number of images and engine."""
+    floors = [key for key in results["cases"][0] if key.startswith("floor at ")]
+    head = ["images", "engine", "kernels", "GB", "GFLOP", *(f"{floor} TFLOP/s, ms" for floor in floors)]
+    rows = [
+        [c["images"], c["engine"], f"{c['kernels']:.0f}", f"{c['bytes'] / 1e9:.2f}", f"{c['flops'] / 1e9:.1f}",
+         *(f"{1e3 * c[floor]:.2f}" for floor in floors)]
+        for c in results["cases"]
+    ]  # fmt: skip
+    note = f"Per inner step of the window, torch {results['torch']}, {results['terabytes per second']:g} TB/s."
+    return markdown(head, rows) + f"\n\n{note}"
+
+
 def main() -> None:
     """Count, and write a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--images", type=int, nargs="+", default=[10, 100, 500], help="synthetic images per step")
+    parser = Parser(__doc__)
+    parser.add_out(RESULTS)
+    parser.add_argument(
+        "--images", type=at_least(10), nargs="+", default=[10, 100, 500], help="synthetic images per step"
+    )
     parser.add_argument("--engines", nargs="+", choices=ENGINES, metavar="NAME", default=["replay", "higher"])
-    parser.add_argument("--width", type=int, default=128, help="of the ConvNet")
+    parser.add_argument("--width", type=at_least(1), default=128, help="of the ConvNet")
     parser.add_argument("--tflops", type=float, nargs="+", default=[67.0, 494.0], help="10^12 operations per second")
     parser.add_argument("--tb", type=float, default=4.8, help="10^12 bytes of memory per second")
     a = parser.parse_args()
-    results: dict[str, Any] = {"terabytes per second": a.tb, "width": a.width, "torch": torch.__version__}
-    results["cases"] = []
-    floors = [f"floor at {rate:g}" for rate in a.tflops]
-    head = ["images", "engine", "kernels", "GB", "GFLOP", *(f"{floor} TFLOP/s, ms" for floor in floors)]
-    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
-    for images in a.images:
-        for engine in a.engines:
-            c = per_step(engine, images, a.width, a.tflops, a.tb)
-            results["cases"].append({"images": images, "engine": engine, **c})
-            cells = [f"{images}", engine, f"{c['kernels']:.0f}", f"{c['bytes'] / 1e9:.2f}", f"{c['flops'] / 1e9:.1f}"]
-            cells += [f"{1e3 * c[floor]:.2f}" for floor in floors]
-            lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", f"Per inner step of the window, torch {torch.__version__}, {a.tb:g} TB/s."]
-    a.out.mkdir(parents=True, exist_ok=True)
-    (a.out / "floor.json").write_text(json.dumps(results, indent=2) + "\n")
-    (a.out / "floor.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    make_folder(a.out, "--out")
+    results = {
+        "terabytes per second": a.tb,
+        "width": a.width,
+        "torch": torch.__version__,
+        "cases": [
+            {"images": images, "engine": engine, **per_step(engine, images, a.width, a.tflops, a.tb)}
+            for images in a.images
+            for engine in a.engines
+        ],
+    }
+    write_results(a.out, "floor", results, table(results))
+    print(table(results))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -9,22 +9,19 @@ mean and the sample deviation over inner networks. Cost is counted in products w
 exact sweep takes one per step. Writes DIR/lrha_quality.json and DIR/lrha_quality.md.
 """
 
-import argparse
-import json
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from framework.data import load
+from common import RESULTS, Parser, at_least, markdown, ran_on, run, write_results
+from framework.data.load import load
 from framework.data.splits import RealData
+from framework.files import make_folder
 from framework.inner.augment import Augmentation
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import State, make_optimizer
@@ -77,20 +74,21 @@ def learnt_images(loop: InnerLoop, real: RealData, steps: int) -> torch.Tensor:
 def real_batch(real: RealData, gen: torch.Generator) -> RealBatch:
     """200 real training images, not augmented."""
     picks = torch.randint(len(real.train), (200,), generator=gen)
-    images, labels = real.train.images[picks], F.one_hot(real.train.labels[picks], real.num_classes).float()
+    images, labels = real.train.batch(picks), F.one_hot(real.train.labels[picks], real.num_classes).float()
     return RealBatch(images, labels, Augmentation("none", False, 8).draw(1, 200, gen).at(0))
 
 
 def main() -> None:
     """Measure, and write after every case."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--networks", type=int, default=3)
+    parser = Parser(__doc__)
+    parser.add_out(RESULTS)
+    parser.add_argument("--networks", type=at_least(2), default=3)
     parser.add_argument("--quick", action="store_true", help="three recipes, one start: a minute")
     a = parser.parse_args()
+    make_folder(a.out, "--out")
     recipes = {name: RECIPES[name] for name in QUICK} if a.quick else RECIPES
     starts = STARTS[1:2] if a.quick else STARTS
-    real = load.load("digits", Path(), device=torch.device("cpu"), zca=False, progress=False)
+    real = load("digits", Path(), device=torch.device("cpu"), zca=False, progress=False)
     network = FlatNetwork(build("convnet", 1, 8, 10, width=32, depth=2), torch.device("cpu"))
     results: dict[str, Any] = {**environment(torch.device("cpu")), "window": WINDOW, "networks": a.networks,
                                "parameters": network.size, "cases": []}  # fmt: skip
@@ -127,19 +125,15 @@ def main() -> None:
                     "relative error": statistics.fmean(errors), "relative error_std": statistics.stdev(errors),
                     "times the exact sweep's seconds": seconds[key] / seconds["exact"],
                 })  # fmt: skip
-            a.out.mkdir(parents=True, exist_ok=True)
-            (a.out / "lrha_quality.json").write_text(json.dumps(results, indent=2) + "\n")
-    text = table(results)
-    (a.out / "lrha_quality.md").write_text(text + "\n")
-    print(text)
+            write_results(a.out, "lrha_quality", results, table(results))
+    print(table(results))
 
 
 def table(results: dict[str, Any]) -> str:
     """Markdown: one row for each recipe; cosine / relative error for each optimiser and start."""
     cases = results["cases"]
     columns = list(dict.fromkeys((case["optimiser"], case["start"]) for case in cases))
-    heads = [f"{name}, from {start}" for name, start in columns]
-    lines = ["| factors | products | time | " + " | ".join(heads) + " |", "| --- " * (len(columns) + 3) + "|"]
+    rows = []
     for recipe in dict.fromkeys(case["recipe"] for case in cases):
         found = {(case["optimiser"], case["start"]): case for case in cases if case["recipe"] == recipe}
         slower = statistics.fmean(case["times the exact sweep's seconds"] for case in found.values())
@@ -147,15 +141,15 @@ def table(results: dict[str, Any]) -> str:
             f"{found[c]['cosine']:.2f} ± {found[c]['cosine_std']:.2f} / {found[c]['relative error']:.2g}"
             for c in columns
         ]
-        lines.append(f"| {recipe} | {found[columns[0]]['products']} | {slower:.1f} x | " + " | ".join(cells) + " |")
-    lines += [
-        "",
+        rows.append([recipe, found[columns[0]]["products"], f"{slower:.1f} x", *cells])
+    head = ["factors", "products", "time", *(f"{name}, from {start}" for name, start in columns)]
+    note = (
         f"Window {results['window']}, {results['parameters']:,} parameters, {results['networks']} networks; cosine ± "
-        f"deviation / relative error against the exact meta-gradient, which takes {results['window']} products.",
-        f"{results['device']}, torch {results['torch']}, seeds 0 and 1.",
-    ]
-    return "\n".join(lines)
+        f"deviation / relative error against the exact meta-gradient, which takes {results['window']} products.\n"
+        f"{ran_on(results)}, seeds 0 and 1."
+    )
+    return markdown(head, rows) + f"\n\n{note}"
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,27 +1,29 @@
 """How far `--dry_run`'s estimate of the window's memory is from the truth.
 
-Measures the additional peak resident memory of each engine, each case in a process of its own:
+    python benchmarks/memory_estimate.py --out DIR
 
-    python benchmarks/memory_estimate.py
+Measures the additional peak resident memory of each engine, each case in a process of its own. Writes
+DIR/memory_estimate.json and DIR/memory_estimate.md.
 """
 
 import argparse
 import itertools
-import resource
+import json
 import subprocess
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from typing import Any
 
 import torch
 
+from common import RESULTS, Parser, at_least, markdown, ran_on, resident_mib, run, write_results
 from framework.distill_higher import make_engine
+from framework.files import make_folder
 from framework.inner.augment import Augmentation
 from framework.inner.kernels import Execution
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import Adam, State
 from framework.inner.plan import ClassSampler
+from framework.machine import environment
 from framework.networks.flat import FlatNetwork
 from framework.networks.registry import build
 from framework.outer.engine import RealBatch
@@ -32,13 +34,8 @@ from framework.run.memory import window_bytes
 CASES = [(1, 5), (1, 20), (5, 5), (10, 5)]  # images per class, window
 
 
-def peak_mb() -> float:
-    """Peak resident memory of this process in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def measure(engine: str, ipc: int, window: int, width: int) -> None:
-    """Print measured and estimated MiB for ConvNet-3 on 3x32x32 images of ten classes."""
+def measure(engine: str, ipc: int, window: int, width: int) -> dict[str, Any]:
+    """Measured and estimated MiB for ConvNet-3 on 3x32x32 images of ten classes."""
     gen = generator(0, "benchmark")
     network = FlatNetwork(build("convnet", 3, 32, 10, width=width), torch.device("cpu"))
     augmentation = Augmentation("flip_rotate", False, 32)
@@ -46,30 +43,46 @@ def measure(engine: str, ipc: int, window: int, width: int) -> None:
     real = RealBatch(torch.randn(10, 3, 32, 32), one_hot_labels(10, 1), augmentation.draw(1, 10, gen).at(0))
     images = noise_images(10, ipc, (3, 32, 32), gen)
     state = State.fresh(network.init(gen))
-    before = peak_mb()
+    before = resident_mib("VmHWM")
     loop = InnerLoop(network, Adam(1e-3), Execution())
     make_engine(engine, loop)(state, images, one_hot_labels(10, ipc), plan, real)
     estimate = window_bytes(engine, network.module.to("meta"), 3, 32, window, 10 * ipc, loop.execution.chunk) / 2**20
-    measured = peak_mb() - before
-    print(f"| {engine} | {10 * ipc} | {window} | {measured:.0f} | {estimate:.0f} | {estimate / measured:.2f} |")
+    measured = resident_mib("VmHWM") - before
+    return {"engine": engine, "images per step": 10 * ipc, "window": window,
+            "measured MiB": measured, "estimated MiB": estimate}  # fmt: skip
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown: one row for each case."""
+    rows = [
+        [c["engine"], c["images per step"], c["window"], f"{c['measured MiB']:.0f}", f"{c['estimated MiB']:.0f}",
+         f"{c['estimated MiB'] / c['measured MiB']:.2f}"]
+        for c in results["cases"]
+    ]  # fmt: skip
+    head = ("engine", "images per step", "window", "measured MiB", "estimated MiB", "ratio")
+    return markdown(head, rows) + f"\n\n{ran_on(results)}."
 
 
 def main() -> None:
     """Run every case in its own process."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--width", type=int, default=128)
+    parser = Parser(__doc__)
+    parser.add_out(RESULTS)
+    parser.add_argument("--width", type=at_least(1), default=128)
     parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.case:
-        engine, ipc, window = arguments.case
-        measure(engine, int(ipc), int(window), arguments.width)
+    a = parser.parse_args()
+    if a.case:
+        engine, ipc, window = a.case
+        print(json.dumps(measure(engine, int(ipc), int(window), a.width)))
         return
-    print("| engine | images per step | window | measured MiB | estimated MiB | ratio |")
-    print("| --- | --- | --- | --- | --- | --- |", flush=True)
+    make_folder(a.out, "--out")
+    results: dict[str, Any] = {**environment(torch.device("cpu")), "width": a.width, "cases": []}
     for engine, (ipc, window) in itertools.product(("higher", "replay"), CASES):
-        case = ["--case", engine, str(ipc), str(window)]
-        subprocess.run([sys.executable, __file__, "--width", str(arguments.width), *case], check=True)
+        command = [sys.executable, __file__, "--width", str(a.width), "--case", engine, str(ipc), str(window)]
+        output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        results["cases"].append(json.loads(output.splitlines()[-1]))
+        write_results(a.out, "memory_estimate", results, table(results))
+    print(table(results))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

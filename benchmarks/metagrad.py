@@ -21,9 +21,7 @@ several.
 import argparse
 import ctypes
 import gc
-import json
 import math
-import platform
 import statistics
 import subprocess
 import sys
@@ -33,20 +31,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import torch
-from ancestor import outer_step
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from ancestor import outer_step
+from common import RESULTS, Parser, at_least, markdown, resident_mib, run, write_results
 from framework.distill_higher import Higher, outer_gradient
+from framework.files import make_folder, read_json
 from framework.inner.augment import Augmentation
 from framework.inner.execution import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, configure_process
-from framework.inner.kernels import CHUNK, Execution
+from framework.inner.kernels import Execution
+from framework.inner.names import CHUNK
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import Adam
 from framework.inner.plan import ClassSampler, Plan
-from framework.machine import environment
+from framework.machine import environment, free_memory
 from framework.networks.flat import FlatNetwork
 from framework.networks.registry import build
 from framework.outer.engine import Engine, Mark, RealBatch, no_mark
@@ -54,6 +54,7 @@ from framework.outer.lowrank import LowRank, Recipe
 from framework.outer.policies.policy import Window
 from framework.outer.replay import Replay
 from framework.outer.synthetic import noise_images, one_hot_labels
+from framework.report.plots import save_figure
 from framework.rng import generator
 from framework.run.distributed import resolve_device
 from framework.run.memory import window_bytes
@@ -126,7 +127,7 @@ class Problem:
             width = self.network.shapes[0][0]
             classes = self.labels.argmax(1)
 
-            def ancestors_run(window: int, mark: Mark) -> Tensor:
+            def ancestors_step(window: int, mark: Mark) -> Tensor:
                 configure_process(device, "float32")
                 if device.type == "cpu" and "kept" not in variant:
                     return_freed_memory()
@@ -137,16 +138,16 @@ class Problem:
                     rebuild="rebuild" in variant, mark=mark,
                 )  # fmt: skip
 
-            return ancestors_run
+            return ancestors_step
         engine = ENGINES[variant](self.network, Execution(chunk=CHUNK.get(device.type, CHUNK["cpu"])))
 
-        def run(window: int, mark: Mark) -> Tensor:
+        def step(window: int, mark: Mark) -> Tensor:
             configure_process(device, engine.loop.execution.precision)
             result = outer_gradient(engine, [self.theta], self.images, self.labels, [self.plan], Window(PREFIX, window),
                                     self.real, mark)  # fmt: skip
             return result.grads.images
 
-        return run
+        return step
 
 
 def make(images: int, window: int, real: int, width: int, device: torch.device, dtype: torch.dtype) -> Problem:
@@ -205,16 +206,13 @@ def give_back(device: torch.device) -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def free_mb(device: torch.device) -> float:
+def available_mib(device: torch.device) -> float:
     """MiB that are free once this process has given back what it keeps."""
     give_back(device)
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] / 2**20
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 1024
+    return (free_memory(device) or 0) / 2**20
 
 
-def needed_mb(images: int, window: int, width: int) -> float:
+def needed_mib(images: int, window: int, width: int) -> float:
     """MiB that a graph of the whole window needs, by the estimate of ``--dry_run``."""
     with torch.device("meta"):
         module = build("convnet", 3, 32, 10, width=width)
@@ -238,25 +236,19 @@ def memory(problem: Problem, variant: str, images: int, window: int, a: argparse
 def print_memory(variant: str, a: argparse.Namespace) -> None:
     """Print by how many MiB one outer step's peak on the CPU exceeds what the process holds after a short one."""
     cpu = torch.device("cpu")
-    run = make(a.images[0], a.windows[0], a.real, a.widths[0], cpu, torch.float32).runner(variant)
-    run(WARM_UP, no_mark)
+    step = make(a.images[0], a.windows[0], a.real, a.widths[0], cpu, torch.float32).runner(variant)
+    step(WARM_UP, no_mark)
     give_back(cpu)
     Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
-    before = resident_mb("VmRSS")
-    run(a.windows[0], no_mark)
-    print(resident_mb("VmHWM") - before)
-
-
-def resident_mb(key: str) -> float:
-    """This process's resident memory now (VmRSS) or at most (VmHWM), in MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
+    before = resident_mib("VmRSS")
+    step(a.windows[0], no_mark)
+    print(resident_mib("VmHWM") - before)
 
 
 def case(images: int, window: int, a: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Time, memory and error of every variant on one problem."""
     problem = make(images, window, a.real, a.width, device, torch.float32)
-    needed, free = needed_mb(images, window, a.width), free_mb(device)
+    needed, free = needed_mib(images, window, a.width), available_mib(device)
     entry: dict[str, Any] = {"images": images, "window": window, "real": a.real, "width": a.width,
                              "parameters": problem.network.size, "variants": {}, "left out": {}}  # fmt: skip
     chosen = []
@@ -277,8 +269,8 @@ def case(images: int, window: int, a: argparse.Namespace, device: torch.device) 
     gradients = {}
     deadline = time.monotonic() + a.case_seconds
     for _ in range(a.repeats):
-        for variant, run in runs.items():
-            seconds, gradients[variant] = timed(run, window, device)
+        for variant, runner in runs.items():
+            seconds, gradients[variant] = timed(runner, window, device)
             times[variant].append(seconds)
         if time.monotonic() > deadline:
             break
@@ -300,34 +292,29 @@ def case(images: int, window: int, a: argparse.Namespace, device: torch.device) 
 
 def table(results: dict[str, Any]) -> str:
     """Markdown, with ratios to the ancestors' way, or to the first variant where that was left out."""
-    lines = [
-        "| images | window | variant | s | prefix | window | real | backward | faster | peak MiB | of it | error |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for entry in results["cases"]:
         base = entry["variants"].get(ANCESTORS[0])
         for name, e in entry["variants"].items():
-            phases = " | ".join(f"{e[phase]:.2f}" for phase in PHASES)
+            seconds = [f"{e[phase]:.2f}" for phase in ("all", *PHASES)]
             faster = f"{base['all'] / e['all']:.2f}" if base else ""
             peak = f"{e['peak MiB']:.0f}" if "peak MiB" in e else ""
             share = f"{100 * e['peak MiB'] / base['peak MiB']:.1f} %" if base and "peak MiB" in e else ""
             error = f"{e['relative error']:.0e}" if "relative error" in e else ""
-            lines.append(f"| {entry['images']} | {entry['window']} | {name} | {e['all']:.2f} | {phases} | {faster} "
-                         f"| {peak} | {share} | {error} |")  # fmt: skip
-        for name, why in entry["left out"].items():
-            lines.append(f"| {entry['images']} | {entry['window']} | {name} | {why} | | | | | | | | |")
+            rows.append([entry["images"], entry["window"], name, *seconds, faster, peak, share, error])
+        rows += [[entry["images"], entry["window"], name, why] for name, why in entry["left out"].items()]
+    head = ["images", "window", "variant", "s", *PHASES, "faster", "peak MiB", "of it", "error"]
     place = ", ".join(str(results[key]) for key in ("device", "cpu", "threads", "torch", "python") if key in results)
-    lines += ["", f"{place}. Medians of {results['repeats']} runs in turn; real batch {results['real']}."]
+    lines = [f"{place}. Medians of {results['repeats']} runs in turn; real batch {results['real']}."]
     lines += [f"Not run for lack of time: {skipped}." for skipped in results["skipped"]]
-    return "\n".join(lines)
+    return "\n".join([markdown(head, rows), "", *lines])
 
 
 def plot(sources: list[Path], target: Path) -> None:
     """Time and memory against window, images and parameters, each over the others' smallest value, log-log."""
-    import matplotlib.pyplot as plt
-
-    cases = [entry for source in sources for entry in json.loads(source.read_text())["cases"]]
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6.5), sharey="row", layout="constrained")
+    cases = [entry for source in sources for entry in read_json(source)["cases"]]
+    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    axes = figure.subplots(2, 3, sharey="row")
     for column, key in enumerate(("window", "images", "parameters")):
         others = [k for k in ("window", "images", "parameters") if k != key]
         # The slice with the most points.
@@ -353,27 +340,37 @@ def plot(sources: list[Path], target: Path) -> None:
     axes[0, 0].set_ylabel("seconds per outer step")
     axes[1, 0].set_ylabel("additional peak memory (MiB)")
     axes[0, 0].legend()
-    figure.savefig(target, dpi=110)
+    save_figure(figure, target)
+
+
+def pair(text: str) -> tuple[int, int]:
+    """``IMAGES,WINDOW`` as numbers."""
+    images, separator, window = text.partition(",")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form IMAGES,WINDOW")
+    return at_least(10)(images), at_least(1)(window)
 
 
 def main() -> None:
     """Run the cases that fit into the time, smallest first."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser = Parser(__doc__)
+    parser.add_out(RESULTS)
     parser.add_argument("--name", default="metagrad", help="of the files")
-    parser.add_argument("--images", type=int, nargs="+", default=[10, 100], help="synthetic images per step")
-    parser.add_argument("--windows", type=int, nargs="+", default=[20, 60])
-    parser.add_argument("--widths", type=int, nargs="+", default=[128], help="of the ConvNet; further ones only with "
-                        "the fewest images and the shortest window")  # fmt: skip
-    parser.add_argument("--cases", nargs="+", metavar="IMAGES,WINDOW", help="these instead of all combinations")
+    parser.add_argument("--images", type=at_least(10), nargs="+", default=[10, 100], help="synthetic images per step")
+    parser.add_argument("--windows", type=at_least(1), nargs="+", default=[20, 60])
+    parser.add_argument("--widths", type=at_least(1), nargs="+", default=[128], help="of the ConvNet; further ones "
+                        "only with the fewest images and the shortest window")  # fmt: skip
+    parser.add_argument(
+        "--cases", type=pair, nargs="+", metavar="IMAGES,WINDOW", help="these instead of all combinations"
+    )
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, metavar="NAME", help="; ".join(VARIANTS))
-    parser.add_argument("--real", type=int, default=500, help="real images")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--real", type=at_least(10), default=500, help="real images")
+    parser.add_argument("--repeats", type=at_least(1), default=3)
     parser.add_argument("--case_seconds", type=float, default=math.inf, help="repeat no case after this time")
     parser.add_argument("--seconds", type=float, default=math.inf, help="start no case after this time")
     parser.add_argument("--error_limit", type=int, default=2000, help="images x window up to which errors are measured")
     parser.add_argument("--no_memory", action="store_true")
-    parser.add_argument("--device", default="auto")
+    parser.add_device()
     parser.add_argument("--plot", nargs="+", metavar=("FILE", "JSON"), help="only draw FILE, from DIR/NAME.json or "
                         "from these")  # fmt: skip
     parser.add_argument("--memory", choices=VARIANTS, help=argparse.SUPPRESS)
@@ -386,15 +383,12 @@ def main() -> None:
         print_memory(a.memory, a)
         return
     device = resolve_device(a.device)
-    results: dict[str, Any] = {**environment(device), "python": platform.python_version(), "real": a.real,
-                               "repeats": a.repeats, "cases": [], "skipped": []}  # fmt: skip
+    results: dict[str, Any] = {**environment(device), "real": a.real, "repeats": a.repeats, "cases": [], "skipped": []}
     if device.type == "cpu":
         results["threads"] = f"{torch.get_num_threads()} threads"
     deadline = time.monotonic() + a.seconds
-    a.out.mkdir(parents=True, exist_ok=True)
-    pairs = [(i, w) for i in a.images for w in a.windows]
-    if a.cases:
-        pairs = [(int(i), int(w)) for i, w in (text.split(",") for text in a.cases)]
+    make_folder(a.out, "--out")
+    pairs = a.cases or [(i, w) for i in a.images for w in a.windows]
     pairs.sort(key=lambda pair: pair[0] * pair[1])
     todo = [(i, w, a.widths[0]) for i, w in pairs] + [(*pairs[0], width) for width in a.widths[1:]]
     for images, window, a.width in todo:
@@ -402,10 +396,9 @@ def main() -> None:
             results["skipped"].append(f"{images} images, window {window}, width {a.width}")
             continue
         results["cases"].append(case(images, window, a, device))
-        (a.out / f"{a.name}.json").write_text(json.dumps(results, indent=2) + "\n")
-        (a.out / f"{a.name}.md").write_text(table(results) + "\n")
+        write_results(a.out, a.name, results, table(results))
     print(table(results))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -3,8 +3,8 @@
     python benchmarks/overhead.py --out DIR [--epochs 60000] [--step_seconds 0.0367]
 
 Runs the worker of a CIFAR-10 run as long as the papers' (60,000 epochs of 9 steps, 10 images per class, AT-BPTT,
-evaluated every 25 epochs) with steps and evaluations that cost nothing, on a clock that goes on by ``--step_seconds`` at
-each step; by default as long as the paper reports for that run on an A800 (5.5 hours). All that remains is real: its
+evaluated every 25 epochs) with steps and evaluations that cost nothing, on a clock that goes on by ``--step_seconds``
+at each step; by default as long as the paper reports for that run on an A800 (5.5 hours). All that remains is real: its
 share of the run's time is the result. Writes DIR/overhead.json and DIR/overhead.md.
 """
 
@@ -18,21 +18,21 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from common import RESULTS, Parser, at_least, make_folder, markdown_table, ran_on, run, write_results
-
 import torch
 
+from common import RESULTS, Parser, at_least, markdown, ran_on, run, write_results
 from framework import assemble, base
 from framework.config import parse
 from framework.data.preprocess import Zca
 from framework.data.splits import RealData, Split
 from framework.distill_higher import BackpropThroughTime
 from framework.evaluation.selection import Assessor
+from framework.files import make_folder
 from framework.machine import environment
 from framework.outer.method import Proposal
 from framework.records import Entry, Results, Row, Scores
-from framework.rng import generator
 from framework.report.metrics import Reporter
+from framework.rng import generator
 from framework.run.chores import Seldom
 from framework.run.distributed import Comm
 from framework.run.progress import Best
@@ -60,6 +60,7 @@ class Clock:
         self.faked = 0.0
 
     def __call__(self) -> float:
+        """Seconds."""
         return time.perf_counter() + self.faked
 
 
@@ -98,7 +99,8 @@ def faked_evaluation(self: Assessor, epoch: int) -> Entry:
 
 def faked_results(self: Assessor, best: Best) -> Results:
     """A final table at no cost."""
-    return {"distilled": Row(0.7, 0.1, 0.9, 0.1, 0.1, 0.1, 1.0, 0.1, name="100 distilled images", networks=8, steps=300)}
+    row = Row(0.7, 0.1, 0.9, 0.1, 0.1, 0.1, 1.0, 0.1, name="100 distilled images", networks=8, steps=300)
+    return {"distilled": row}
 
 
 def timed(function: Callable[..., Any], calls: list[float]) -> Callable[..., Any]:
@@ -155,11 +157,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=at_least(1), default=60_000)
     parser.add_argument("--step_seconds", type=float, default=STEP_SECONDS, help="time that a step stands for")
     a = parser.parse_args()
-    make_folder(a.out)
+    make_folder(a.out, "--out")
     results = {**measure(a.epochs, a.step_seconds), **environment(torch.device("cpu"))}
     rows = [(part, f"{m['calls']:,}", f"{m['seconds']:.1f}") for part, m in results["parts"].items()]
     rows.append(("all, with what is in none of these", "", f"{results['seconds besides']:.1f}"))
-    text = markdown_table(["besides the steps", "calls", "seconds"], rows)
+    text = markdown(["besides the steps", "calls", "seconds"], rows)
     text += (
         f"\n\n{results['outer steps']:,} steps in {results['epochs']:,} epochs: {100 * results['share']:.2f} % of "
         f"{(results['seconds of steps'] + results['seconds besides']) / 3600:.2f} hours. The folder ends at "

@@ -7,21 +7,17 @@ steps`` computes every step in bfloat16; ``--precision bf16`` keeps the first on
 DIR/precision.json and DIR/precision.md.
 """
 
-import argparse
-import json
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import torch
 import torch.nn.functional as F
-from lrha_quality import WINDOW, learnt_images, real_batch
 
-from framework.data import load
+from common import RESULTS, Parser, at_least, markdown, ran_on, run, write_results
+from framework.data.load import load
+from framework.files import make_folder
 from framework.inner import loop as inner_loop
 from framework.inner.augment import Augmentation
 from framework.inner.execution import set_device_precision
@@ -37,6 +33,7 @@ from framework.outer.replay import Replay
 from framework.outer.synthetic import one_hot_labels
 from framework.rng import generator
 from framework.run.distributed import resolve_device
+from lrha_quality import WINDOW, learnt_images, real_batch
 
 STARTS = (0, 5, 10, 20, 50, 200)
 WAYS = {
@@ -48,13 +45,14 @@ WAYS = {
 
 def main() -> None:
     """Measure every way at every start."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--networks", type=int, default=5)
-    parser.add_argument("--device", default="auto")
+    parser = Parser(__doc__)
+    parser.add_out(RESULTS)
+    parser.add_argument("--networks", type=at_least(2), default=5)
+    parser.add_device()
     a = parser.parse_args()
+    make_folder(a.out, "--out")
     device, cpu = resolve_device(a.device), torch.device("cpu")
-    real = load.load("digits", Path(), device=cpu, zca=False, progress=False)
+    real = load("digits", Path(), device=cpu, zca=False, progress=False)
     small = build("convnet", 1, 8, 10, width=32, depth=2)
     images = learnt_images(InnerLoop(FlatNetwork(small, cpu), Adam(1e-3)), real, 60).to(device)
     labels, network = one_hot_labels(10, 1).to(device), FlatNetwork(small, device)
@@ -86,17 +84,22 @@ def main() -> None:
                 "cosine_std": statistics.stdev(values),
             }
             results["cases"].append(case)
-    lines = ["| window starts at | " + " | ".join(ways) + " |", "| --- " * (len(ways) + 1) + "|"]
-    for start in STARTS:
-        row = [case for case in results["cases"] if case["start"] == start]
-        lines.append(f"| {start} | " + " | ".join(f"{c['cosine']:.4f} ± {c['cosine_std']:.4f}" for c in row) + " |")
-    lines += ["", f"Cosine to float32 ± deviation, {a.networks} networks, window {WINDOW}. {results['device']}, torch "
-              f"{results['torch']}, seeds 0 and 1."]  # fmt: skip
-    a.out.mkdir(parents=True, exist_ok=True)
-    (a.out / "precision.json").write_text(json.dumps(results, indent=2) + "\n")
-    (a.out / "precision.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    write_results(a.out, "precision", results, table(results))
+    print(table(results))
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown: one row for each start, one column for each way."""
+    rows: dict[int, list[str]] = {}
+    for c in results["cases"]:
+        rows.setdefault(c["start"], [str(c["start"])]).append(f"{c['cosine']:.4f} ± {c['cosine_std']:.4f}")
+    ways = dict.fromkeys(case["way"] for case in results["cases"])
+    note = (
+        f"Cosine to float32 ± deviation, {results['networks']} networks, window {results['window']}. "
+        f"{ran_on(results)}, seeds 0 and 1."
+    )
+    return markdown(["window starts at", *ways], rows.values()) + f"\n\n{note}"
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

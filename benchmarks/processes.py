@@ -8,8 +8,6 @@ alternate; the figure is the median over outer steps of the metrics' seconds per
 Writes DIR/processes.json and DIR/processes.md.
 """
 
-import argparse
-import json
 import os
 import platform
 import statistics
@@ -17,24 +15,18 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+from common import ROOT, Parser, at_least, markdown, run, write_results
+from framework.files import make_folder
+from framework.report.folder import RunFolder
+
 RUN = [
     *("--dataset", "digits", "--width", "32", "--depth", "2", "--device", "cpu", "--inner_optim", "Adam"),
-    *(
-        "--num_per_class",
-        "4",
-        "--batch_per_class",
-        "4",
-        "--ddtype",
-        "curriculum",
-        "--window",
-        "10",
-        "--totwindow",
-        "20",
-    ),
+    *("--num_per_class", "4", "--batch_per_class", "4", "--ddtype", "curriculum", "--window", "10"),
+    *("--totwindow", "20"),
     *("--epochs", "3", "--test_freq", "3", "--num_train_eval", "2", "--eval_steps", "20", "--print_freq", "1"),
 ]
 
@@ -46,32 +38,37 @@ def seconds_per_trajectory(processes: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "main.py", *RUN, *flags, "--save_dir", folder]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        records = map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines())
-        steps = [record["seconds_per_step"] for record in records if record["kind"] == "step"]
+        steps: list[float] = [r["seconds_per_step"] for r in RunFolder(Path(folder)).records["step"]]
     return statistics.median(steps[1:]) / processes
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown: one row for each number of processes."""
+    medians = {n: statistics.median(values) for n, values in results["seconds"].items()}
+    first = next(iter(medians.values()))
+    rows = [(n, f"{1000 * t:.1f}", f"{t / first:.2f}") for n, t in medians.items()]
+    return markdown(("processes", "ms per trajectory", "time for the same work"), rows)
 
 
 def main() -> None:
     """Measure, write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write the figures")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each kind (default: 3)")
-    parser.add_argument("--nproc", type=int, nargs="+", default=[1, 2], metavar="N", help="processes (default: 1 2)")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    times: dict[int, list[float]] = {n: [] for n in arguments.nproc}
-    for _ in range(arguments.repeats):
-        for n in arguments.nproc:
+    parser = Parser(__doc__)
+    parser.add_out()
+    parser.add_argument("--repeats", type=at_least(1), default=3, metavar="N", help="runs of each kind (default: 3)")
+    parser.add_argument(
+        "--nproc", type=at_least(1), nargs="+", default=[1, 2], metavar="N", help="processes (default: 1 2)"
+    )
+    a = parser.parse_args()
+    make_folder(a.out, "--out")
+    times: dict[int, list[float]] = {n: [] for n in a.nproc}
+    for _ in range(a.repeats):
+        for n in a.nproc:
             times[n].append(seconds_per_trajectory(n))
-    medians = {n: statistics.median(values) for n, values in times.items()}
     where = {"cores": os.cpu_count(), "machine": platform.machine(), "torch": torch.__version__}
-    first = arguments.nproc[0]
-    table = "| processes | ms per trajectory | time for the same work |\n| --- | --- | --- |\n"
-    table += "".join(f"| {n} | {1000 * t:.1f} | {t / medians[first]:.2f} |\n" for n, t in medians.items())
-    (arguments.out / "processes.json").write_text(json.dumps({"seconds": times, **where}, indent=2) + "\n")
-    (arguments.out / "processes.md").write_text(table)
-    print(table, where)
+    results = {"seconds": times, **where}
+    write_results(a.out, "processes", results, table(results))
+    print(f"{table(results)}\n\n{where}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

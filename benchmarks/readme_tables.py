@@ -3,13 +3,11 @@
 python benchmarks/readme_tables.py [--check]
 """
 
-import argparse
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from common import RESULTS, ROOT, Parser, markdown, ran_on, run
+from framework.files import read_json, write_text
+
 SOURCES = ("metagrad_cpu.json", "metagrad_cpu_100.json", "metagrad_cpu_large.json")  # other machines' stand beside them
 VARIANTS = {
     "ancestor": "ancestors' way",
@@ -26,7 +24,7 @@ def cell(case: dict[str, Any], variant: str) -> str:
     """Seconds, how many times faster, MiB, and their share, as far as they were measured."""
     measured, base = case["variants"].get(variant), case["variants"].get("ancestor")
     if measured is None:
-        return case["left out"].get(variant, "not run")
+        return str(case["left out"].get(variant, "not run"))
     seconds, mib = f"{measured['all']:.1f} s", f"{measured['peak MiB']:,.0f} MiB"
     if base is None or variant == "ancestor":
         return f"{seconds}, {mib}"
@@ -36,42 +34,35 @@ def cell(case: dict[str, Any], variant: str) -> str:
 
 def metagrad(files: list[dict[str, Any]]) -> str:
     """The comparison of engines: seconds and additional peak memory of an outer step, and ratios."""
-    lines = [
-        "| images per step, window | " + " | ".join(VARIANTS.values()) + " |",
-        "| --- " * (len(VARIANTS) + 1) + "|",
-    ]
-    for case in sorted(
-        (case for results in files for case in results["cases"]), key=lambda c: (c["images"], c["window"])
-    ):
-        cells = [f"{case['images']}, {case['window']}", *(cell(case, variant) for variant in VARIANTS)]
-        lines.append("| " + " | ".join(cells) + " |")
+    cases = [case for results in files for case in results["cases"]]
+    cases.sort(key=lambda case: (case["images"], case["window"]))
+    rows = [[f"{c['images']}, {c['window']}", *(cell(c, variant) for variant in VARIANTS)] for c in cases]
+    table = markdown(["images per step, window", *VARIANTS.values()], rows)
     runs = ", ".join(
         f"{name} (at most {results['repeats']} run{'s' * (results['repeats'] > 1)} each)"
         for name, results in zip(SOURCES, files, strict=True)
     )
-    lines += ["", f"{files[0]['device']}, torch {files[0]['torch']}. Medians of runs in turn: {runs}."]
-    return "\n".join(lines)
+    return f"{table}\n\n{ran_on(files[0])}. Medians of runs in turn: {runs}."
 
 
 def updated(readme: str) -> str:
     """The README's text with the figures as the files have them."""
-    folder = ROOT / "benchmarks" / "results"
-    block = metagrad([json.loads((folder / name).read_text()) for name in SOURCES])
+    block = metagrad([read_json(RESULTS / name) for name in SOURCES])
     before, rest = readme.split(START)
     return f"{before}{START}\n{block}\n{END}{rest.split(END)[1]}"
 
 
 def main() -> int:
     """Rewrite README.md, or with --check only say whether it is up to date."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--check", action="store_true", help="exit with 1 where the README differs; change nothing")
     check = parser.parse_args().check
     path = ROOT / "README.md"
     old, new = path.read_text(), updated(path.read_text())
     if not check:
-        path.write_text(new)
+        write_text(path, new)
     return int(check and old != new)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

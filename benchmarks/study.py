@@ -7,8 +7,6 @@ continues where it was when started again. Ends in ``DIR/results.md`` and ``DIR/
 ``scripts/ablation.sh`` and ``scripts/sensitivity.sh``.
 """
 
-import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -19,7 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from common import ROOT, Parser, at_least, markdown, ran_on, run, write_results
+from framework.files import make_folder
+from framework.records import Summary
+from framework.report.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -32,38 +33,28 @@ class Job:
     folder: Path
 
     @property
-    def summary(self) -> dict[str, Any] | None:
-        """``summary.json`` of the finished run, None before."""
-        path = self.folder / "summary.json"
-        return json.loads(path.read_text()) if path.exists() else None
+    def summary(self) -> Summary | None:
+        """The finished run's, None before."""
+        return RunFolder(self.folder).summary
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
         """The run's evaluations so far, in order."""
-        path = self.folder / "metrics.jsonl"
-        records = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
-        return [record for record in records if record["kind"] == "evaluation"]
+        return RunFolder(self.folder).records["evaluation"]
 
     def accuracy_at(self, seconds: float) -> float:
         """Validation accuracy of the best snapshot that was there after this many seconds."""
-        return max((e["accuracy"] for e in self.evaluations if e["seconds"] <= seconds), default=0.0)
+        accuracies: list[float] = [e["accuracy"] for e in self.evaluations if e["seconds"] <= seconds]
+        return max(accuracies, default=0.0)
 
 
-def run(job: Job, deadline: float, threads: int) -> None:
+def distil(job: Job, deadline: float, threads: int) -> None:
     """Start or continue a run; at the deadline ask it to checkpoint and stop."""
     if job.summary is not None or time.monotonic() > deadline:
         return
     job.folder.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        "main.py",
-        *job.flags,
-        "--seed",
-        str(job.seed),
-        "--save_dir",
-        str(job.folder),
-        "--resume",
-    ]
+    where = ["--seed", str(job.seed), "--save_dir", str(job.folder), "--resume"]
+    command = [sys.executable, "main.py", *job.flags, *where]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     print(f"{job.variant}, seed {job.seed}: {' '.join(command[1:])}", flush=True)
     with open(job.folder / "output.txt", "a") as output:
@@ -98,7 +89,7 @@ def collect(jobs: list[Job]) -> dict[str, Any]:
     for name in dict.fromkeys(job.variant for job in finished):
         runs = [job for job in finished if job.variant == name]
         summaries = [job.summary for job in runs]
-        accuracies = [s["results"]["distilled"]["top1"] for s in summaries if s]
+        accuracies = [s.results["distilled"].top1 for s in summaries if s]
         variants[name] = {
             "n": len(runs),
             "seeds": [job.seed for job in runs],
@@ -107,43 +98,46 @@ def collect(jobs: list[Job]) -> dict[str, Any]:
             "seconds": statistics.fmean(job.evaluations[-1]["seconds"] for job in runs),
             "per seed": accuracies,
         }
-    first = finished[0].summary or {}
-    about = {key: first[key] for key in ("dataset", "device", "torch", "python", "outer_steps", "epochs")}
+    first = finished[0].summary
+    about = {key: getattr(first, key) for key in ("dataset", "device", "torch", "python", "outer_steps", "epochs")}
     return {**about, "equal time, seconds": equal_time, "flags": finished[0].flags, "variants": variants}
 
 
 def table(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     columns = ("test accuracy, equal outer steps", "validation accuracy, equal time")
-    lines = [f"| variant | {columns[0]} (%) | {columns[1]} (%) | seconds | n |", "| --- | --- | --- | --- | --- |"]
-    for name, row in results["variants"].items():
-        cells = []
-        for column in columns:
-            deviation = row[column]["deviation"]
-            cells.append(f"{row[column]['mean']:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}"))
-        lines.append(f"| {name} | {' | '.join(cells)} | {row['seconds']:.0f} | {row['n']} |")
-    if results["variants"]:
-        lines += [
-            "",
-            f"± is the deviation over seeds. {results['dataset']}, {results['outer_steps']} outer steps, equal "
-            f"time after {results['equal time, seconds']:.0f} s; {results['device']}, torch {results['torch']}.",
-        ]
-    return "\n".join(lines)
+    rows = [
+        [name, *(percent(row[column]) for column in columns), f"{row['seconds']:.0f}", row["n"]]
+        for name, row in results["variants"].items()
+    ]
+    text = markdown(["variant", *(f"{column} (%)" for column in columns), "seconds", "n"], rows)
+    if rows:
+        text += (
+            f"\n\n± is the deviation over seeds. {results['dataset']}, {results['outer_steps']} outer steps, equal "
+            f"time after {results['equal time, seconds']:.0f} s; {ran_on(results)}."
+        )
+    return text
+
+
+def percent(value: dict[str, float | None]) -> str:
+    """What ``mean_and_deviation`` found, as text."""
+    return f"{value['mean']:.2f}" + ("" if value["deviation"] is None else f" ± {value['deviation']:.2f}")
 
 
 def main() -> None:
     """Parse, run what is missing, collect."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the study")
+    parser = Parser(__doc__)
+    parser.add_out()
     parser.add_argument("--variant", nargs=2, action="append", metavar=("NAME", "FLAGS"), required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="stop after this time; run again to continue"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
+    parser.add_argument("--jobs", type=at_least(1), default=1, help="runs at a time; they share the cores")
     parser.add_argument("common", nargs="*", help="flags of main.py for every run, after --")
     a = parser.parse_args()
     out = a.out.resolve()
+    make_folder(out, "--out")
     jobs = [
         Job(name, seed, [*a.common, *flags.split()], out / name.replace(" ", "_") / f"seed{seed}")
         for seed in a.seeds
@@ -152,10 +146,9 @@ def main() -> None:
     deadline = time.monotonic() + 60 * a.minutes
     threads = max(1, (os.cpu_count() or 1) // a.jobs)
     with ThreadPoolExecutor(a.jobs) as pool:
-        list(pool.map(lambda job: run(job, deadline, threads), jobs))
+        list(pool.map(lambda job: distil(job, deadline, threads), jobs))
     results = collect(jobs)
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    (out / "results.md").write_text(table(results) + "\n")
+    write_results(out, "results", results, table(results))
     print(table(results))
     missing = sum(job.summary is None for job in jobs)
     if missing:
@@ -163,4 +156,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

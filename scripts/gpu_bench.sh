@@ -4,7 +4,9 @@
 # Writes JSON and Markdown to OUT_DIR.
 # Usage: bash scripts/gpu_bench.sh OUT_DIR [CIFAR_ROOT [FLAGS OF main.py]]
 #   CIFAR_ROOT holds cifar-10-batches-py; or train/ and test/ class folders, then give --dataset imagefolder as a flag.
-#   SECONDS_IN_ALL=120 bash scripts/gpu_bench.sh ... for less time; FLAGS may shrink the distillation to a CPU's size.
+#   SECONDS_IN_ALL=120 bash scripts/gpu_bench.sh ... for less time, or for more. What it ends is told on stderr; an
+#   engine that it ends before its first metrics has "nothing" in the last table.
+#   COMPARE_FLAGS="--cases 10,2 ..." (of benchmarks/metagrad.py) and FLAGS shrink both parts, to a CPU's size for instance.
 set -euo pipefail
 [ $# -ge 1 ] || { echo "usage: bash scripts/gpu_bench.sh OUT_DIR [CIFAR_ROOT [FLAGS]]" >&2; exit 2; }
 out=$(realpath -m "$1"); root=$(realpath -m "${2:-dataset}"); shift; [ $# -eq 0 ] || shift
@@ -12,30 +14,39 @@ source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 total=${SECONDS_IN_ALL:-570}
 began=$SECONDS
 left() { echo $((total - (SECONDS - began))); }
-# What its time limit ends has written what it had; any other failure is one.
+say() { echo "gpu_bench: $*" >&2; }
+# within SECONDS COMMAND: what its time limit ends has written what it had; any other failure is one.
 within() {
-  local code=0
-  timeout --signal TERM --kill-after 20 "$@" || code=$?
-  case $code in 0 | 124 | 137) ;; *) return "$code" ;; esac
+  local limit=$1 code=0
+  shift
+  # timeout itself takes 0 for "no limit".
+  if [ "$limit" -lt 1 ]; then say "no time is left for it"; return; fi
+  timeout --signal TERM --kill-after 20 "$limit" "$@" || code=$?
+  case $code in
+    0) ;;
+    124 | 137) say "cut short with code $code: its limit is $limit s of SECONDS_IN_ALL=$total" ;;
+    *) return "$code" ;;
+  esac
 }
 compare() {
   local limit=$1
   shift
-  within "$limit" "$PYTHON" benchmarks/metagrad.py --out "$out" --repeats 3 "$@"
+  # shellcheck disable=SC2086  # words
+  within "$limit" "$PYTHON" benchmarks/metagrad.py --out "$out" --repeats 3 "$@" ${COMPARE_FLAGS:-}
 }
 mkdir -p "$out"
-echo "engines side by side: 100 images, window 40" >&2
+say "engines side by side: 100 images, window 40"
 compare $((total / 5)) --cases 100,40
-echo "engines side by side: the others" >&2
+say "engines side by side: the others"
 compare $((total / 4)) --name metagrad_sweep --images 10 100 500 --windows 20 60 100 --case_seconds 10 \
   --seconds $((total / 5))
 if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-  echo "compiled kernels inside of graphs" >&2
+  say "compiled kernels inside of graphs"
   compare $((total / 5)) --name metagrad_compiled --cases 100,40 --variants ancestor "ancestor, tf32" \
     "replay, graphs" "replay, graphs, compile" "replay, graphs, compile, tf32"
 fi
 for engine in auto higher; do
-  echo "distilling with --engine $engine" >&2
+  say "distilling with --engine $engine"
   run="$out/run_$engine"
   limit=$(left)
   [ "$engine" = higher ] || limit=$((limit / 2))
@@ -43,6 +54,11 @@ for engine in auto higher; do
     --num_per_class 10 --batch_per_class 10 --batch_size 5000 --ddtype curriculum --cctype 2 -d 10 --window 40 \
     --totwindow 200 --inner_optim Adam --inner_lr 0.001 --lr 0.001 --arch convnet --test_freq 2 --eval_steps 300 \
     --num_train_eval 2 --print_freq 1 --epochs 60000 --engine "$engine" --save_dir "$run" "$@"
-  cp "$run/metrics.jsonl" "$out/distil_$engine.jsonl"
+  if [ -s "$run/metrics.jsonl" ]; then
+    cp "$run/metrics.jsonl" "$out/distil_$engine.jsonl"
+  else
+    say "--engine $engine gave nothing: cut short before its first metrics; raise SECONDS_IN_ALL"
+    : > "$out/distil_$engine.jsonl"
+  fi
 done
 "$PYTHON" benchmarks/timed_distillation.py "$out"

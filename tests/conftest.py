@@ -2,10 +2,12 @@
 
 import os
 import shutil
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 from cli import TINY
+from tries import take
 
 from main import main
 
@@ -33,3 +35,14 @@ def run(finished_run: Path, tmp_path: Path) -> Path:
     """A copy of a finished run's folder."""
     shutil.copytree(finished_run, tmp_path / "tiny")
     return tmp_path / "tiny"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """What a test counts goes into the report as its property ``tries``."""
+    take()  # what a fixture has counted is another test's
+    try:
+        return (yield)
+    finally:
+        if count := take():
+            item.user_properties.append(("tries", count))

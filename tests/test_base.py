@@ -13,6 +13,7 @@ from cli import TINY, difference, start, wait_for_step
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tries import tried
 
 from framework.data.preprocess import Preprocess
 from framework.run import checkpoint
@@ -203,6 +204,7 @@ def test_a_run_stopped_again_and_again_ends_bit_identical(
         process = start(*flags, "--resume")
         wait_for_step(tmp_path / "run", moment, process)
         process.send_signal(number)
+        tried()
         out, err = process.communicate(timeout=120)
         if number == signal.SIGKILL:
             assert process.returncode == -9, err

@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from problems import CPU
+from tries import tried
 
 from framework import assemble
 from framework.config import DEFAULTS, FLAGS, parse
@@ -140,6 +141,7 @@ def flags(draw: st.DrawFn) -> list[str]:
 @fuzzed(150)
 @given(flags())
 def test_any_command_line_runs_dry_or_gets_one_line(line: list[str]) -> None:
+    tried()
     assert_works_or_one_line([*line, "--dry_run"])
 
 
@@ -154,6 +156,7 @@ def damages(draw: st.DrawFn, size: int) -> tuple[str, int, int]:
 
 
 def damage(content: bytes, how: tuple[str, int, int]) -> bytes:
+    tried()
     kind, at, value = how
     match kind:
         case "cut":

@@ -107,18 +107,80 @@ def test_a_score_needs_a_run(arguments: list[str]) -> None:
     assert done.stderr == "ddranking_score: give a run's folder or a distilled file first\n"
 
 
-def test_the_gpu_benchmark_runs_from_end_to_end(tmp_path: Path) -> None:
-    """On a CPU and a small set: its first part is cut short by its time limit, the runs end by themselves."""
+def gpu_bench(out: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """The GPU's benchmark, shrunk to what a CPU does in seconds: four outer steps for each engine."""
     few = ["--num_per_class", "1", "--batch_per_class", "1", "--batch_size", "432", "--width", "4", "--window", "2"]
     few += ["--totwindow", "4", "-d", "1", "--eval_steps", "2", "--num_train_eval", "1", "--epochs", "2"]
-    command = ["bash", str(SCRIPTS / "gpu_bench.sh"), str(tmp_path), str(tmp_path), "--dataset", "digits", *few]
-    environment = {**os.environ, "PYTHON": sys.executable, "SECONDS_IN_ALL": "60"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    few += ["--dataset", "digits", "--device", "cpu"]
+    compared = "--cases 10,2 --widths 4 --real 10 --repeats 1 --no_memory --device cpu"
+    compared += " --variants ancestor higher replay"
+    command = ["bash", str(SCRIPTS / "gpu_bench.sh"), str(out), str(out), *few]
+    environment = {**os.environ, "PYTHON": sys.executable, "COMPARE_FLAGS": compared, **environment}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_gpu_benchmark_runs_from_end_to_end(tmp_path: Path) -> None:
+    """All parts end by themselves, far from any time limit."""
+    done = gpu_bench(tmp_path, SECONDS_IN_ALL="1000000")
     assert done.returncode == 0, done.stderr
+    for name in ("metagrad", "metagrad_sweep"):
+        (case,) = json.loads((tmp_path / f"{name}.json").read_text())["cases"]
+        assert list(case["variants"]) == ["ancestor", "higher", "replay"]
     results = json.loads((tmp_path / "distillation.json").read_text())
     assert [engine["outer steps"] for engine in results.values()] == [4, 4]
     assert all(engine["accuracy over seconds"] for engine in results.values())
     assert done.stdout.splitlines()[-2].startswith("| our default | 4 |")
+
+
+NOTHING = "nothing: cut short before its first metrics"
+
+
+def test_the_gpu_benchmark_goes_on_past_an_engine_that_its_time_limit_ends(tmp_path: Path) -> None:
+    """Every part ends as ``timeout`` ends it; only the first engine has written metrics by then."""
+    metrics = tmp_path / "metrics.jsonl"
+    records: list[dict[str, object]] = [{"kind": "step", "step": step, "seconds_per_step": step} for step in (1, 2, 3)]
+    records += [{"kind": "evaluation", "step": 3, "seconds": 7.0, "accuracy": 0.25}]
+    metrics.write_text("".join(json.dumps(record) + "\n" for record in records) + '{"kind": "st')
+    python = tmp_path / "python"
+    python.write_text(f"""#!/usr/bin/env bash
+case "$*" in
+  *"--engine auto"*) mkdir -p "{tmp_path}/out/run_auto" && cp "{metrics}" "{tmp_path}/out/run_auto" && exit 124 ;;
+  *"--engine higher"*) exit 124 ;;
+  *metagrad.py*) exit 137 ;;
+esac
+exec "{sys.executable}" "$@"
+""")
+    python.chmod(0o755)
+    done = gpu_bench(tmp_path / "out", PYTHON=str(python))
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if "gave nothing" in line)
+    assert "--engine higher" in line
+    assert "SECONDS_IN_ALL" in line
+    assert done.stdout.splitlines()[-2:] == [
+        "| our default | 3 | 2.000 | 25.0 | 7 |",
+        f"| reference engine | {NOTHING} |  |  |  |",
+    ]
+    results = json.loads((tmp_path / "out" / "distillation.json").read_text())
+    assert "left out" not in results["auto"]
+    assert results["higher"] == {"outer steps": 0, "median seconds per step": None, "accuracy over seconds": [],
+                                 "left out": NOTHING}  # fmt: skip
+
+
+def test_without_time_the_gpu_benchmark_starts_nothing(tmp_path: Path) -> None:
+    earlier = tmp_path / "distil_auto.jsonl"
+    earlier.write_text('{"kind": "step", "step": 9, "seconds_per_step": 1}\n')
+    done = gpu_bench(tmp_path, SECONDS_IN_ALL="0")
+    assert done.returncode == 0, done.stderr
+    assert [line.split(" | ")[1] for line in done.stdout.splitlines()[-2:]] == [NOTHING] * 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "distil_auto.jsonl", "distil_higher.jsonl", "distillation.json", "distillation.md", "distillation.png"
+    ]  # fmt: skip
+
+
+def test_a_failure_of_the_gpu_benchmark_is_not_taken_for_its_time_limit(tmp_path: Path) -> None:
+    done = gpu_bench(tmp_path, PYTHON="false")
+    assert done.returncode == 1
+    assert not (tmp_path / "distillation.json").exists()
 
 
 def test_the_readmes_figures_are_those_of_the_results() -> None:

@@ -26,6 +26,15 @@ def parse_metric(line: bytes) -> dict[str, Any] | None:
     return record if sound else None
 
 
+def read_metrics(file: Path) -> dict[str, list[dict[str, Any]]]:
+    """The records of a ``metrics.jsonl`` by kind, in their order, but damaged ones; none where there is no file."""
+    result: dict[str, list[dict[str, Any]]] = {}
+    for line in file.read_bytes().splitlines() if file.exists() else []:
+        if (record := parse_metric(line)) is not None:
+            result.setdefault(record["kind"], []).append(record)
+    return result
+
+
 class EpochPoint(NamedTuple):
     """What plots show of an epoch."""
 
@@ -79,12 +88,7 @@ class RunFolder:
     @cached_property
     def records(self) -> dict[str, list[dict[str, Any]]]:
         """The metrics, by kind; damaged lines are left out."""
-        file = self.path / METRICS
-        result: dict[str, list[dict[str, Any]]] = {"step": [], "epoch": [], "evaluation": []}
-        for line in file.read_bytes().splitlines() if file.exists() else []:
-            if (record := parse_metric(line)) is not None:
-                result.setdefault(record["kind"], []).append(record)
-        return result
+        return {"step": [], "epoch": [], "evaluation": [], **read_metrics(self.path / METRICS)}
 
     @cached_property
     def history(self) -> dict[int, Entry]:

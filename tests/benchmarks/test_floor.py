@@ -1,11 +1,6 @@
 """The arithmetic of a window's step, counted, against what the derivatives need."""
 
-import sys
-
 import pytest
-from cli import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from floor import per_step
 

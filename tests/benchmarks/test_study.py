@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from cli import ROOT, TINY
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
 from study import Job, collect, table
 
 

@@ -17,6 +17,7 @@ import torch
 from cli import ROOT, TINY, difference, start, wait_for_step
 from problems import make_problem
 from torch.multiprocessing.spawn import start_processes
+from tries import tried
 
 from framework import base, distill_higher
 from framework.config import Config, parse
@@ -155,9 +156,12 @@ def test_the_average_of_ranks_is_that_of_one_process(size: int, four: Path) -> N
 def test_sets_that_differ_by_a_bit_stop_the_run_on_every_rank(four: Path) -> None:
     for rank in range(2):
         assert "the set of rank 1 differs from rank 0's" in checkpoint.load(four / f"2-{rank}.pt")["said"]
+    tried()
+    for rank in range(2):
         (line,) = (four / f"diverged{rank}.txt").read_text().splitlines()
         assert "after epoch 1, the synthetic set of rank 1 differs" in line
     assert not (four / "diverged" / "last.pt").exists(), "what is wrong is not saved"
+    tried()
 
 
 def test_all_ranks_skip_a_step_that_one_of_them_spoils(four: Path) -> None:
@@ -189,6 +193,7 @@ def test_two_processes_killed_stopped_and_resumed_end_bit_identical(
     wait_for_step(parts, 2, process)
     victim = children(process.pid)[1]
     os.kill(victim, signal.SIGKILL)
+    tried()
     began = time.monotonic()
     _, err = process.communicate(timeout=60)
     assert time.monotonic() - began < 60
@@ -200,6 +205,7 @@ def test_two_processes_killed_stopped_and_resumed_end_bit_identical(
     process = start(*flags, "--save_dir", parts, "--resume")
     wait_for_step(parts, 7, process)
     process.send_signal(signal.SIGTERM)
+    tried()
     out, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
     assert "stopped by SIGTERM" in out

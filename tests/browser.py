@@ -28,6 +28,7 @@ class Page:
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
@@ -58,9 +59,16 @@ class Page:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.events.clear()
-        self.call("Page.navigate", url=path.resolve().as_uri())
-        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+        loader = self.call("Page.navigate", url=path.resolve().as_uri())["loaderId"]
+        # Of this document: the load of the blank page may be told as late as now.
+        while not any(self._is_load(event, loader) for event in self.events):
             self.events.append(self._read())
+
+    @staticmethod
+    def _is_load(event: dict[str, Any], loader: str) -> bool:
+        if event["method"] != "Page.lifecycleEvent":
+            return False
+        return bool(event["params"]["name"] == "load" and event["params"]["loaderId"] == loader)
 
     def value(self, expression: str) -> Any:
         """The value of a JavaScript expression."""

@@ -37,7 +37,8 @@ class Page:
                 raise RuntimeError("the browser went away")
             self._rest += chunk
         message, _, self._rest = self._rest.partition(b"\0")
-        return json.loads(message)
+        event: dict[str, Any] = json.loads(message)
+        return event
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Send a command and wait for its answer; events on the way are kept."""
@@ -50,7 +51,8 @@ class Page:
             self.events.append(answer)
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer['error']}")
-        return answer["result"]
+        result: dict[str, Any] = answer["result"]
+        return result
 
     def open(self, path: Path, *, width: int, dark: bool) -> None:
         """Open a file in a window ``width`` pixels wide and wait until everything is loaded."""

@@ -27,6 +27,7 @@ TINY = [
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """What a command line that must be refused, with code 2, says on stderr."""
+    code: str | int | None
     try:
         code = main(arguments)
     except SystemExit as stop:  # argparse's own way

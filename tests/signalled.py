@@ -51,7 +51,8 @@ EVENTS: dict[str, Callable[[list[int]], None]] = {
 def worker(config: Config, comm: Comm, device: torch.device) -> int:
     """A run with the event that the environment names."""
     event, when, step = os.environ["EVENT"].split(",")
-    pids, save, happened = comm.gather(os.getpid()), checkpoint.save_run, []
+    pids, save = comm.gather(os.getpid()), checkpoint.save_run
+    happened: list[str] = []
 
     def save_run(folder: Path, state: dict[str, Any]) -> None:
         due = state["progress"]["step"] == int(step) and not happened

@@ -85,16 +85,15 @@ def accuracy(folder: RunFolder, path: Path) -> None:
     """Selection accuracy over outer steps at the best length, with the final table's baselines as lines."""
     figure = Figure(figsize=(7, 4))
     ax = figure.subplots()
-    history = folder.records["evaluation"]
-    steps = np.array([entry["step"] for entry in history])
-    scores = [entry["scores"][entry["lengths"].index(entry["best_length"])] for entry in history]
-    mean = 100 * np.array([score["top1"] for score in scores])
-    deviation = 100 * np.array([score["top1_std"] or 0.0 for score in scores])
-    ax.plot(steps, mean, marker="o", color=BLUE, label=f"{folder.summary['results']['distilled']['name']} (selection)")
+    assert folder.summary is not None
+    results, steps = folder.summary.results, list(folder.history)
+    mean = 100 * np.array([entry.best.top1 for entry in folder.history.values()])
+    deviation = 100 * np.array([entry.best.top1_std or 0.0 for entry in folder.history.values()])
+    ax.plot(steps, mean, marker="o", color=BLUE, label=f"{results['distilled'].name} (selection)")
     ax.fill_between(steps, mean - deviation, mean + deviation, color=BLUE, alpha=0.2)
-    for (key, row), colour in zip(folder.summary["results"].items(), (BLUE, GREY, GREEN), strict=False):
-        label = f"{row['name'].split(' (')[0]}: {percent(row['top1'], row['top1_std'])} (test)"
-        ax.axhline(100 * row["top1"], color=colour, linestyle=":" if key == "distilled" else "--", label=label)
+    for (key, row), colour in zip(results.items(), (BLUE, GREY, GREEN), strict=False):
+        label = f"{row.name.split(' (')[0]}: {percent(row.top1, row.top1_std)} (test)"
+        ax.axhline(100 * row.top1, color=colour, linestyle=":" if key == "distilled" else "--", label=label)
     ax.set_xlabel("outer step")
     ax.set_ylabel("accuracy (%)")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, fontsize=9, frameon=False)

@@ -42,8 +42,8 @@ from framework.files import make_folder, read_json
 from framework.inner.augment import Augmentation
 from framework.inner.execution import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, configure_process
 from framework.inner.kernels import Execution
-from framework.inner.names import CHUNK
 from framework.inner.loop import InnerLoop
+from framework.inner.names import CHUNK
 from framework.inner.optimizers import Adam
 from framework.inner.plan import ClassSampler, Plan
 from framework.machine import environment, free_memory

@@ -20,7 +20,7 @@ from framework.outer.method import Proposal
 from framework.outer.synthetic import joint_norm
 from framework.report.metrics import Reporter, mirror_to_wandb
 from framework.report.tables import percent, result_table
-from framework.run.checkpoint import find_run, save_run
+from framework.run import checkpoint
 from framework.run.chores import Seldom
 from framework.run.distributed import Comm, PeerLost
 from framework.run.interrupt import Interrupted, StopRequest
@@ -45,7 +45,7 @@ class Run:
         self.folder = config.folder
         self.stop = StopRequest()
         # Rank 0's: another node may not see the folder.
-        saved = comm.from_main(find_run(self.folder, config) if comm.main else None)
+        saved = comm.from_main(checkpoint.find_run(self.folder, config) if comm.main else None)
         if saved is None and config.resume and comm.main:
             print(f"--resume: {self.folder} holds no checkpoint yet; starting a new run", flush=True)
         self.parts = assemble(config, comm, device)
@@ -235,7 +235,7 @@ class Run:
                 "method": self.method.state_dict(),
                 "processes": self.comm.size,
             }
-            save_run(self.folder, state)
+            checkpoint.save_run(self.folder, state)
 
     def _restore(self, saved: dict[str, Any]) -> None:
         last = self.folder / files.LAST

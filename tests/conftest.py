@@ -7,9 +7,24 @@ from pathlib import Path
 
 import pytest
 from cli import TINY
+from hypothesis import HealthCheck, settings
 from tries import take
 
 from main import main
+
+# How long examples take says more about the machine's other work than about the code.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With ``SKIP_NOTHING=1`` a test that would be skipped fails, and says what it lacks."""
+    report = yield
+    if report.skipped and os.environ.get("SKIP_NOTHING") == "1":
+        assert isinstance(report.longrepr, tuple)
+        report.outcome, report.longrepr = "failed", f"{report.longrepr[2]} (SKIP_NOTHING=1 lets no test be skipped)"
+    return report
 
 
 @pytest.fixture(scope="session")

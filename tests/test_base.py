@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cli import TINY, difference, start, wait_for_step
+from cli import HANGS, TINY, difference, run_signalled, start
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -192,26 +192,31 @@ def test_ckptname_is_where_the_set_starts(finished: Path, tmp_path: Path) -> Non
 # ---- resume ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+KILLED = [(1, "after"), (3, "before"), (4, "after"), (7, "before"), (10, "after")]
+STOPPED = [(2, "after"), (8, "after")]  # noticed after the next step, and during an epoch's evaluation
+
+
+@pytest.mark.parametrize(
+    ("number", "moments"),
+    [(signal.SIGKILL, KILLED), (signal.SIGTERM, STOPPED), (signal.SIGINT, STOPPED)],
+    ids=["SIGKILL", "SIGTERM", "SIGINT"],
+)
 def test_a_run_stopped_again_and_again_ends_bit_identical(
-    number: signal.Signals, finished: Path, tmp_path: Path
+    number: signal.Signals, moments: list[tuple[int, str]], finished: Path, tmp_path: Path
 ) -> None:
-    """Kill at any point after the first checkpoint, resume: images, labels, optimiser, clip, policy, best."""
-    moments = [1, 3, 4, 7, 10] if number == signal.SIGKILL else [2, 8]
+    """Kill before or after a step is saved, resume: images, labels, optimiser, clip, policy, best."""
     flags = [*TINY, "--train_y", "--baselines", "random", "full", "--save_dir", tmp_path / "run"]
     flags += ["--ckpt_minutes", "1e-9"]  # after every step
-    for moment in moments:
-        process = start(*flags, "--resume")
-        wait_for_step(tmp_path / "run", moment, process)
-        process.send_signal(number)
+    for step, when in moments:
+        ended = run_signalled(number.name, when, step, *flags, "--resume")
         tried()
-        out, err = process.communicate(timeout=120)
         if number == signal.SIGKILL:
-            assert process.returncode == -9, err
+            assert ended.returncode == -9, ended.stderr
+            assert checkpoint.load(tmp_path / "run" / "last.pt")["progress"]["step"] == step - (when == "before")
         else:
-            assert process.returncode == 128 + number, err
-            assert f"stopped by {number.name}" in out
-            assert "Traceback" not in err
+            assert ended.returncode == 128 + number, ended.stderr
+            assert f"stopped by {number.name}" in ended.stdout
+            assert "Traceback" not in ended.stderr
     assert main([*map(str, flags), "--resume"]) == 0
     assert difference(state_of(finished), state_of(tmp_path / "run")) is None
     results = [json.loads((f / "summary.json").read_text())["results"] for f in (finished, tmp_path / "run")]
@@ -335,7 +340,7 @@ def test_a_full_disk_while_running(tmp_path: Path) -> None:
     """Files may not grow beyond 20 kB, as on a full disk: one line, exit 2, and no half-written file."""
     flags = [*TINY, "--width", "64", "--save_dir", tmp_path / "run"]
     process = start(*flags, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)))
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=HANGS)
     assert process.returncode == 2
     assert err.count("error:") == 1
     assert "cannot write" in err

@@ -186,3 +186,13 @@ def test_a_failure_of_the_gpu_benchmark_is_not_taken_for_its_time_limit(tmp_path
 def test_the_readmes_figures_are_those_of_the_results() -> None:
     done = subprocess.run([sys.executable, "benchmarks/readme_tables.py", "--check"], cwd=SCRIPTS.parent, check=False)
     assert done.returncode == 0, "run: python benchmarks/readme_tables.py"
+
+
+@pytest.mark.parametrize(("variable", "code"), [("0", 0), ("1", 1)])
+def test_nothing_is_skipped_where_that_is_asked_for(variable: str, code: int, tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text('import pytest\ndef test_it(): pytest.skip("no oven here")\n')
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "SKIP_NOTHING": variable}
+    command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "-rsf", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout
+    assert "no oven here" in done.stdout

@@ -20,7 +20,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from framework import machine
-from framework.data import load, parts, preprocess, registry, splits, store
+from framework.data import parts, preprocess, registry, splits, store
+from framework.data.load import load
 from framework.data.parts import decode_image
 from framework.data.preprocess import Preprocess, Standardise, Zca
 from framework.data.readers import read_digits
@@ -630,7 +631,7 @@ def test_processes_share_a_cache(tmp_path: Path) -> None:
     processes = [
         subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
     ]
-    results = [process.communicate(timeout=60) for process in processes]
+    results = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], results
     assert results[0] == results[1]
     assert results[0][1] == ""
@@ -739,12 +740,12 @@ def test_batches_are_read_ahead_and_reading_can_stop_anywhere() -> None:
             return rows.to(torch.uint8).view(-1, 1, 1, 1)
 
     images = StreamedImages(Numbers(), lambda pixels: pixels.float())
-    threads = threading.active_count()
+    threads = set(threading.enumerate())
     batches = images.batches(torch.arange(8).split(2))
     assert next(batches).flatten().tolist() == [0, 1]
     batches.close()
     assert read == [0, 1, 2, 3]
-    assert threading.active_count() == threads
+    assert set(threading.enumerate()) <= threads
     assert [batch.flatten().tolist() for batch in images.batches(torch.arange(4).split(3))] == [[0, 1, 2], [3]]
     assert list(images.batches([])) == []
     with pytest.raises(OSError, match="disk failure"):

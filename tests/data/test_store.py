@@ -8,13 +8,15 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from cli import HANGS, ROOT
 from PIL import Image
 
 from framework.data import parts, store
@@ -24,7 +26,6 @@ from framework.data.readers import read_digits
 from framework.data.store import StoredImages, open_store
 from framework.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (3, 6, 6)
 COUNT, BLOCK = 22, 4  # six blocks, of which the last holds two images
 
@@ -125,37 +126,34 @@ def test_another_size_or_a_changed_file_is_another_store(part: FilePart, tmp_pat
 # ---- interruptions and damage
 
 CHILD = """
-import sys, time
+import os, signal, sys
 from pathlib import Path
 from framework.data import folders, parts, store
-store._BLOCK, delay = int(sys.argv[3]), float(sys.argv[4])
+store._BLOCK, last = int(sys.argv[3]), int(sys.argv[4])
 decode, decoded = parts.decode_image, []
-def slow(path, size):
-    time.sleep(delay)
+def until_killed(path, size):
+    if len(decoded) == last:
+        os.kill(os.getpid(), signal.SIGKILL)
     decoded.append(path)
     return decode(path, size)
-parts.decode_image = slow
+parts.decode_image = until_killed
 part = folders.read_imagefolder(Path(sys.argv[1]), 6).train
-stored = store.open_store(part, "tree", (3, 6, 6), Path(sys.argv[2]), workers=1)
+stored = store.open_store(part, "tree", (3, 6, 6), Path(sys.argv[2]), workers=1, progress=True)
 print(len(decoded), stored[:].sum().item())
 """
 
 
-def child(data: Path, folder: Path, delay: float) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", CHILD, str(data), str(folder), str(BLOCK), str(delay)]
+def child(data: Path, folder: Path, last: int = COUNT) -> "subprocess.Popen[str]":
+    """A process that fills a store and is killed if it decodes more than ``last`` images."""
+    command = [sys.executable, "-c", CHILD, str(data), str(folder), str(BLOCK), str(last)]
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def test_a_killed_writer_leaves_what_it_finished(part: FilePart, tmp_path: Path, decoded: list[str]) -> None:
     folder = tmp_path / "cache"
-    process = child(tmp_path / "data", folder, 0.05)
-    while process.poll() is None:
-        sums = list(folder.glob("*.crc"))
-        if sums and np.fromfile(sums[0], "<u4")[:2].all():
-            os.kill(process.pid, signal.SIGKILL)
-            break
-        time.sleep(0.005)
-    assert process.wait() == -signal.SIGKILL, process.communicate()
+    process = child(tmp_path / "data", folder, last=2 * BLOCK + 1)  # within the third block
+    said = process.communicate(timeout=HANGS)
+    assert process.returncode == -signal.SIGKILL, said
     pixels, _ = files_of(folder)
     assert pixels.stat().st_size == COUNT * 108  # full length, mostly a hole: not to be taken for complete
     stored = opened(part, folder)
@@ -239,10 +237,28 @@ def test_an_unreadable_image_is_named_and_its_store_is_not_taken_for_complete(pa
 # ---- company
 
 
+WAITING = "another process is at work on it; waiting"
+
+
+@contextmanager
+def lock_held(part: FilePart, folder: Path, tmp_path: Path) -> Iterator[None]:
+    """The store of ``part`` in ``folder`` held as if another process were writing it."""
+    opened(part, tmp_path / "names")
+    (named,) = (tmp_path / "names").glob("*.lock")
+    folder.mkdir(exist_ok=True)
+    with open(folder / named.name, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def test_processes_share_the_work_and_the_store(part: FilePart, tmp_path: Path) -> None:
     folder = tmp_path / "cache"
-    processes = [child(tmp_path / "data", folder, 0.01) for _ in range(2)]
-    said = [process.communicate(timeout=120) for process in processes]
+    with lock_held(part, folder, tmp_path):
+        processes = [child(tmp_path / "data", folder) for _ in range(2)]
+        for process in processes:  # both find the store empty and held, and go for it together
+            assert process.stderr is not None
+            assert any(WAITING in line for line in process.stderr)
+    said = [process.communicate(timeout=HANGS) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     counts, totals = zip(*(map(int, out.split()) for out, _ in said), strict=True)
     assert sum(counts) == COUNT
@@ -253,22 +269,21 @@ def test_processes_share_the_work_and_the_store(part: FilePart, tmp_path: Path) 
 def test_a_store_that_is_being_written_is_waited_for(
     part: FilePart, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    opened(part, tmp_path)
-    (sums,) = tmp_path.glob("*.crc")
-    sums.unlink()  # a store that is not whole
-    path = sums.with_suffix(".lock")
-    results: list[StoredImages] = []
-    with open(path, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        waiting = threading.Thread(
-            target=lambda: results.append(open_store(part, "tree", SHAPE, tmp_path, progress=True))
-        )
+    folder, results, said = tmp_path / "cache", [], ""
+
+    def read() -> None:
+        results.append(open_store(part, "tree", SHAPE, folder, progress=True))
+
+    waiting = threading.Thread(target=read)
+    with lock_held(part, folder, tmp_path):
         waiting.start()
-        waiting.join(0.3)
+        while WAITING not in said and waiting.is_alive():
+            time.sleep(0.01)
+            said += capsys.readouterr().err
+        assert WAITING in said
         assert results == []
-    waiting.join(20)
+    waiting.join()
     assert torch.equal(results[0][:], everything(part))
-    assert "another process is at work on it; waiting" in capsys.readouterr().err
 
 
 # ---- mistakes

@@ -28,6 +28,7 @@ class Page:
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
@@ -36,7 +37,8 @@ class Page:
                 raise RuntimeError("the browser went away")
             self._rest += chunk
         message, _, self._rest = self._rest.partition(b"\0")
-        return json.loads(message)
+        event: dict[str, Any] = json.loads(message)
+        return event
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Send a command and wait for its answer; events on the way are kept."""
@@ -49,7 +51,8 @@ class Page:
             self.events.append(answer)
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer['error']}")
-        return answer["result"]
+        result: dict[str, Any] = answer["result"]
+        return result
 
     def open(self, path: Path, *, width: int, dark: bool) -> None:
         """Open a file in a window ``width`` pixels wide and wait until everything is loaded."""
@@ -58,9 +61,16 @@ class Page:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.events.clear()
-        self.call("Page.navigate", url=path.resolve().as_uri())
-        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+        loader = self.call("Page.navigate", url=path.resolve().as_uri())["loaderId"]
+        # Of this document: the load of the blank page may be told as late as now.
+        while not any(self._is_load(event, loader) for event in self.events):
             self.events.append(self._read())
+
+    @staticmethod
+    def _is_load(event: dict[str, Any], loader: str) -> bool:
+        if event["method"] != "Page.lifecycleEvent":
+            return False
+        return bool(event["params"]["name"] == "load" and event["params"]["loaderId"] == loader)
 
     def value(self, expression: str) -> Any:
         """The value of a JavaScript expression."""

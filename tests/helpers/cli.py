@@ -1,8 +1,11 @@
 """A run small enough for a test, started through the command line's own door."""
 
+import os
+import socket
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import torch
 from main import main
 
 ROOT = Path(__file__).resolve().parents[2]
+HANGS = 600.0  # seconds after which a process is taken to hang for ever: a guard, not a measure of speed
 
 TINY = [
     *("--dataset", "digits", "--depth", "1", "--width", "4", "--device", "cpu"),
@@ -23,6 +27,7 @@ TINY = [
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """What a command line that must be refused, with code 2, says on stderr."""
+    code: str | int | None
     try:
         code = main(arguments)
     except SystemExit as stop:  # argparse's own way
@@ -37,15 +42,24 @@ def start(*arguments: str | Path, **options: Any) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
-def wait_for_step(folder: Path, step: int, process: "subprocess.Popen[str]") -> None:
-    """Until the metrics show that ``step`` outer steps were taken and a checkpoint exists."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        metrics = folder / "metrics.jsonl"
-        if (folder / "last.pt").exists() and metrics.exists() and f'"step": {step},' in metrics.read_text():
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"step {step} never came: {process.communicate()}")
+def run_signalled(event: str, when: str, step: int, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    """Run main.py so that ``event`` of ``signalled.EVENTS`` comes "before" or "after" outer step ``step`` is saved."""
+    program = Path(__file__).with_name("signalled.py")
+    command = [sys.executable, str(program), event, when, str(step), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANGS, check=False
+    )
+
+
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A TCP port for a server that is given its number; as long as it is reserved, the system assigns it to nobody."""
+    with socket.socket() as holder:
+        # With this option, which servers set too, a port can be bound twice as long as only one of both listens.
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("", 0))
+        yield int(holder.getsockname()[1])
 
 
 def difference(one: Any, two: Any, where: str = "") -> str | None:

@@ -52,7 +52,8 @@ def make_problem(
     gen = generator(seed, "problem")
     module = build(arch, channels, side, classes, width=width, depth=depth, norm=norm)
     if smooth:
-        module.features = nn.Sequential(*(nn.Softplus() if isinstance(m, nn.ReLU) else m for m in module.features))
+        layers = module.get_submodule("features").children()
+        module.features = nn.Sequential(*(nn.Softplus() if isinstance(m, nn.ReLU) else m for m in layers))
     network = FlatNetwork(module, device, torch.float64)
     augmentation = Augmentation(strategy, compose, side)
     labels = one_hot_labels(classes, ipc).double()

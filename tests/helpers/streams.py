@@ -9,8 +9,8 @@ import torch
 
 
 def _states() -> tuple[object, ...]:
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002
-    return random.getstate(), name, bytes(keys), *rest, bytes(torch.get_rng_state().numpy())
+    legacy = np.random.get_state(legacy=False)  # noqa: NPY002
+    return random.getstate(), repr(legacy), bytes(torch.get_rng_state().numpy())
 
 
 def stir(seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Differentiable augmentation, against pixel-by-pixel loops in float64."""
+"""Differentiable augmentation, against pixel-by-pixel loops in float64, scipy and kornia."""
 
 import itertools
 import math
@@ -10,6 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kornia import enhance
+from kornia.augmentation import RandomErasing, RandomMixUpV2
+from kornia.enhance.adjust import adjust_contrast_with_mean_subtraction, adjust_saturation_with_gray_subtraction
+from kornia.geometry import transform
+from kornia.geometry.conversions import normal_transform_pixel
 from scipy import ndimage
 from streams import stir, untouched
 from torch import Tensor
@@ -198,6 +203,135 @@ def test_identity_parameters_change_nothing(side: int) -> None:
     new_images, new_labels = apply(images, labels, identity)
     assert close(new_images, images)
     assert torch.equal(new_labels, labels)
+
+
+# ---- against kornia --------------------------------------------------------------------------------
+
+PRECISIONS = [(torch.float64, 1e-12), (torch.float32, 1e-5)]
+precisions = pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS, ids=["float64", "float32"])
+sides = pytest.mark.parametrize("side", [*SIDES, 32])
+
+
+def natural(side: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Images between 0 and 1, as kornia expects them, and labels."""
+    images, labels = batch(side=side)
+    return images.sigmoid().to(dtype), labels.to(dtype)
+
+
+def agree(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:
+    return ours.dtype == theirs.dtype and close(ours, theirs, tolerance)
+
+
+@precisions
+@sides
+@pytest.mark.parametrize("strategy", ["rotate", "scale", "crop"])
+def test_each_geometric_operation_is_kornias(strategy: str, side: int, dtype: torch.dtype, tolerance: float) -> None:
+    """Kornia moves the image where ours says which pixel to fetch: the same angle, but the inverse scale and shift."""
+    images, labels = natural(side, dtype)
+    draw = one_draw(strategy, side)
+    assert draw.affine is not None
+    matrix = draw.affine.to(dtype)
+    new, _ = apply(images, labels, draw)
+    if strategy == "rotate":
+        angle = torch.atan2(matrix[:, 1, 0], matrix[:, 0, 0]).rad2deg()
+        theirs = transform.rotate(images, angle, align_corners=False)
+    elif strategy == "scale":
+        theirs = transform.scale(images, 1 / matrix.diagonal(dim1=1, dim2=2), align_corners=False)
+    else:
+        theirs = transform.translate(images, -matrix[:, :, 2] * side / 2, align_corners=False)
+    assert agree(new, theirs, tolerance)
+
+
+@precisions
+@sides
+def test_composed_geometry_is_one_affine_warp_of_kornias(side: int, dtype: torch.dtype, tolerance: float) -> None:
+    images, labels = natural(side, dtype)
+    draw = one_draw("rotate_scale_crop", side)
+    assert draw.affine is not None
+    fetch = torch.cat([draw.affine.to(dtype), torch.tensor([0.0, 0.0, 1.0], dtype=dtype).expand(5, 1, 3)], dim=1)
+    # From pixels to coordinates in -1 .. 1; kornia's matrices map input pixels to output pixels.
+    to_unit = normal_transform_pixel(side, side, dtype=dtype, align_corners=False)
+    move = (to_unit.inverse() @ fetch.inverse() @ to_unit)[:, :2]
+    new, _ = apply(images, labels, draw)
+    assert agree(new, transform.warp_affine(images, move, (side, side), align_corners=False), tolerance)
+
+
+@sides
+def test_flip_is_kornias(side: int) -> None:
+    images, labels = batch(side=side)
+    draw = one_draw("flip", side)
+    assert draw.flip is not None
+    assert draw.flip.unique().tolist() == [False, True]
+    new, _ = apply(images, labels, draw)
+    assert torch.equal(new[draw.flip], transform.hflip(images)[draw.flip])
+    assert torch.equal(new[~draw.flip], images[~draw.flip])
+
+
+def mean_is_luma(dtype: torch.dtype) -> Tensor:
+    """(5, 3, 8, 8) images near 0.5 of which each pixel's mean over channels is its luma 0.299 R + 0.587 G + 0.114 B."""
+    red, blue = 0.45 + 0.1 * torch.rand(2, 5, 8, 8, generator=generator(0, "luma"), dtype=torch.float64)
+    green = ((1 / 3 - 0.299) * red + (1 / 3 - 0.114) * blue) / (0.587 - 1 / 3)
+    return torch.stack([red, green, blue], dim=1).to(dtype)
+
+
+@precisions
+def test_colour_is_kornias_where_both_mean_the_same(dtype: torch.dtype, tolerance: float) -> None:
+    """Ours takes the plain mean of the channels for grey, and never clamps, which whitened images would not survive.
+
+    Kornia takes the luma and clamps saturation and contrast to 0 .. 1; so images here have a luma equal to their mean,
+    and stay within. ``adjust_saturation`` and ``adjust_contrast`` scale the distance from the channels' least value and
+    from black, which are other operations.
+    """
+    images, (_, labels) = mean_is_luma(dtype), batch()
+    offset = torch.tensor([-0.3, -0.1, 0.0, 0.1, 0.3], dtype=torch.float64)
+    colour = torch.stack([offset, torch.linspace(0, 2, 5).double(), torch.linspace(1.5, 0.5, 5).double()], dim=1)
+    new, _ = apply(images, labels, Draw(colour=colour))
+    offset, saturation, contrast = colour.to(dtype).T
+    bright = enhance.adjust_brightness(images, offset, clip_output=False)
+    saturated = adjust_saturation_with_gray_subtraction(bright, saturation)
+    theirs = adjust_contrast_with_mean_subtraction(saturated, contrast)
+    assert all(stage.min() > 0 and stage.max() < 1 for stage in (bright, saturated, theirs)), "nothing was clamped"
+    assert agree(new, theirs, tolerance)
+    assert not close(new, bright, 0.01)
+
+
+@precisions
+def test_colour_of_grey_images_is_kornias(dtype: torch.dtype, tolerance: float) -> None:
+    """One channel: its mean is its luma, and saturation leaves it alone."""
+    images, labels = 0.5 + 0.02 * batch(channels=1)[0].to(dtype), batch()[1]
+    colour = torch.tensor([[0.2, 0.0, 1.5], [-0.2, 2.0, 0.5], [0.1, 0.5, 1.0], [0.0, 1.0, 0.9], [-0.1, 1.5, 1.2]])
+    new, _ = apply(images, labels, Draw(colour=colour))
+    offset, saturation, contrast = colour.to(dtype).T
+    bright = enhance.adjust_brightness(images, offset, clip_output=False)
+    saturated = adjust_saturation_with_gray_subtraction(bright, saturation)
+    theirs = adjust_contrast_with_mean_subtraction(saturated, contrast)
+    assert theirs.min() > 0 and theirs.max() < 1, "nothing was clamped"
+    assert agree(new, theirs, tolerance)
+
+
+@sides
+def test_cutout_is_kornias_erasing(side: int) -> None:
+    """At our squares, of which parts may lie outside: kornia's own lie inside and are of random sizes."""
+    images, labels = batch(count=60, side=side)
+    draw = one_draw("cutout", side, 60)
+    assert draw.cutout is not None
+    top, left = draw.cutout.double().T
+    size = torch.full((60,), float((side + 1) // 2), dtype=torch.float64)
+    erased = {"xs": left, "ys": top, "widths": size, "heights": size, "values": torch.zeros(60)}
+    theirs = RandomErasing(p=1.0).apply_transform(images, erased, {})
+    assert torch.equal(apply(images, labels, draw)[0], theirs)
+
+
+@precisions
+def test_mixup_is_kornias(dtype: torch.dtype, tolerance: float) -> None:
+    """Of images: kornia keeps two labels and the weight for the loss, where ours mixes the labels themselves."""
+    images, labels = natural(8, dtype)
+    draw = one_draw("mixup")
+    assert draw.mix_weight is not None
+    assert draw.mix_partner is not None
+    mixed = {"mixup_pairs": draw.mix_partner, "mixup_lambdas": (1 - draw.mix_weight).expand(5)}
+    theirs = RandomMixUpV2().apply_transform(images, mixed)
+    assert agree(apply(images, labels, draw)[0], theirs, tolerance)
 
 
 # ---- linearity and derivatives ---------------------------------------------------------------------

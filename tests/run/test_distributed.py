@@ -1,12 +1,10 @@
 """Processes: devices by name, ranks that agree with one process, runs of two processes."""
 
 import json
-import os
+import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from cli import ROOT, TINY, difference, start, wait_for_step
+from cli import HANGS, ROOT, TINY, difference, reserved_port, run_signalled, start
 from problems import make_problem
 from torch.multiprocessing.spawn import start_processes
 from tries import tried
@@ -31,7 +29,7 @@ from framework.outer.replay import Replay
 from framework.outer.synthetic import Grads, SyntheticSet
 from framework.run import checkpoint
 from framework.run.distributed import Comm, resolve_device
-from framework.run.launch import free_port, join, leave
+from framework.run.launch import join, leave
 from main import main
 
 
@@ -135,7 +133,7 @@ def everything(local_rank: int, urls: list[str], folder: Path) -> None:
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("four")
-    urls = [f"tcp://127.0.0.1:{free_port()}" for _ in range(4)]
+    urls = [f"file://{folder}/meet{number}" for number in range(4)]
     start_processes(everything, args=(urls, folder), nprocs=4, start_method="spawn")
     return folder
 
@@ -175,12 +173,6 @@ def test_all_ranks_skip_a_step_that_one_of_them_spoils(four: Path) -> None:
 TWO = ["--mp_distributed", "--nproc", "2"]
 
 
-def children(process: int) -> list[int]:
-    """The worker processes that ``process`` started, in the order of their ranks."""
-    pids = map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split())
-    return sorted(pid for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
-
-
 def test_two_processes_killed_stopped_and_resumed_end_bit_identical(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,27 +181,19 @@ def test_two_processes_killed_stopped_and_resumed_end_bit_identical(
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main([*flags, "--save_dir", str(whole)]) == 0
 
-    process = start(*flags, "--save_dir", parts)
-    wait_for_step(parts, 2, process)
-    victim = children(process.pid)[1]
-    os.kill(victim, signal.SIGKILL)
+    ended = run_signalled("SIGKILL to rank 1", "after", 2, *flags, "--save_dir", parts)
     tried()
-    began = time.monotonic()
-    _, err = process.communicate(timeout=60)
-    assert time.monotonic() - began < 60
-    assert process.returncode == 2
-    (line,) = (line for line in err.splitlines() if "error:" in line)
-    assert f"rank 1 (process {victim}) was killed by SIGKILL" in line
-    assert "Traceback" not in err
+    assert ended.returncode == 2, ended.stderr
+    (line,) = (line for line in ended.stderr.splitlines() if "error:" in line)
+    assert re.search(r"rank 1 \(process \d+\) was killed by SIGKILL", line)
+    assert "Traceback" not in ended.stderr
 
-    process = start(*flags, "--save_dir", parts, "--resume")
-    wait_for_step(parts, 7, process)
-    process.send_signal(signal.SIGTERM)
+    ended = run_signalled("SIGTERM to the parent", "after", 6, *flags, "--save_dir", parts, "--resume")
     tried()
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 143, err
-    assert "stopped by SIGTERM" in out
-    assert "Traceback" not in err
+    assert ended.returncode == 143, ended.stderr
+    assert "stopped by SIGTERM" in ended.stdout
+    assert "Traceback" not in ended.stderr
+    assert checkpoint.load(parts / "last.pt")["progress"]["step"] == 7, "noticed by all after the next step"
 
     assert main([*flags, "--save_dir", str(parts), "--resume"]) == 0
     one, two = (checkpoint.load(folder / "last.pt") for folder in (whole, parts))
@@ -230,7 +214,7 @@ def test_two_processes_killed_stopped_and_resumed_end_bit_identical(
 
 def assert_two_processes_ran(folder: Path, *processes: "subprocess.Popen[str]") -> None:
     for process in processes:
-        _, err = process.communicate(timeout=180)
+        _, err = process.communicate(timeout=HANGS)
         assert process.returncode == 0, err
     assert json.loads((folder / "summary.json").read_text())["processes"] == 2
 
@@ -260,15 +244,17 @@ def test_torchrun_on_one_node(tmp_path: Path) -> None:
 
 
 def test_torchrun_on_two_nodes(tmp_path: Path) -> None:
-    where = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     run = ["main.py", *FEW, "--save_dir", tmp_path]
-    assert_two_processes_ran(tmp_path, *(torchrun(*where, "--node-rank", str(rank), *run) for rank in range(2)))
+    with reserved_port() as port:
+        where = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+        assert_two_processes_ran(tmp_path, *(torchrun(*where, "--node-rank", str(rank), *run) for rank in range(2)))
 
 
 def test_two_nodes_started_by_hand(tmp_path: Path) -> None:
-    url = f"tcp://127.0.0.1:{free_port()}"
-    flags = [*FEW, "--world_size", "2", "--dist-url", url, "--save_dir", tmp_path]
-    assert_two_processes_ran(tmp_path, *(start(*flags, "--rank", str(rank)) for rank in range(2)))
+    with reserved_port() as port:
+        url = f"tcp://127.0.0.1:{port}"
+        flags = [*FEW, "--world_size", "2", "--dist-url", url, "--save_dir", tmp_path]
+        assert_two_processes_ran(tmp_path, *(start(*flags, "--rank", str(rank)) for rank in range(2)))
 
 
 def test_a_mistake_in_a_run_of_two_processes_exits_with_2(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Faults, each really caused: what is left afterwards, what is said, and that the run goes on from there."""
 
+import io
 import json
 import os
 import random
@@ -91,13 +92,9 @@ def write_for_ever(folder: Path, pipe: int) -> None:
             os.write(pipe, b".")
 
 
-def kill_while_writing(folder: Path, times: int) -> dict[str, int]:
-    """Kill a writer at random moments; check each time that what it said was saved can be read.
-
-    Returns:
-        How often it was caught with a file half written, and between the two renames.
-    """
-    moments, caught = random.Random(0), {"half written": 0, "between renames": 0}
+def kill_while_writing(folder: Path, times: int) -> None:
+    """Kill a writer at random moments; check each time that what it said was saved can be read."""
+    moments = random.Random(0)
     for _ in range(times):
         reader, writer = os.pipe()
         process = os.fork()
@@ -115,21 +112,80 @@ def kill_while_writing(folder: Path, times: int) -> dict[str, int]:
         while more := os.read(reader, 1000):
             said += len(more)
         os.close(reader)
-        caught["half written"] += any(folder.glob(".*.tmp"))
-        caught["between renames"] += not (folder / "last.pt").exists()
         found = find_run(folder, RESUME)
         assert found is not None
         assert found["number"] in (said - 1, said), "no checkpoint that was reported is lost"
         assert torch.equal(found["tensor"], torch.full((30_000,), float(found["number"])))
-    return caught
 
 
 def test_kill_9_at_50_moments_of_writing_checkpoints(tmp_path: Path) -> None:
-    caught = kill_while_writing(tmp_path, 50)
-    assert caught["half written"] > 0, "otherwise no write was interrupted"
+    kill_while_writing(tmp_path, 50)
     with FolderLock(tmp_path) as lock:  # the killed process's lock is gone
         lock.make()
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def half_written(state: Any, file: Any, save: Callable[..., None] = torch.save) -> None:
+    """A ``torch.save`` that is killed half-way."""
+    content = io.BytesIO()
+    save(state, content)
+    file.write(content.getvalue()[: len(content.getvalue()) // 2])
+    file.flush()
+    die()
+
+
+def die_at_rename(number: int, before: bool) -> Callable[..., None]:
+    """An ``os.replace`` that is killed before or after its ``number``-th call."""
+    replace_file, calls = os.replace, iter(range(1, 1000))
+
+    def rename(*paths: Path) -> None:
+        last = next(calls) == number
+        if last and before:
+            die()
+        replace_file(*paths)
+        if last:
+            die()
+
+    return rename
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "killer", "files"),
+    [
+        (torch, "save", half_written, {"last.pt": 1, "previous.pt": 0}),
+        (os, "fsync", die, {"last.pt": 1, "previous.pt": 0}),
+        (os, "replace", die_at_rename(1, before=True), {"last.pt": 1, "previous.pt": 0}),
+        (os, "replace", die_at_rename(2, before=True), {"previous.pt": 1}),
+        (os, "replace", die_at_rename(2, before=False), {"last.pt": 2, "previous.pt": 1}),
+    ],
+    ids=["half written", "not on the disk yet", "before the renames", "between the renames", "after the renames"],
+)
+def test_kill_9_within_writing_a_checkpoint(
+    module: Any, name: str, killer: Callable[..., None], files: dict[str, int], tmp_path: Path
+) -> None:
+    """Two checkpoints are saved, 0 and 1; the process dies while it saves the next one."""
+    process = os.fork()
+    if process == 0:
+        try:
+            for number in range(3):
+                if number == 2:
+                    setattr(module, name, killer)
+                checkpoint.save_run(tmp_path, {"config": RESUME.to_json(), "number": number})
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(process, 0)[1]) == signal.SIGKILL
+    assert {path.name: checkpoint.load(path)["number"] for path in tmp_path.glob("*.pt")} == files
+    assert bool(list(tmp_path.glob(".*.tmp"))) == (files.get("last.pt") != 2)
+    found = checkpoint.find_run(tmp_path, RESUME)
+    assert found is not None
+    assert found["number"] == max(files.values())
+    with FolderLock(tmp_path) as lock:
+        lock.make()  # removes what is half written
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", *files}
 
 
 # ---- damaged checkpoints ---------------------------------------------------------------------------

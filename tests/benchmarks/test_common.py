@@ -143,7 +143,7 @@ def test_what_a_test_counts_reaches_the_report(tmp_path: Path) -> None:
         "def test_until_it_fails():\n    tried(); tried(); assert False\n"
     )
     report = tmp_path / "report.xml"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *sys.path])}
     command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", f"--junitxml={report}"]
     subprocess.run([*command, str(tmp_path)], cwd=tmp_path, env=environment, capture_output=True, check=False)
     assert outcomes(report) == [

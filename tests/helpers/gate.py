@@ -122,10 +122,7 @@ def compare(one: Path, two: Path) -> int:
         differing = [place for place in old if place in new and not same(old[place], new[place])]
         verdict = f"{len(old)} values equal"
         if missing or differing:
-            verdict, code = (
-                f"DIFFERS at {(differing or missing)[0]} ({len(differing)} values, {len(missing)} places)",
-                1,
-            )
+            verdict, code = f"DIFFERS at {(differing or missing)[0]} ({len(differing)} values, {len(missing)} places)", 1
         print(f"{name}: {verdict}")
     return code
 

@@ -37,5 +37,10 @@ def main(arguments: Sequence[str]) -> int:
         return 130
 
 
-if __name__ == "__main__":
+def console() -> None:
+    """Entry point of the installed command ``at-bptt``: run the process's own arguments and exit with their code."""
     sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    console()

@@ -1,4 +1,4 @@
-"""Draw the README's figures: the method, and the accuracy and the images of a run. See scripts/figures.sh."""
+"""Draw the figures of README and docs: the method, and the accuracy and the images of a run. See scripts/figures.sh."""
 
 from pathlib import Path
 

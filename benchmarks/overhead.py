@@ -68,8 +68,8 @@ def real_data() -> RealData:
     """As many images as nine steps take, and a whitening of the right size."""
     images = torch.randn(5 * STEPS, 3, SIDE, SIDE, generator=generator(0, "images"))
     split = Split(images, torch.arange(len(images)) % 10)
-    eye = torch.eye(3 * SIDE**2)
-    whitening = Zca(eye, eye, torch.tensor(0.5), torch.tensor(10.0))
+    whiten, colour = torch.eye(3 * SIDE**2), torch.eye(3 * SIDE**2)
+    whitening = Zca(whiten, colour, torch.tensor(0.5), torch.tensor(10.0))
     return RealData("cifar10", tuple(map(str, range(10))), split, split, split, whitening)
 
 

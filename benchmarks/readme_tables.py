@@ -1,4 +1,4 @@
-"""Put the figures of benchmarks/results into the README, between its markers.
+"""Put the figures of benchmarks/results into docs/engines.md, between its markers.
 
 python benchmarks/readme_tables.py [--check]
 """
@@ -45,19 +45,19 @@ def metagrad(files: list[dict[str, Any]]) -> str:
     return f"{table}\n\n{ran_on(files[0])}. Medians of runs in turn: {runs}."
 
 
-def updated(readme: str) -> str:
-    """The README's text with the figures as the files have them."""
+def updated(page: str) -> str:
+    """The page's text with the figures as the files have them."""
     block = metagrad([read_json(RESULTS / name) for name in SOURCES])
-    before, rest = readme.split(START)
+    before, rest = page.split(START)
     return f"{before}{START}\n{block}\n{END}{rest.split(END)[1]}"
 
 
 def main() -> int:
-    """Rewrite README.md, or with --check only say whether it is up to date."""
+    """Rewrite the page, or with --check only say whether it is up to date."""
     parser = Parser(__doc__)
-    parser.add_argument("--check", action="store_true", help="exit with 1 where the README differs; change nothing")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where the page differs; change nothing")
     check = parser.parse_args().check
-    path = ROOT / "README.md"
+    path = ROOT / "docs" / "engines.md"
     old, new = path.read_text(), updated(path.read_text())
     if not check:
         write_text(path, new)

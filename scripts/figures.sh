@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
-# Draw the figures of README.md from a finished run: bash scripts/figures.sh save/digits/quickstart [--out Figure]
+# Draw the figures of README and docs from a finished run: bash scripts/figures.sh save/digits/quickstart [--out Figure]
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 exec "$PYTHON" benchmarks/figures.py "${@:-save/digits/quickstart}"

@@ -2,22 +2,18 @@
 
 import json
 import os
-import re
-import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from commands import AT_BPTT, COMMANDS, RAT_BPTT, Command
+from commands import AT_BPTT, RAT_BPTT
 from PIL import Image
 
 from framework.config import parse
-from main import main
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-README = SCRIPTS.parent / "README.md"
 PUBLISHED = {
     "cifar10_ipc10.sh": AT_BPTT["cifar10-ipc10"],
     "cifar100_ipc10.sh": AT_BPTT["cifar100-ipc10"],
@@ -60,32 +56,6 @@ def test_every_benchmark_parses_without_a_warning_and_takes_extra_flags(script: 
 def test_there_is_a_script_for_every_benchmark() -> None:
     expected = {f"{name}_ipc{ipc}.sh" for name in ("cifar10", "cifar100", "tiny_imagenet") for ipc in (1, 10, 50)}
     assert expected | {"imagenet_ipc1.sh", "imagenet_ipc10.sh"} <= set(BENCHMARKS)
-
-
-@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_the_readme_shows_every_example_command(command: Command) -> None:
-    readme = README.read_text().replace("\\\n", " ")
-    assert command.line in " ".join(readme.split())
-
-
-def test_the_readmes_python_example_runs_as_it_stands(finished_run: Path, tmp_path: Path) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    (tmp_path / "save" / "digits").mkdir(parents=True)
-    shutil.copytree(finished_run, tmp_path / "save" / "digits" / "quickstart")
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parent)}
-    command = [sys.executable, "-c", example]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert re.fullmatch(r"\d+\.\d% of all 1,797 real digits\n", done.stdout)
-
-
-def test_the_readmes_commands_are_understood(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each gets as far as finding that its run is not there."""
-    lines = re.findall(r"^python main.py ((?:evaluate|export|report) .*)", README.read_text(), re.MULTILINE)
-    assert len(lines) == 4
-    for line in lines:
-        arguments = shlex.split(line.partition("#")[0].replace("[OTHER RUNS]", "").replace("save/", "nowhere/"))
-        assert main(arguments) == 2
-        assert re.search("no such file|no run is here", capsys.readouterr().err)
 
 
 def test_figures_are_drawn_from_a_run(finished_run: Path, tmp_path: Path) -> None:
@@ -183,11 +153,6 @@ def test_a_failure_of_the_gpu_benchmark_is_not_taken_for_its_time_limit(tmp_path
     assert not (tmp_path / "distillation.json").exists()
 
 
-def test_the_readmes_figures_are_those_of_the_results() -> None:
-    done = subprocess.run([sys.executable, "benchmarks/readme_tables.py", "--check"], cwd=SCRIPTS.parent, check=False)
-    assert done.returncode == 0, "run: python benchmarks/readme_tables.py"
-
-
 @pytest.mark.parametrize(("variable", "code"), [("0", 0), ("1", 1)])
 def test_nothing_is_skipped_where_that_is_asked_for(variable: str, code: int, tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text('import pytest\ndef test_it(): pytest.skip("no oven here")\n')
@@ -196,3 +161,18 @@ def test_nothing_is_skipped_where_that_is_asked_for(variable: str, code: int, tm
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stdout
     assert "no oven here" in done.stdout
+
+
+@pytest.mark.parametrize("file", ["scripts/python.sh", "scripts/quickstart.sh", "main.py", "Figure/method.png"])
+def test_a_clone_that_asks_for_windows_line_ends_gets_what_was_committed(file: str, tmp_path: Path) -> None:
+    """As under WSL with ``core.autocrlf``: a script that ends its lines so does not run."""
+    committed = (SCRIPTS.parent / file).read_bytes()
+    git = ["git", "-c", "core.autocrlf=true", "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_bytes(committed)
+    shutil.copy(SCRIPTS.parent / ".gitattributes", tmp_path)
+    for arguments in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "all"]):
+        subprocess.run([*git, *arguments], cwd=tmp_path, check=True, capture_output=True)
+    (tmp_path / file).unlink()
+    subprocess.run([*git, "checkout", "--quiet", "--", "."], cwd=tmp_path, check=True)
+    assert (tmp_path / file).read_bytes() == committed

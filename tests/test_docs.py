@@ -1,0 +1,93 @@
+"""What README.md, CONTRIBUTING.md and docs/ show runs as it is shown, and what they point at is there."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import COMMANDS, Command
+
+from framework.config import parse
+from main import main
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text() for page in PAGES)
+SHELL = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)).replace("\\\n", " ")
+PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub names them."""
+    headings = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_every_published_command_is_shown(command: Command) -> None:
+    assert command.line in " ".join(SHELL.split())
+
+
+def test_every_distillation_shown_is_understood_without_a_warning() -> None:
+    lines = [line for line in re.findall(r"^python main.py (--.*)", SHELL, re.MULTILINE) if "--help" not in line]
+    assert len(lines) > len(COMMANDS)
+    for line in lines:
+        assert parse(shlex.split(line, comments=True))[1] == [], line
+
+
+def test_every_use_of_a_set_shown_is_understood(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each gets as far as finding that its run is not there."""
+    lines = set(re.findall(r"^python main.py ((?:evaluate|export|report) .*)", SHELL, re.MULTILINE))
+    assert {line.split()[0] for line in lines} == {"evaluate", "export", "report"}
+    for line in lines:
+        arguments = shlex.split(line.replace("[OTHER RUNS]", "").replace("save/", "nowhere/"), comments=True)
+        assert main(arguments) == 2
+        assert re.search("no such file|no run is here", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("number", "printed"),
+    [
+        (0, r"torch\.Size\(\[10, 1, 8, 8\]\) torch\.Size\(\[10, 10\]\) torch\.Size\(\[10, 10\]\)\n"),
+        (1, r"\d+\.\d% of all 1,797 real digits\n"),
+    ],
+    ids=["README", "evaluation"],
+)
+def test_the_python_examples_run_as_they_stand(number: int, printed: str, finished_run: Path, tmp_path: Path) -> None:
+    assert len(PYTHON) == 2
+    (tmp_path / "save" / "digits").mkdir(parents=True)
+    shutil.copytree(finished_run, tmp_path / "save" / "digits" / "quickstart")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", PYTHON[number]]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert re.fullmatch(printed, done.stdout)
+
+
+def test_every_script_and_benchmark_named_is_there() -> None:
+    names = set(re.findall(r"(?:bash|python) ((?:scripts|benchmarks|tests)/[\w/]+\.(?:sh|py))", TEXT))
+    assert {"scripts/quickstart.sh", "benchmarks/metagrad.py", "tests/helpers/gate.py"} <= names
+    assert [name for name in names if not (ROOT / name).is_file()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()) if "://" not in link]
+    for link in links:
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.is_file(), f"{page.name}: {link}"
+        assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    linked = set(re.findall(r"\]\(([\w/]+\.md)", PAGES[0].read_text()))
+    assert {str(page.relative_to(ROOT)) for page in PAGES[1:]} <= linked
+
+
+def test_the_table_of_engines_is_that_of_the_results() -> None:
+    done = subprocess.run([sys.executable, "benchmarks/readme_tables.py", "--check"], cwd=ROOT, check=False)
+    assert done.returncode == 0, "run: python benchmarks/readme_tables.py"

@@ -19,6 +19,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch import Tensor
 
 from common import RESULTS, Parser, at_least, markdown, ran_on, run, write_results
 from framework import assemble, base
@@ -30,6 +31,7 @@ from framework.evaluation.selection import Assessor
 from framework.files import make_folder
 from framework.machine import environment
 from framework.outer.method import Proposal
+from framework.outer.synthetic import SyntheticSet
 from framework.records import Entry, Results, Row, Scores
 from framework.report.metrics import Reporter
 from framework.rng import generator
@@ -44,6 +46,7 @@ FLAGS = [
     *("--ddtype", "curriculum", "--cctype", "2", "-d", "10", "--window", "40", "--totwindow", "200", "--device", "cpu"),
     *("--inner_optim", "Adam", "--inner_lr", "0.001", "--test_freq", "25", "--print_freq", "10"),
 ]
+ONE = torch.tensor(1.0)
 PARTS: dict[str, tuple[Any, str]] = {
     "records": (Reporter, "log"),
     "probes, their records too": (Reporter, "probe"),
@@ -75,17 +78,22 @@ def real_data() -> RealData:
 
 def faked_steps(clock: Clock, seconds: float) -> Any:
     """``BackpropThroughTime.proposals`` at no cost, in time ``seconds`` a step."""
+    gradient = torch.full((10 * IPC, 3, SIDE, SIDE), 1e-3)
 
     def proposals(self: BackpropThroughTime, epoch: int, first: int) -> Iterator[Proposal]:
         self.window = self.policy.choose(lambda: [math.exp(-t / 20) for t in range(self.policy.steps)])
         start, length = self.window
-        gradient = 1e-3 * torch.ones_like(self.set.images)
         for _ in range(first, STEPS):
             clock.faked += seconds
             facts = {"window_start": start, "window_length": length, "alignment": None}
-            yield Proposal({"images": gradient}, torch.tensor(1.5), torch.tensor(0.5 + epoch / 2e5), facts=facts)
+            yield Proposal({"images": gradient}, ONE, ONE, facts=facts)
 
     return proposals
+
+
+def faked_update(self: SyntheticSet, grads: dict[str, Tensor], mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """``SyntheticSet.update`` at no cost: it is part of a step."""
+    return ONE, ONE
 
 
 def faked_evaluation(self: Assessor, epoch: int) -> Entry:
@@ -124,6 +132,8 @@ def measure(epochs: int, step_seconds: float) -> dict[str, Any]:
         replaced: list[tuple[Any, str, Any]] = [
             (assemble, "_load_data", lambda *_: real_data()),
             (BackpropThroughTime, "proposals", faked_steps(clock, step_seconds)),
+            (SyntheticSet, "update", faked_update),
+            (base, "joint_norm", lambda grads: ONE),
             (Assessor, "evaluate", faked_evaluation),
             (Assessor, "final_results", faked_results),
             (time, "monotonic", clock),
@@ -158,6 +168,7 @@ def main() -> None:
     parser.add_argument("--step_seconds", type=float, default=STEP_SECONDS, help="time that a step stands for")
     a = parser.parse_args()
     make_folder(a.out, "--out")
+    torch.set_num_threads(1)
     results = {**measure(a.epochs, a.step_seconds), **environment(torch.device("cpu"))}
     rows = [(part, f"{m['calls']:,}", f"{m['seconds']:.1f}") for part, m in results["parts"].items()]
     rows.append(("all, with what is in none of these", "", f"{results['seconds besides']:.1f}"))

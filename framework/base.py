@@ -27,7 +27,7 @@ from framework.run.interrupt import Interrupted, StopRequest
 from framework.run.memory import ELSEWHERE, OutOfMemory, advice, explained
 from framework.run.progress import Diverged, Progress
 
-CHECKPOINTS_SHARE, EXPORTS_SHARE = 0.003, 0.002  # of a run's time, where the flags do not say how often
+CHECKPOINTS_SHARE, EXPORTS_SHARE = 0.002, 0.001  # of a run's time, where the flags do not say how often
 
 
 class Run:
@@ -144,7 +144,8 @@ class Run:
         if p.step % self.config.print_freq == 0 or p.step_in_epoch == self.method.steps_per_epoch:
             self.reporter.bar.set_postfix(
                 {name: f"{fact:.3f}" for name, fact in facts.items() if name in ("loss", "accuracy")}
-                | {name: str(fact) for name, fact in facts.items() if isinstance(fact, int)}
+                | {name: str(fact) for name, fact in facts.items() if isinstance(fact, int)},
+                refresh=False,
             )
             facts |= {"clip_factor": clip.item(), "seconds": self._seconds(), "seconds_per_step": seconds}
             self.reporter.log("step", p.step, epoch=p.epoch + 1, **facts, peak_memory_mib=peak_memory_mib(self.device))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -137,15 +138,18 @@ class FlatNetwork:
 
 
 def activation_floats(module: nn.Module, channels: int, side: int) -> int:
-    """Numbers that one image's forward pass writes, summed over layers. ``module`` must be on ``meta``."""
+    """Numbers that one image's forward pass writes, summed over layers. ``module`` may be on ``meta``."""
     total = 0
 
-    def count(_: nn.Module, __: object, output: torch.Tensor) -> None:
+    def count(_: nn.Module, __: object, output: Tensor) -> None:
         nonlocal total
         total += output.numel()
 
-    hooks = [layer.register_forward_hook(count) for layer in module.modules() if not list(layer.children())]
-    module(torch.empty(1, channels, side, side, device="meta"))
-    for hook in hooks:
-        hook.remove()
+    # With memory, whatever is in it: the first norm on ``meta`` takes seconds, for what it imports.
+    module = deepcopy(module).to_empty(device="cpu")
+    for layer in module.modules():
+        if not list(layer.children()):
+            layer.register_forward_hook(count)
+    with torch.no_grad():
+        module(torch.empty(1, channels, side, side))
     return total

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -19,7 +20,7 @@ from framework.report.folder import EpochPoint, parse_metric
 from framework.report.plots import accuracy_plot, probe_figure, truncation_plot
 from framework.run.chores import Seldom
 
-PLOTS_SHARE, PLOTS_PAUSE = 0.002, 120.0  # of a run's time for plots, and seconds between two at least
+PLOTS_SHARE, PLOTS_PAUSE = 0.001, 120.0  # of a run's time for plots, and seconds between two at least
 
 
 class Reporter:
@@ -76,9 +77,13 @@ class Reporter:
             self._file.write(json.dumps(record, allow_nan=False) + "\n")
             self.records += 1
             self._remember(record)
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self.board.add_scalar(f"{kind}/{name}", value, step)
+            self._show(kind, values, step)
+
+    def _show(self, kind: str, values: dict[str, Any], step: int) -> None:
+        """Numbers for TensorBoard, all in one event: ``add_scalar`` takes as long for each as this for all."""
+        scalars = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        event = [Summary.Value(tag=f"{kind}/{name}", simple_value=value) for name, value in scalars.items()]
+        cast(Any, self.board.file_writer).add_summary(Summary(value=event), step)
 
     def pictures(self, name: str, images: Tensor, step: int) -> None:
         """Show (N, C, H, W) images in [0, 1] in TensorBoard."""

@@ -3,22 +3,24 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli import ROOT, TINY
+from sets import made_up_summary
 
+from framework.files import write_json
 from study import Job, collect, table
 
 
 def finished(folder: Path, top1: float, evaluations: list[tuple[float, float]]) -> None:
     """Write what a finished run leaves; evaluations are (seconds, accuracy)."""
     folder.mkdir(parents=True)
-    about = {"dataset": "digits", "device": "cpu", "torch": "2", "python": "3", "outer_steps": 9, "epochs": 3}
-    (folder / "summary.json").write_text(json.dumps({**about, "results": {"distilled": {"top1": top1}}}))
-    records: list[dict[str, Any]] = [{"kind": "epoch"}]
-    records += [{"kind": "evaluation", "seconds": s, "accuracy": a} for s, a in evaluations]
+    write_json(folder / "summary.json", asdict(made_up_summary(top1=top1)))
+    records: list[dict[str, Any]] = [{"kind": "epoch", "step": 1}]
+    records += [{"kind": "evaluation", "step": i, "seconds": s, "accuracy": a} for i, (s, a) in enumerate(evaluations)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 

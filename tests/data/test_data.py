@@ -20,8 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from framework import machine
-from framework.data import parts, preprocess, registry, splits, store
-from framework.data.load import load
+from framework.data import load, parts, preprocess, registry, splits, store
 from framework.data.parts import decode_image
 from framework.data.preprocess import Preprocess, Standardise, Zca
 from framework.data.readers import read_digits

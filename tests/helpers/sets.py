@@ -1,6 +1,8 @@
-"""A distilled set made up for tests."""
+"""A distilled set and a summary made up for tests."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,6 +10,7 @@ import torch
 from framework.config import Config
 from framework.data.preprocess import Preprocess, Standardise, Zca
 from framework.distilled.set import Distilled
+from framework.records import Row, Summary
 
 SIDE, CLASSES = 4, 3
 
@@ -24,3 +27,14 @@ def made_up(*, zca: bool = False, soft: bool = False, channels: int = 3, ipc: in
     config = Config(dataset="cifar10", zca=zca, train_y=soft, inner_lr=0.003, depth=1, width=4, eval_steps=(3, 5))
     provenance = {"epoch": 3, "best_length": 5, "config": json.loads(config.to_json())}
     return Distilled(Path("made-up"), images, labels, ("a cat", "b/../c", "<é>"), preprocess, config, provenance)
+
+
+def made_up_summary(select: str = "val", top1: float = 0.6123) -> Summary:
+    """Of a finished run, with a row of several networks and one of a single network that diverged."""
+    distilled = Row(top1, 0.0084, 0.95, 0.0, 0.0312, None, 1.5, 0.1, name="10 distilled images", networks=5, steps=300)
+    random = replace(distilled, name="10 random real images", networks=1, steps=600, top1_std=None, loss=math.nan)
+    return Summary(
+        dataset="digits", policy="rat-bptt", seed=0, epochs=3, outer_steps=12, best_epoch=2, select=select,
+        results={"distilled": distilled, "random": random}, seconds=1.5, processes=1, execution="chunks", device="cpu",
+        torch="2", python="3", peak_memory_mib=10.0, files={"images": "save/x/distilled.safetensors"},
+    )  # fmt: skip

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sets import made_up_summary as summary
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from framework.distilled.pictures import image_grid, natural_images
 from framework.errors import UserError
 from framework.files import finite, write_json
 from framework.machine import environment
-from framework.records import Entry, Row, Scores, Summary
+from framework.records import Entry, Scores
 from framework.report.folder import RunFolder
 from framework.report.metrics import Reporter
 from framework.report.plots import accuracy_plot
@@ -148,24 +149,12 @@ def test_a_full_disk_is_a_user_error_that_says_how_to_go_on(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(reporter.board, "add_scalar", full)
+    monkeypatch.setattr(reporter.board.file_writer, "add_summary", full)
     with pytest.raises(UserError, match=r"No space left on device; free space"):
         reporter.log("step", 1, loss=0.5)
 
 
 # ---- tables ----------------------------------------------------------------------------------------
-
-
-def summary(select: str = "val") -> Summary:
-    distilled = Row(
-        0.6123, 0.0084, 0.95, 0.0, 0.0312, None, 1.5, 0.1, name="10 distilled images", networks=5, steps=300
-    )
-    random = replace(distilled, name="10 random real images", networks=1, steps=600, top1_std=None, loss=math.nan)
-    return Summary(
-        dataset="digits", policy="rat-bptt", seed=0, epochs=3, outer_steps=12, best_epoch=2, select=select,
-        results={"distilled": distilled, "random": random}, seconds=1.5, processes=1, execution="chunks", device="cpu",
-        torch="2", python="3", peak_memory_mib=10.0, files={"images": "save/x/distilled.safetensors"},
-    )  # fmt: skip
 
 
 def test_the_table_shows_every_row_with_its_deviations() -> None:

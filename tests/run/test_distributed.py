@@ -198,7 +198,7 @@ def test_two_processes_killed_stopped_and_resumed_end_bit_identical(
     assert main([*flags, "--save_dir", str(parts), "--resume"]) == 0
     one, two = (checkpoint.load(folder / "last.pt") for folder in (whole, parts))
     assert difference(one["set"], two["set"]) is None
-    assert difference(one["policy"], two["policy"]) is None
+    assert difference(one["method"], two["method"]) is None
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["processes"] == 2
     assert summary["results"]["distilled"]["networks"] == 3

@@ -27,7 +27,7 @@ from framework.run.interrupt import Interrupted, StopRequest
 from framework.run.memory import ELSEWHERE, OutOfMemory, advice, explained
 from framework.run.progress import Diverged, Progress
 
-CHECKPOINTS_SHARE, EXPORTS_SHARE = 0.002, 0.001  # of a run's time, where the flags do not say how often
+CHECKPOINTS_SHARE, EXPORTS_SHARE = 0.001, 0.001  # of a run's time, where the flags do not say how often
 
 
 class Run:

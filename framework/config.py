@@ -235,7 +235,7 @@ class Config:
     print_freq: int = flag(20, "output", "outer steps between updates of progress bar and metrics", minimum=1,
         resume="free")
     ckpt_epochs: int | None = flag(None, "output", "epochs between checkpoints (default: 1, or as many as it takes to "
-        "spend less than 0.2 % of the time on them)", kind=int, minimum=1, metavar="N", resume="free")
+        "spend less than 0.1 % of the time on them)", kind=int, minimum=1, metavar="N", resume="free")
     ckpt_minutes: float = flag(10.0, "output", "also checkpoint after this many minutes", above=0, resume="free")
     wandb: bool = flag(False, "output", "mirror TensorBoard to Weights & Biases (needs the package wandb)",
         resume="free")

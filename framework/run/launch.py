@@ -2,14 +2,15 @@
 
 import os
 import signal
-import socket
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -32,13 +33,6 @@ Worker = Callable[[Config, Comm, torch.device], int]
 Messages = SimpleQueue[tuple[int, str]]  # rank on this node, and the one line it leaves with
 
 
-def free_port() -> int:
-    """A TCP port of this machine that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 def launch(worker: Worker, config: Config) -> int:
     """Run ``worker`` in as many processes as the flags or torchrun's environment ask for.
 
@@ -56,14 +50,16 @@ def launch(worker: Worker, config: Config) -> int:
         nproc = config.nproc or (torch.cuda.device_count() if config.device_name in ("auto", "cuda") else 1) or 1
     if nproc * config.world_size == 1:
         return _work(worker, config, Comm(), resolve_device(config.device_name))
-    url = config.dist_url or f"tcp://127.0.0.1:{free_port()}"
-    if nproc == 1:  # one of several nodes
-        return _join_alone(worker, config, config.rank, 0, config.world_size, url)
-    messages: Messages = get_context("spawn").SimpleQueue()
-    arguments = (worker, config, nproc, url, messages)
-    context = start_processes(_spawned, args=arguments, nprocs=nproc, join=False, start_method="spawn")
-    assert context is not None
-    return _supervise(context, messages, first_rank=config.rank * nproc)
+    # A file, not a port: another program could take a free port before the processes do.
+    with tempfile.TemporaryDirectory() as folder:
+        url = config.dist_url or Path(folder, "meet").as_uri()
+        if nproc == 1:  # one of several nodes
+            return _join_alone(worker, config, config.rank, 0, config.world_size, url)
+        messages: Messages = get_context("spawn").SimpleQueue()
+        arguments = (worker, config, nproc, url, messages)
+        context = start_processes(_spawned, args=arguments, nprocs=nproc, join=False, start_method="spawn")
+        assert context is not None
+        return _supervise(context, messages, first_rank=config.rank * nproc)
 
 
 def join(worker: Worker, config: Config, rank: int, local_rank: int, size: int, url: str) -> int:

@@ -56,8 +56,8 @@ def kernels(engine: str, images: int, window: int, width: int) -> list[tuple[int
     p = make(images, window, 10, width, torch.device("meta"), torch.float32)
     count = Count()
     with count:
-        outer_gradient(ENGINES[engine](p.network, Execution(chunk=CHUNK["cuda"])), [p.theta], p.images, p.labels,
-                       [p.plan], Window(PREFIX, window), p.real)  # fmt: skip
+        how = ENGINES[engine](p.network, Execution(chunk=CHUNK["cuda"]))
+        outer_gradient(how, [p.theta], p.synthetic, [p.plan], Window(PREFIX, window), p.real)
     return count.kernels
 
 

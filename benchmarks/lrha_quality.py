@@ -32,7 +32,7 @@ from framework.networks.registry import build
 from framework.outer.engine import RealBatch
 from framework.outer.lowrank import LowRank, Recipe
 from framework.outer.replay import Replay
-from framework.outer.synthetic import noise_images, one_hot_labels
+from framework.outer.synthetic import Synthetic, noise_images, one_hot_labels
 from framework.rng import generator
 
 WINDOW = 20
@@ -66,7 +66,9 @@ def learnt_images(loop: InnerLoop, real: RealData, steps: int) -> torch.Tensor:
     for step in range(steps):
         gen = generator(0, "learning", step)
         start = State.fresh(loop.network.init(gen))
-        images.grad = Replay(loop)(start, images, labels, sampler.plan(WINDOW, gen), real_batch(real, gen)).grads.images
+        images.grad = Replay(loop)(
+            start, Synthetic(images.detach(), labels), sampler.plan(WINDOW, gen), real_batch(real, gen)
+        ).grads.images
         optimizer.step()
     return images.detach()
 
@@ -107,11 +109,11 @@ def main() -> None:
                 state = loop.train(State.fresh(theta), images, labels, plan[:start])
                 inside = plan[start:]
                 began = time.perf_counter()
-                exact = Replay(loop)(state, images, labels, inside, batch).grads.images.flatten()
+                exact = Replay(loop)(state, Synthetic(images, labels), inside, batch).grads.images.flatten()
                 seconds["exact"] += (time.perf_counter() - began) / a.networks
                 for key, recipe in recipes.items():
                     began = time.perf_counter()
-                    result = LowRank(loop, recipe)(state, images, labels, inside, batch)
+                    result = LowRank(loop, recipe)(state, Synthetic(images, labels), inside, batch)
                     seconds[key] += (time.perf_counter() - began) / a.networks
                     g, products[key] = result.grads.images.flatten(), result.cost.products
                     error = float((g - exact).norm() / exact.norm())

@@ -27,7 +27,7 @@ from framework.machine import environment
 from framework.networks.flat import FlatNetwork
 from framework.networks.registry import build
 from framework.outer.engine import RealBatch
-from framework.outer.synthetic import noise_images, one_hot_labels
+from framework.outer.synthetic import Synthetic, noise_images, one_hot_labels
 from framework.rng import generator
 from framework.run.memory import window_bytes
 
@@ -45,7 +45,7 @@ def measure(engine: str, ipc: int, window: int, width: int) -> dict[str, Any]:
     state = State.fresh(network.init(gen))
     before = resident_mib("VmHWM")
     loop = InnerLoop(network, Adam(1e-3), Execution())
-    make_engine(engine, loop)(state, images, one_hot_labels(10, ipc), plan, real)
+    make_engine(engine, loop)(state, Synthetic(images, one_hot_labels(10, ipc)), plan, real)
     estimate = window_bytes(engine, network.module.to("meta"), 3, 32, window, 10 * ipc, loop.execution.chunk) / 2**20
     measured = resident_mib("VmHWM") - before
     return {"engine": engine, "images per step": 10 * ipc, "window": window,

@@ -53,7 +53,7 @@ from framework.outer.engine import Engine, Mark, RealBatch, no_mark
 from framework.outer.lowrank import LowRank, Recipe
 from framework.outer.policies.policy import Window
 from framework.outer.replay import Replay
-from framework.outer.synthetic import noise_images, one_hot_labels
+from framework.outer.synthetic import Synthetic, noise_images, one_hot_labels
 from framework.report.plots import save_figure
 from framework.rng import generator
 from framework.run.distributed import resolve_device
@@ -115,8 +115,7 @@ class Problem:
 
     network: FlatNetwork
     theta: Tensor
-    images: Tensor
-    labels: Tensor
+    synthetic: Synthetic
     plan: Plan
     real: RealBatch
 
@@ -125,7 +124,7 @@ class Problem:
         device = self.network.device
         if variant in ANCESTORS:
             width = self.network.shapes[0][0]
-            classes = self.labels.argmax(1)
+            classes = self.synthetic.labels.argmax(1)
 
             def ancestors_step(window: int, mark: Mark) -> Tensor:
                 configure_process(device, "float32")
@@ -133,7 +132,7 @@ class Problem:
                     return_freed_memory()
                 torch.backends.cudnn.allow_tf32 = "tf32" in variant
                 return outer_step(
-                    lambda: build("convnet", 3, 32, 10, width=width), self.images, classes, self.real.images,
+                    lambda: build("convnet", 3, 32, 10, width=width), self.synthetic.images, classes, self.real.images,
                     self.real.labels.argmax(1), num_classes=10, prefix=PREFIX, window=window, lr=RULE.lr,
                     rebuild="rebuild" in variant, mark=mark,
                 )  # fmt: skip
@@ -143,7 +142,7 @@ class Problem:
 
         def step(window: int, mark: Mark) -> Tensor:
             configure_process(device, engine.loop.execution.precision)
-            result = outer_gradient(engine, [self.theta], self.images, self.labels, [self.plan], Window(PREFIX, window),
+            result = outer_gradient(engine, [self.theta], self.synthetic, [self.plan], Window(PREFIX, window),
                                     self.real, mark)  # fmt: skip
             return result.grads.images
 
@@ -164,7 +163,7 @@ def make(images: int, window: int, real: int, width: int, device: torch.device, 
         one_hot_labels(10, real // 10).to(device, dtype),
         augmentation.draw(1, real, gen).at(0).to(device),
     )
-    return Problem(network, network.init(gen), synthetic, labels, plan, batch)
+    return Problem(network, network.init(gen), Synthetic(synthetic, labels), plan, batch)
 
 
 def return_freed_memory() -> None:

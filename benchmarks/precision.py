@@ -30,7 +30,7 @@ from framework.networks.flat import FlatNetwork
 from framework.networks.registry import build
 from framework.outer.engine import RealBatch
 from framework.outer.replay import Replay
-from framework.outer.synthetic import one_hot_labels
+from framework.outer.synthetic import Synthetic, one_hot_labels
 from framework.rng import generator
 from framework.run.distributed import resolve_device
 from lrha_quality import WINDOW, learnt_images, real_batch
@@ -69,12 +69,12 @@ def main() -> None:
             set_device_precision("float32")
             exact = InnerLoop(network, Adam(1e-3))
             state = exact.train(State.fresh(theta), images, labels, plan[:start])
-            reference = Replay(exact)(state, images, labels, plan[start:], batch).grads.images
+            reference = Replay(exact)(state, Synthetic(images, labels), plan[start:], batch).grads.images
             for name, (precision, first) in ways.items():
                 set_device_precision(precision)
                 with patch.object(inner_loop, "LOW_PRECISION_FROM", first):
                     loop = InnerLoop(network, Adam(1e-3), Execution(precision=precision))
-                    result = Replay(loop)(state, images, labels, plan[start:], batch).grads.images
+                    result = Replay(loop)(state, Synthetic(images, labels), plan[start:], batch).grads.images
                 cosines[name].append(float(F.cosine_similarity(result.flatten(), reference.flatten(), 0)))
         for name, values in cosines.items():
             case = {

@@ -28,7 +28,7 @@ from framework.outer.method import Peers, Proposal
 from framework.outer.patches import PatchAlignment
 from framework.outer.policies.policy import Policy, Window
 from framework.outer.replay import Replay
-from framework.outer.synthetic import Grads, SyntheticSet
+from framework.outer.synthetic import Grads, Synthetic, SyntheticSet
 from framework.rng import generator
 
 
@@ -63,7 +63,7 @@ class Higher:
         self.loop = loop
 
     def __call__(
-        self, state: State, images: Tensor, labels: Tensor, plan: Plan, real: RealBatch, mark: Mark = no_mark
+        self, state: State, synthetic: Synthetic, plan: Plan, real: RealBatch, mark: Mark = no_mark
     ) -> MetaGradient:
         """See ``engines.Engine``."""
         network, rule = self.loop.network, self.loop.rule
@@ -72,10 +72,10 @@ class Higher:
                 parameter.copy_(value)
         fast_model = higher.patch.monkeypatch(network.module, copy_initial_weights=True)
         optimizer = _DifferentiableOptimizer(rule, network, state, fast_model)
-        inputs = [images.detach().requires_grad_()]
-        if labels.requires_grad:
-            inputs.append(labels.detach().requires_grad_())
-        soft = inputs[1] if labels.requires_grad else labels
+        inputs = [synthetic.images.detach().requires_grad_()]
+        if synthetic.learn_labels:
+            inputs.append(synthetic.labels.detach().requires_grad_())
+        soft = inputs[-1] if synthetic.learn_labels else synthetic.labels
         for t in range(len(plan)):
             batch = plan.indices[t]
             augmented, targets = apply(inputs[0][batch], soft[batch], plan.draw.at(t))
@@ -103,8 +103,7 @@ def make_engine(name: str, loop: InnerLoop, recipe: Recipe | None = None) -> Eng
 def outer_gradient(
     engine: Engine,
     thetas: Sequence[Tensor],
-    images: Tensor,
-    labels: Tensor,
+    synthetic: Synthetic,
     plans: Sequence[Plan],
     window: Window,
     real: RealBatch,
@@ -115,17 +114,17 @@ def outer_gradient(
     Args:
         engine: differentiates the window.
         thetas: (P,) parameters of each fresh network.
-        images, labels: the synthetic set.
+        synthetic: the set that they are trained on.
         plans: of each network, at least ``window.start + window.length`` inner steps.
         window: the steps to differentiate.
         real: the batch that judges all networks.
         mark: see ``Engine``; the first phase is the ``prefix``.
     """
     if engine.together and len(thetas) > 1:
-        return _outer_gradient(engine, torch.stack(list(thetas)), images, labels, Plan.side_by_side(plans), window,
+        return _outer_gradient(engine, torch.stack(list(thetas)), synthetic, Plan.side_by_side(plans), window,
                                real, mark)  # fmt: skip
     results = [
-        _outer_gradient(engine, theta, images, labels, plan, window, real, mark)
+        _outer_gradient(engine, theta, synthetic, plan, window, real, mark)
         for theta, plan in zip(thetas, plans, strict=True)
     ]
     return results[0] if len(results) == 1 else _mean(results)
@@ -134,17 +133,16 @@ def outer_gradient(
 def _outer_gradient(
     engine: Engine,
     theta: Tensor,
-    images: Tensor,
-    labels: Tensor,
+    synthetic: Synthetic,
     plan: Plan,
     window: Window,
     real: RealBatch,
     mark: Mark,
 ) -> MetaGradient:
     prefix, inside = plan[: window.start], plan[window.start : window.start + window.length]
-    state = engine.loop.train(State.fresh(theta), images, labels, prefix)
+    state = engine.loop.train(State.fresh(theta), synthetic.images, synthetic.labels, prefix)
     mark("prefix")
-    return engine(state, images, labels, inside, real, mark)
+    return engine(state, synthetic, inside, real, mark)
 
 
 def _mean(results: list[MetaGradient]) -> MetaGradient:
@@ -248,7 +246,7 @@ class BackpropThroughTime:
         classes = self.train.labels[batch.to(device)]
         draw = self.augmentation.draw(1, len(batch), generator(self.seed, "real batch", *key)).at(0)
         real = RealBatch(images, F.one_hot(classes, self.num_classes).float(), draw.to(device))
-        result = outer_gradient(self.engine, thetas, self.set.images, self.set.labels, plans, window, real)
+        result = outer_gradient(self.engine, thetas, self.set.now, plans, window, real)
         grads = {"images": result.grads.images}
         if result.grads.labels is not None:
             grads["labels"] = result.grads.labels

@@ -1,7 +1,7 @@
 """The inner loop: the training steps that all parts of a run share."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,21 @@ from framework.inner.plan import Plan
 from framework.networks.flat import FlatNetwork
 
 LOW_PRECISION_FROM = 20  # inner steps before it are too ill-conditioned for bfloat16; see benchmarks/precision.py
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step that was taken, as its derivative needs it."""
+
+    old: State
+    new: State
+    gradient: Tensor  # (P,) g_t
+    images: Tensor  # (B, C, H, W) drawn, before augmentation
+    labels: Tensor  # (B, K)
+    draw: Draw
+
+
+torch.export.register_dataclass(Step)
 
 
 class InnerLoop:
@@ -68,23 +83,19 @@ class InnerLoop:
         return replace(new, t=state.t + 1), gradient
 
     @torch.no_grad()
-    def step_back(
-        self, cotangent: State, old: State, new: State, gradient: Tensor, images: Tensor, labels: Tensor, plan: Plan,
-        t: int, learn_labels: bool,
-    ) -> tuple[State, Tensor, Tensor | None]:  # fmt: skip
+    def step_back(self, cotangent: State, step: Step, learn_labels: bool) -> tuple[State, Tensor, Tensor | None]:
         """The vector-Jacobian product of ``step``.
 
         Args:
-            cotangent: of the state that ``step`` returned.
-            old, new: the states before and after the step.
-            gradient: g_t (P,).
+            cotangent: of the state after the step.
+            step: the step.
+            learn_labels: whether the cotangent of labels is wanted.
 
         Returns:
-            The cotangents of ``old``, of the drawn images (B, C, H, W) and, if learnt, of their labels (B, K).
+            The cotangents of the state before, of the drawn images (B, C, H, W) and, if learnt, of their labels (B, K).
         """
-        back, drawn = self._back[self.is_low(old), learn_labels], plan.indices[t]
-        before, dx, dy = back(cotangent, old, new, gradient, images[drawn], labels[drawn], plan.draw.at(t))
-        return replace(before, t=old.t), dx, dy
+        before, dx, dy = self._back[self.is_low(step.old), learn_labels](cotangent, step)
+        return replace(before, t=step.old.t), dx, dy
 
     @torch.no_grad()
     def judge(self, state: State, images: Tensor, labels: Tensor, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,11 +164,10 @@ class InnerLoop:
         return self.rule.step(state, gradient), gradient
 
     def _step_back(
-        self, low: bool, learn_labels: bool, cotangent: State, old: State, new: State, gradient: Tensor,
-        images: Tensor, labels: Tensor, draw: Draw,
-    ) -> tuple[State, Tensor, Tensor | None]:  # fmt: skip
-        before, w = self.rule.pullback(cotangent, new, gradient)
-        product, dx, dy = self.second_order(old.theta, w, images, labels, draw, learn_labels, low)
+        self, low: bool, learn_labels: bool, cotangent: State, step: Step
+    ) -> tuple[State, Tensor, Tensor | None]:
+        before, w = self.rule.pullback(cotangent, step.new, step.gradient)
+        product, dx, dy = self.second_order(step.old.theta, w, step.images, step.labels, step.draw, learn_labels, low)
         assert product is not None
         return replace(before, theta=before.theta + product), dx, dy
 

@@ -14,7 +14,7 @@ from framework.inner.augment import Draw
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import State
 from framework.inner.plan import Plan
-from framework.outer.synthetic import Grads
+from framework.outer.synthetic import Grads, Synthetic
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,13 @@ class Engine(Protocol):
     together: bool
 
     def __call__(
-        self, state: State, images: Tensor, labels: Tensor, plan: Plan, real: RealBatch, mark: Mark = no_mark
+        self, state: State, synthetic: Synthetic, plan: Plan, real: RealBatch, mark: Mark = no_mark
     ) -> MetaGradient:
         """Return loss, accuracy and the gradient towards images and labels, averaged over networks.
 
         Args:
             state: where the window starts; no gradient flows into it.
-            images: (N, C, H, W), the synthetic images.
-            labels: (N, K); differentiated too if they require a gradient.
+            synthetic: the set to train on, and whether its labels are differentiated too.
             plan: the window's batches.
             real: the batch that defines the outer loss.
             mark: told the name of each phase (``window``, ``real``, ``backward``) when it is over.

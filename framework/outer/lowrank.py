@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework.inner.loop import InnerLoop
+from framework.inner.loop import InnerLoop, Step
 from framework.inner.optimizers import State
-from framework.inner.plan import Plan
 from framework.outer.engine import Cost
 from framework.outer.replay import Replay
 from framework.rng import generator
@@ -120,24 +119,15 @@ class LowRank(Replay):
         used = 0
 
         @torch.no_grad()
-        def step_back(
-            cotangent: State,
-            old: State,
-            new: State,
-            gradient: Tensor,
-            images: Tensor,
-            labels: Tensor,
-            plan: Plan,
-            t: int,
-        ) -> tuple[State, Tensor, Tensor | None]:
+        def step_back(cotangent: State, step: Step) -> tuple[State, Tensor, Tensor | None]:
             nonlocal factors, used
-            before, w = loop.rule.pullback(cotangent, new, gradient)
-            x, y, draw = images[plan.indices[t]], labels[plan.indices[t]], plan.draw.at(t)
+            old, x, y, draw = step.old, step.images, step.labels, step.draw
+            before, w = loop.rule.pullback(cotangent, step.new, step.gradient)
             _, dx, dy = loop.second_order(old.theta, w, x, y, draw, learn_labels, loop.is_low(old), hessian=False)
             if recipe.rank == 0:
                 return before, dx, dy
             if factors is None or (recipe.refresh and used == recipe.refresh):
-                factors, used = self._factorise(old, new, w, *loop.batch(old.theta, x, y, draw)), 0
+                factors, used = self._factorise(old, step.new, w, *loop.batch(old.theta, x, y, draw)), 0
             used += 1
             return replace(before, theta=before.theta + factors @ w), dx, dy
 

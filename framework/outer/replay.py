@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework.inner.loop import InnerLoop
+from framework.inner.loop import InnerLoop, Step
 from framework.inner.optimizers import State
 from framework.inner.plan import Plan
 from framework.outer.engine import Cost, Mark, MetaGradient, RealBatch, no_mark
-from framework.outer.synthetic import Grads
+from framework.outer.synthetic import Grads, Synthetic
 
 
 def segment(length: int) -> int:
@@ -42,11 +42,10 @@ class Replay:
         self.together = loop.execution.together
 
     def __call__(
-        self, state: State, images: Tensor, labels: Tensor, plan: Plan, real: RealBatch, mark: Mark = no_mark
+        self, state: State, synthetic: Synthetic, plan: Plan, real: RealBatch, mark: Mark = no_mark
     ) -> MetaGradient:
         """See ``Engine``."""
-        learn_labels = labels.requires_grad
-        images, labels = images.detach(), labels.detach()
+        images, labels, learn_labels = synthetic.images, synthetic.labels, synthetic.learn_labels
         every = self.every or segment(len(plan))
         kept: list[State] = []
         gradients: list[Tensor] = []
@@ -70,10 +69,12 @@ class Replay:
                 states.append(self.loop.rule.step(states[-1], gradient))
             while len(states) > 1:
                 new, gradient, t = states.pop(), gradients.pop(), len(gradients)
-                cotangent, dx, dy = step_back(cotangent, states[-1], new, gradient, images, labels, plan, t)
-                grads.images.index_add_(0, plan.indices[t], dx)
+                drawn = plan.indices[t]
+                step = Step(states[-1], new, gradient, images[drawn], labels[drawn], plan.draw.at(t))
+                cotangent, dx, dy = step_back(cotangent, step)
+                grads.images.index_add_(0, drawn, dx)
                 if grads.labels is not None:
-                    grads.labels.index_add_(0, plan.indices[t], dy)
+                    grads.labels.index_add_(0, drawn, dy)
         mark("backward")
         networks = u.shape[0] if u.dim() == 2 else 1
         mean = Grads(grads.images / networks, None if grads.labels is None else grads.labels / networks)

@@ -1,6 +1,7 @@
 """The synthetic set: what is learnt, how it starts, how it is updated."""
 
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -8,6 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from framework.inner.names import MOMENTUM
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """A synthetic set as engines see it; no gradient flows into these tensors by themselves."""
+
+    images: Tensor  # (N, C, H, W)
+    labels: Tensor  # (N, K) class weights
+    learn_labels: bool = False  # whether the gradient towards labels is wanted
 
 
 class Grads(NamedTuple):
@@ -58,6 +68,11 @@ class SyntheticSet:
             if optimizer == "Adam"
             else torch.optim.SGD(groups, momentum=MOMENTUM, weight_decay=weight_decay)
         )
+
+    @property
+    def now(self) -> Synthetic:
+        """The set as it is, in the memory of the live tensors."""
+        return Synthetic(self.images.detach(), self.labels.detach(), self.learn_labels)
 
     @property
     def learnt(self) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from framework.inner.plan import ClassSampler, Plan
 from framework.networks.flat import FlatNetwork
 from framework.networks.registry import build
 from framework.outer.engine import RealBatch
-from framework.outer.synthetic import noise_images, one_hot_labels
+from framework.outer.synthetic import Synthetic, noise_images, one_hot_labels
 from framework.rng import generator
 
 CPU = torch.device("cpu")
@@ -24,6 +24,11 @@ class Problem:
     labels: Tensor
     plan: Plan
     real: RealBatch
+
+    @property
+    def synthetic(self) -> Synthetic:
+        """Images and labels as engines take them."""
+        return Synthetic(self.images.detach(), self.labels.detach(), self.labels.requires_grad)
 
 
 def make_problem(

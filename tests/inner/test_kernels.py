@@ -141,8 +141,7 @@ def test_a_compiled_meta_gradient_is_exact() -> None:
     compiled = Replay(InnerLoop(p.network, Adam(1e-2), Execution(chunk=6, compile=True)))
     plain = Higher(InnerLoop(p.network, Adam(1e-2)))
     results = [
-        outer_gradient(engine, [p.theta], p.images, p.labels, [p.plan], Window(2, 4), p.real)
-        for engine in (compiled, plain)
+        outer_gradient(engine, [p.theta], p.synthetic, [p.plan], Window(2, 4), p.real) for engine in (compiled, plain)
     ]
     assert relative_error(results[0].grads.images, results[1].grads.images) < 1e-9
 
@@ -181,8 +180,8 @@ def test_steps_replayed_from_static_buffers_are_exact(rule: Adam | SGD, networks
     loop = InnerLoop(p.network, rule, Execution(together=True))
     thetas, plans = [q.theta for q in problems], [q.plan for q in problems]
     for window in (Window(3, 6), Window(0, 4), Window(5, 2)):  # the same captures serve them all
-        expected = outer_gradient(Higher(loop), thetas, p.images, p.labels, plans, window, p.real)
-        result = outer_gradient(Replay(graphed(loop)), thetas, p.images, p.labels, plans, window, p.real)
+        expected = outer_gradient(Higher(loop), thetas, p.synthetic, plans, window, p.real)
+        result = outer_gradient(Replay(graphed(loop)), thetas, p.synthetic, plans, window, p.real)
         assert relative_error(result.grads.images, expected.grads.images) < 1e-9
         assert float(result.loss) == pytest.approx(float(expected.loss), rel=1e-12)
         if soft:
@@ -282,7 +281,7 @@ def test_an_outer_step_never_touches_the_host(arch: str, networks: int, rule: Ad
     engine = Replay(InnerLoop(p.network, rule, Execution(chunk=2, together=True)))
     thetas, plans = [p.theta] * networks, [p.plan] * networks
     with OnDeviceOnly() as mode:
-        result = outer_gradient(engine, thetas, p.images, p.labels, plans, Window(2, 4), p.real)
+        result = outer_gradient(engine, thetas, p.synthetic, plans, Window(2, 4), p.real)
     assert result.grads.images.is_meta
     assert mode.operations > 1000
     with pytest.raises(AssertionError, match="touches the host"), OnDeviceOnly():

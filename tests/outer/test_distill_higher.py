@@ -32,7 +32,7 @@ def prefix(p: Problem, rule: Optimizer, window: Window) -> State:
 
 
 def gradient(p: Problem, rule: Optimizer, window: Window) -> MetaGradient:
-    return outer_gradient(Higher(InnerLoop(p.network, rule)), [p.theta], p.images, p.labels, [p.plan], window, p.real)
+    return outer_gradient(Higher(InnerLoop(p.network, rule)), [p.theta], p.synthetic, [p.plan], window, p.real)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
@@ -140,7 +140,7 @@ def test_parameters_without_gradient_do_not_break_adam() -> None:
     """v = 0 would make the square root's derivative infinite (METHOD section 3)."""
     p = make_problem(3, "none")
     dead = torch.zeros_like(p.theta)  # all-zero parameters: ReLU blocks every gradient but the last bias's
-    result = Higher(InnerLoop(p.network, Adam(1e-2)))(State.fresh(dead), p.images, p.labels, p.plan, p.real)
+    result = Higher(InnerLoop(p.network, Adam(1e-2)))(State.fresh(dead), p.synthetic, p.plan, p.real)
     assert bool(result.grads.images.isfinite().all())
     assert result.grads.labels is not None
     assert bool(result.grads.labels.isfinite().all())

@@ -30,7 +30,7 @@ def assert_same(result: MetaGradient, reference: MetaGradient, tolerance: float 
 
 
 def solve(engine: Engine, p: Problem, window: Window) -> MetaGradient:
-    return outer_gradient(engine, [p.theta], p.images, p.labels, [p.plan], window, p.real)
+    return outer_gradient(engine, [p.theta], p.synthetic, [p.plan], window, p.real)
 
 
 def both(
@@ -105,12 +105,12 @@ def test_several_networks_at_once_are_the_mean_of_each_alone(rule: Optimizer, st
     thetas, plans = [q.theta for q in (p, *others)], [q.plan for q in (p, *others)]
     window = Window(2, 5)
     loop = InnerLoop(p.network, rule, Execution(chunk=2, together=True))
-    batched = outer_gradient(Replay(loop), thetas, p.images, p.labels, plans, window, p.real)
+    batched = outer_gradient(Replay(loop), thetas, p.synthetic, plans, window, p.real)
     alone = [
-        outer_gradient(Higher(loop), [theta], p.images, p.labels, [plan], window, p.real)
+        outer_gradient(Higher(loop), [theta], p.synthetic, [plan], window, p.real)
         for theta, plan in zip(thetas, plans, strict=True)
     ]
-    one_by_one = outer_gradient(Higher(loop), thetas, p.images, p.labels, plans, window, p.real)
+    one_by_one = outer_gradient(Higher(loop), thetas, p.synthetic, plans, window, p.real)
     assert_same(batched, one_by_one)
     assert relative_error(batched.grads.images, torch.stack([r.grads.images for r in alone]).mean(0)) < 1e-9
     assert float(batched.loss) == pytest.approx(sum(float(r.loss) for r in alone) / 3, rel=1e-12)
@@ -122,7 +122,7 @@ def test_replay_survives_parameters_without_gradient() -> None:
     p = make_problem(3, "none")
     start = State.fresh(torch.zeros_like(p.theta))
     loop = InnerLoop(p.network, Adam(1e-2))
-    results = [engine(start, p.images, p.labels, p.plan, p.real) for engine in (Replay(loop), Higher(loop))]
+    results = [engine(start, p.synthetic, p.plan, p.real) for engine in (Replay(loop), Higher(loop))]
     assert results[0].grads.labels is not None
     assert results[1].grads.labels is not None
     assert relative_error(results[0].grads.labels, results[1].grads.labels) < 1e-9
@@ -134,7 +134,7 @@ def test_phases_are_told_in_order(name: str) -> None:
     p, phases = make_problem(5), []
     loop = InnerLoop(p.network, Adam(1e-2))
     engine = Replay(loop) if name == "replay" else Higher(loop)
-    outer_gradient(engine, [p.theta], p.images, p.labels, [p.plan], Window(1, 4), p.real, phases.append)
+    outer_gradient(engine, [p.theta], p.synthetic, [p.plan], Window(1, 4), p.real, phases.append)
     assert phases == ["prefix", "window", "real", "backward"]
 
 

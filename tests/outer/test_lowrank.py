@@ -122,7 +122,7 @@ def test_a_factorisation_costs_the_products_it_says(recipe: Recipe) -> None:
 
 def solve(p: Problem, recipe: Recipe, rule: Adam | SGD, window: Window = WINDOW) -> MetaGradient:
     engine = LowRank(InnerLoop(p.network, rule), recipe)
-    return outer_gradient(engine, [p.theta], p.images, p.labels, [p.plan], window, p.real)
+    return outer_gradient(engine, [p.theta], p.synthetic, [p.plan], window, p.real)
 
 
 @pytest.mark.parametrize("rule", [Adam(1e-2), SGD(0.1)], ids=lambda rule: type(rule).__name__)
@@ -130,7 +130,7 @@ def solve(p: Problem, recipe: Recipe, rule: Adam | SGD, window: Window = WINDOW)
 def test_with_full_rank_at_every_step_the_meta_gradient_is_exact(rule: Adam | SGD, metric: str) -> None:
     p = make_problem(9, width=2, depth=1, side=4, channels=1)
     loop = InnerLoop(p.network, rule)
-    exact = outer_gradient(Higher(loop), [p.theta], p.images, p.labels, [p.plan], Window(3, 6), p.real)
+    exact = outer_gradient(Higher(loop), [p.theta], p.synthetic, [p.plan], Window(3, 6), p.real)
     result = solve(p, random(p.network.size, 0, 0, 1, metric), rule)
     assert relative_error(result.grads.images, exact.grads.images) < 1e-7
     assert result.grads.labels is not None and exact.grads.labels is not None
@@ -141,7 +141,7 @@ def test_with_full_rank_at_every_step_the_meta_gradient_is_exact(rule: Adam | SG
 def test_keeping_the_cotangent_at_every_step_is_exact() -> None:
     p = make_problem(9, width=2, depth=1, side=4, channels=1)
     exact = outer_gradient(
-        Replay(InnerLoop(p.network, Adam(1e-2))), [p.theta], p.images, p.labels, [p.plan], Window(3, 6), p.real
+        Replay(InnerLoop(p.network, Adam(1e-2))), [p.theta], p.synthetic, [p.plan], Window(3, 6), p.real
     )
     result = solve(p, Recipe(2, 1, 0, 1, "adam", cotangent=True), Adam(1e-2))
     assert relative_error(result.grads.images, exact.grads.images) < 1e-8

@@ -21,7 +21,7 @@ from framework.outer.patches import PatchAlignment
 from framework.outer.policies.policy import Policy, Window
 from framework.outer.policies.registry import Settings, make
 from framework.outer.replay import Replay
-from framework.outer.synthetic import SyntheticSet, joint_norm
+from framework.outer.synthetic import Synthetic, SyntheticSet, joint_norm
 from framework.rng import generator
 from framework.run.distributed import Comm
 
@@ -62,7 +62,7 @@ def test_a_proposal_is_the_meta_gradient_of_its_window_and_batch() -> None:
     real = RealBatch(m.train.batch(batch), torch.eye(3)[m.train.labels[batch]].double(), draw)
     plan = m.sampler.plan(start + length, generator(0, "trajectory", 0, 0))
     theta = m.network.init(generator(0, "network", 0, 0))
-    expected = outer_gradient(m.engine, [theta], images, labels.requires_grad_(), [plan], Window(start, length), real)
+    expected = outer_gradient(m.engine, [theta], Synthetic(images, labels, True), [plan], Window(start, length), real)
     assert expected.grads.labels is not None
     found = {"images": expected.grads.images, "labels": expected.grads.labels}
     assert difference(proposal.grads, found) is None

@@ -62,7 +62,7 @@ def part(rank: int) -> MetaGradient:
     p = make_problem(5, seed=rank)
     shared = make_problem(5)  # the synthetic set, which all hold
     engine = Replay(InnerLoop(p.network, Adam(0.01)))
-    return outer_gradient(engine, [p.theta], shared.images, shared.labels, [p.plan], Window(2, 3), p.real)
+    return outer_gradient(engine, [p.theta], shared.synthetic, [p.plan], Window(2, 3), p.real)
 
 
 def flat(result: MetaGradient) -> list[torch.Tensor]:

@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from common import Parser, at_least, markdown, ran_on, run, write_results
-from framework.data.load import load
+from framework.data.load import DataSpec, load
 from framework.data.splits import RealData, Split, epoch_batches
 from framework.files import make_folder
 from framework.machine import environment
@@ -47,10 +48,10 @@ def images_per_second(batches: Iterator[Tensor], device: torch.device) -> float:
     return count / (time.perf_counter() - began)
 
 
-def timed_load(root: Path, how: str, **options: Any) -> tuple[RealData, float]:
+def timed_load(spec: DataSpec, how: str, device: torch.device) -> tuple[RealData, float]:
     """The data set with ``--data_cache how``, and the seconds until it was there."""
     began = time.perf_counter()
-    real = load("imagefolder", root, data_cache=how, val_fraction=0, progress=False, **options)
+    real = load(replace(spec, data_cache=how), device, progress=False)
     return real, time.perf_counter() - began
 
 
@@ -92,10 +93,10 @@ def measure(ways: dict[str, Way], epochs: int, device: torch.device) -> dict[str
 
 def compare(a: argparse.Namespace, device: torch.device, folder: Path) -> dict[str, Any]:
     """All figures; ``folder`` is for the cache."""
-    options = {"device": device, "im_size": a.im_size, "cache_dir": folder}
-    cached, decoding = timed_load(a.root, "disk", **options)
-    _, opening = timed_load(a.root, "disk", **options)
-    held, _ = timed_load(a.root, "device", **options)
+    spec = DataSpec("imagefolder", a.root, im_size=a.im_size, val_fraction=0, cache_dir=folder)
+    cached, decoding = timed_load(spec, "disk", device)
+    _, opening = timed_load(spec, "disk", device)
+    held, _ = timed_load(spec, "device", device)
     files = per_sample_images(a.root, cached, a.im_size)
     ways = {"cache": by_index(cached.train, a.batch_size), "device": by_index(held.train, a.batch_size)}
     for workers in (0, a.workers):

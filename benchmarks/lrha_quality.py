@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from common import RESULTS, Parser, at_least, markdown, ran_on, run, write_results
-from framework.data.load import load
+from framework.data.load import DataSpec, load
 from framework.data.splits import RealData
 from framework.files import make_folder
 from framework.inner.augment import Augmentation
@@ -90,7 +90,7 @@ def main() -> None:
     make_folder(a.out, "--out")
     recipes = {name: RECIPES[name] for name in QUICK} if a.quick else RECIPES
     starts = STARTS[1:2] if a.quick else STARTS
-    real = load("digits", Path(), device=torch.device("cpu"), zca=False, progress=False)
+    real = load(DataSpec("digits", Path()), torch.device("cpu"), progress=False)
     network = FlatNetwork(build("convnet", 1, 8, 10, width=32, depth=2), torch.device("cpu"))
     results: dict[str, Any] = {**environment(torch.device("cpu")), "window": WINDOW, "networks": a.networks,
                                "parameters": network.size, "cases": []}  # fmt: skip

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from common import RESULTS, Parser, at_least, markdown, ran_on, run, write_results
-from framework.data.load import load
+from framework.data.load import DataSpec, load
 from framework.files import make_folder
 from framework.inner import loop as inner_loop
 from framework.inner.augment import Augmentation
@@ -52,7 +52,7 @@ def main() -> None:
     a = parser.parse_args()
     make_folder(a.out, "--out")
     device, cpu = resolve_device(a.device), torch.device("cpu")
-    real = load("digits", Path(), device=cpu, zca=False, progress=False)
+    real = load(DataSpec("digits", Path()), cpu, progress=False)
     small = build("convnet", 1, 8, 10, width=32, depth=2)
     images = learnt_images(InnerLoop(FlatNetwork(small, cpu), Adam(1e-3)), real, 60).to(device)
     labels, network = one_hot_labels(10, 1).to(device), FlatNetwork(small, device)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from framework.config import Config, resolve_patience
-from framework.data.load import load
+from framework.data.load import DataSpec, load
 from framework.data.preprocess import Preprocess
 from framework.data.splits import RealData, Split
 from framework.distill_higher import BackpropThroughTime, make_engine
@@ -200,21 +200,19 @@ def load_for(
         root: instead of the flags' own.
         preprocess, progress: see ``load``.
     """
-    return load(
+    spec = DataSpec(
         c.dataset,
         root or Path(c.root),
-        device=device,
         zca=c.zca,
         zca_reg=c.zca_reg,
         im_size=c.im_size,
         val_fraction=c.val_fraction if c.select == "val" else 0.0,
         limit_train=c.limit_train,
         workers=c.workers,
-        preprocess=preprocess,
         data_cache=c.data_cache,
         cache_dir=None if c.cache_dir is None else Path(c.cache_dir),
-        progress=progress,
     )
+    return load(spec, device, preprocess=preprocess, progress=progress)
 
 
 def _load_data(c: Config, comm: Comm, device: torch.device) -> RealData:

@@ -2,7 +2,7 @@
 
 ``load`` reads a data set once and splits it. Where it fits, it is left whole on the device as float32 tensors, so
 that a batch is an index and nothing in a hot loop waits for a disk or a copy; where it does not, it is streamed from
-``cache``'s memory-mapped uint8 images. Both give the same numbers, to the last bit. What a split holds depends on the
+``store``'s memory-mapped uint8 images. Both give the same numbers, to the last bit. What a split holds depends on the
 data and the flags, never on the run's seed: all runs share their validation images.
 """
 
@@ -10,13 +10,14 @@ import hashlib
 import os
 import sys
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from framework.data.parts import Part
+from framework.data.parts import Part, Source
 from framework.data.preprocess import Pixels, Preprocess, Standardise, Zca, chunks
 from framework.data.registry import DatasetInfo, open_source
 from framework.data.splits import RealData, Split, StreamedImages, balanced_subset, validation_split
@@ -28,36 +29,17 @@ from framework.machine import free_memory
 _DEVICE_SHARE = 0.5
 """Of the free memory, what images may take under ``--data_cache auto``; the rest is for networks and windows."""
 
-
 _CACHE_VERSION = "zca-1"
 """Part of a cache file's name: to be raised when the same images would give other matrices."""
 
 
-def load(
-    name: str,
-    root: Path,
-    *,
-    device: torch.device,
-    zca: bool = False,
-    zca_reg: float = 0.1,
-    im_size: int | None = None,
-    val_fraction: float = 0.1,
-    limit_train: int | None = None,
-    workers: int = 0,
-    preprocess: Preprocess | None = None,
-    data_cache: str = "auto",
-    cache_dir: Path | None = None,
-    progress: bool = True,
-) -> RealData:
-    """Read, split and preprocess data set ``name``, and place it on ``device`` or stream it from disk.
-
-    Several processes may call this at once, but a data set that torchvision still has to download should
-    be loaded by one of them first.
+@dataclass(frozen=True)
+class DataSpec:
+    """What to load, and how.
 
     Args:
         name: one of ``registry.DATASETS``.
         root: folder that holds the data set's files; each reader's docstring says where.
-        device: where the tensors go.
         zca: whiten with regularised ZCA instead of standardising each channel.
         zca_reg: ZCA regularisation, as a share of the mean eigenvalue.
         im_size: pixels a side (default: the data set's own).
@@ -65,68 +47,122 @@ def load(
             gives none. A validation part that comes with an ``imagefolder`` is used instead of a share.
         limit_train: keep this many training images after the split, spread evenly over classes.
         workers: threads that decode image files, 0 for one per core.
-        preprocess: to be used instead of one fitted on the training images; ``zca`` and ``zca_reg`` are not read then.
         data_cache: ``device``, ``disk`` or ``auto``; see ``streams``.
         cache_dir: where ZCA matrices and decoded images are kept (default: ``files.cache_folder``).
+
+    Raises:
+        UserError: a number is out of its range.
+    """
+
+    name: str
+    root: Path
+    zca: bool = False
+    zca_reg: float = 0.1
+    im_size: int | None = None
+    val_fraction: float = 0.1
+    limit_train: int | None = None
+    workers: int = 0
+    data_cache: str = "auto"
+    cache_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.val_fraction < 1:
+            raise UserError(f"--val_fraction {self.val_fraction}: it must be at least 0 and below 1")
+        if self.zca and not self.zca_reg > 0:
+            raise UserError(f"--zca_reg {self.zca_reg}: it must be positive")
+
+    @property
+    def cache(self) -> Path:
+        """Where caches are kept."""
+        return self.cache_dir or cache_folder()
+
+
+def load(
+    spec: DataSpec, device: torch.device, *, preprocess: Preprocess | None = None, progress: bool = True
+) -> RealData:
+    """Read, split and preprocess a data set, and place it on ``device`` or stream it from disk.
+
+    Several processes may call this at once, but a data set that torchvision still has to download should
+    be loaded by one of them first.
+
+    Args:
+        spec: what to load.
+        device: where the tensors go.
+        preprocess: to be used instead of one fitted on the training images.
         progress: show progress bars on stderr.
 
     Raises:
         UserError: a flag or a file is wrong, or the tensors would not fit in memory.
     """
-    if not 0 <= val_fraction < 1:
-        raise UserError(f"--val_fraction {val_fraction}: it must be at least 0 and below 1")
-    if zca and not zca_reg > 0:
-        raise UserError(f"--zca_reg {zca_reg}: it must be positive")
-    info, source = open_source(name, root, im_size)
-    train, val = torch.arange(len(source.train.labels)), None
-    val_labels = source.train.labels if source.val is None else source.val.labels
-    if val_fraction > 0 and source.val is None:
-        train, val = validation_split(source.train.labels, source.class_names, val_fraction, name)
-    elif val_fraction > 0:
-        val = torch.arange(len(val_labels))
-    if limit_train is not None:
-        train = train[balanced_subset(source.train.labels[train], len(source.class_names), limit_train, name)]
+    info, source = open_source(spec.name, spec.root, spec.im_size)
+    train, val = _train_and_val(spec, source)
+    val_part = source.train if source.val is None else source.val
     test = torch.arange(len(source.test.labels))
     count = len(train) + len(test) + (0 if val is None else len(val))
-    streamed = streams(data_cache, count, info, device)
-    _require_memory(0 if streamed else count, info, zca and preprocess is None, device)
+    streamed = streams(spec.data_cache, count, info, device)
+    _require_memory(0 if streamed else count, info, spec.zca and preprocess is None, device)
     if streamed and progress:
-        print(f"{name}: streaming images from {cache_dir or cache_folder()} (--data_cache)", file=sys.stderr)
-
-    def opened(part: Part) -> Part | StoredImages:
-        if not streamed:
-            return part
-        # All of it, so that runs with other splits and limits share it.
-        shape = (info.channels, info.image_size, info.image_size)
-        return open_store(part, name, shape, cache_dir or cache_folder(), workers, progress)
-
-    def read(part: Part | StoredImages, indices: torch.Tensor) -> Pixels:
-        return part.take(indices) if isinstance(part, StoredImages) else part.read(indices, workers, progress)
-
-    train_part, test_part = opened(source.train), opened(source.test)
-    val_part = train_part if source.val is None or val is None else opened(source.val)
-    train_pixels = read(train_part, train)
-    fitted: Preprocess
-    if preprocess is not None:
-        fitted = preprocess
-    elif zca:
-        fitted = _cached_zca(train_pixels, zca_reg, device, cache_dir or cache_folder(), name, progress)
-    else:
-        fitted = Standardise.fit(train_pixels)
+        print(f"{spec.name}: streaming images from {spec.cache} (--data_cache)", file=sys.stderr)
+    images = _Images(spec, info, streamed, progress)
+    train_pixels = images.read(source.train, train)
+    fitted = preprocess or _fit(spec, train_pixels, device, progress)
     place = fitted.on(device)
 
-    def split(pixels: Pixels, labels: torch.Tensor) -> Split:
+    def split(pixels: Pixels, part: Part, rows: torch.Tensor) -> Split:
         images = place(pixels) if isinstance(pixels, torch.Tensor) else StreamedImages(pixels, place)
-        return Split(images, labels.to(device))
+        return Split(images, part.labels[rows].to(device))
 
     return RealData(
-        name,
+        spec.name,
         source.class_names,
-        split(train_pixels, source.train.labels[train]),
-        None if val is None else split(read(val_part, val), val_labels[val]),
-        split(read(test_part, test), source.test.labels),
+        split(train_pixels, source.train, train),
+        None if val is None else split(images.read(val_part, val), val_part, val),
+        split(images.read(source.test, test), source.test, test),
         fitted,
     )
+
+
+def _train_and_val(spec: DataSpec, source: Source) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Which images of the training part train, and which of it or of the validation part select."""
+    train, val = torch.arange(len(source.train.labels)), None
+    if spec.val_fraction > 0 and source.val is None:
+        train, val = validation_split(source.train.labels, source.class_names, spec.val_fraction, spec.name)
+    elif spec.val_fraction > 0 and source.val is not None:
+        val = torch.arange(len(source.val.labels))
+    if spec.limit_train is not None:
+        labels = source.train.labels[train]
+        train = train[balanced_subset(labels, len(source.class_names), spec.limit_train, spec.name)]
+    return train, val
+
+
+@dataclass
+class _Images:
+    """Reads images of a data set's parts, or opens their stores, each once."""
+
+    spec: DataSpec
+    info: DatasetInfo
+    streamed: bool
+    progress: bool
+    stores: dict[int, StoredImages] = field(default_factory=dict)  # by the part's id
+
+    def read(self, part: Part, rows: torch.Tensor) -> Pixels:
+        """The images at ``rows`` of a part: decoded, or to be read from its store."""
+        if not self.streamed:
+            return part.read(rows, self.spec.workers, self.progress)
+        if id(part) not in self.stores:
+            # All of it, so that runs with other splits and limits share it.
+            shape = (self.info.channels, self.info.image_size, self.info.image_size)
+            self.stores[id(part)] = open_store(
+                part, self.spec.name, shape, self.spec.cache, self.spec.workers, self.progress
+            )
+        return self.stores[id(part)].take(rows)
+
+
+def _fit(spec: DataSpec, images: Pixels, device: torch.device, progress: bool) -> Preprocess:
+    """The preprocessing that the spec asks for, fitted on training images."""
+    if spec.zca:
+        return _cached_zca(images, spec.zca_reg, device, spec.cache, spec.name, progress)
+    return Standardise.fit(images)
 
 
 def _cached_zca(images: Pixels, reg: float, device: torch.device, folder: Path, name: str, progress: bool) -> Zca:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ import torch
 from cli import TINY, difference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loading import loaded
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -56,14 +58,12 @@ def write_tree(root: Path, seed: int = 0, parts: dict[str, int] | None = None, s
     return root
 
 
-def load_tree(root: Path, **options: object) -> RealData:
-    arguments: dict[str, object] = {"device": CPU, "im_size": 6, "progress": False, "val_fraction": 0.25, **options}
-    return load.load("imagefolder", root, **arguments)  # type: ignore[arg-type]
+def load_tree(root: Path, **options: Any) -> RealData:
+    return loaded("imagefolder", root, **{"im_size": 6, "val_fraction": 0.25, **options})
 
 
-def load_digits(**options: object) -> RealData:
-    arguments: dict[str, object] = {"device": CPU, "progress": False, **options}
-    return load.load("digits", Path("unused"), **arguments)  # type: ignore[arg-type]
+def load_digits(**options: Any) -> RealData:
+    return loaded("digits", **options)
 
 
 def same_tensors(one: Preprocess, other: Preprocess) -> bool:
@@ -464,7 +464,7 @@ def test_wrong_flags(options: dict[str, object], message: str) -> None:
 
 def test_unknown_data_set() -> None:
     with pytest.raises(UserError, match="--dataset letters: unknown"):
-        load.load("letters", Path(), device=CPU)
+        loaded("letters")
 
 
 # ---- memory
@@ -621,9 +621,9 @@ def test_default_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_processes_share_a_cache(tmp_path: Path) -> None:
     root = write_tree(tmp_path / "data")
     code = (
-        "import sys, torch; from pathlib import Path; from framework.data import load;"
-        "real = load.load('imagefolder', Path(sys.argv[1]), device=torch.device('cpu'), zca=True, im_size=6,"
-        " progress=False, cache_dir=Path(sys.argv[2])); print(real.train.images.double().sum().item())"
+        "import sys, torch; from pathlib import Path; from framework.data.load import DataSpec, load;"
+        "spec = DataSpec('imagefolder', Path(sys.argv[1]), zca=True, im_size=6, cache_dir=Path(sys.argv[2]));"
+        "real = load(spec, torch.device('cpu'), progress=False); print(real.train.images.double().sum().item())"
     )
     command = [sys.executable, "-c", code, str(root), str(tmp_path / "cache")]
     here = Path(__file__).resolve().parents[2]
@@ -781,7 +781,7 @@ def test_a_streamed_run_is_the_same_run(tmp_path: Path) -> None:
 
 
 def test_real_mnist_loads_standardised(real_data: Path) -> None:
-    real = load.load("mnist", real_data, device=CPU, limit_train=2000)
+    real = loaded("mnist", real_data, limit_train=2000)
     assert real.val is not None
     assert (len(real.train), len(real.val), len(real.test)) == (2000, 5999, 10000)
     assert real.image_shape == (1, 28, 28)
@@ -793,10 +793,8 @@ def test_real_mnist_loads_standardised(real_data: Path) -> None:
 
 
 def test_real_mnist_streams_the_same_images(real_data: Path, tmp_path: Path) -> None:
-    held = load.load("mnist", real_data, device=CPU, limit_train=1000, progress=False)
-    streamed = load.load(
-        "mnist", real_data, device=CPU, limit_train=1000, data_cache="disk", cache_dir=tmp_path, progress=False
-    )
+    held = loaded("mnist", real_data, limit_train=1000, progress=False)
+    streamed = loaded("mnist", real_data, limit_train=1000, data_cache="disk", cache_dir=tmp_path, progress=False)
     assert same_tensors(held.preprocess, streamed.preprocess)
     assert torch.equal(held.train.batch(torch.arange(1000)), streamed.train.batch(torch.arange(1000)))
     assert torch.equal(held.test.images, torch.cat(list(streamed.test.chunks(999))))

@@ -14,13 +14,14 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from loading import loaded
 from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 from framework.config import FLAGS
-from framework.data import load, parts, registry
+from framework.data import parts, registry
 from framework.data.folders import read_cub, read_imagefolder, read_imagenet, read_tiny_imagenet
 from framework.data.parts import ArrayPart, Part, Source, decode_image
 from framework.data.readers import read_cifar10, read_digits, read_fashion_mnist, read_mnist, read_svhn
@@ -781,8 +782,8 @@ def test_real_jpeg_cifar(jpeg_cifar: Path) -> None:
 @pytest.mark.parametrize("zca", [False, True])
 def test_real_jpeg_cifar_streams_the_same_images(jpeg_cifar: Path, tmp_path: Path, zca: bool) -> None:
     held, streamed = (
-        load.load("imagefolder", jpeg_cifar, device=torch.device("cpu"), zca=zca, im_size=16, data_cache=kept,
-                  cache_dir=tmp_path, progress=False)
+        loaded("imagefolder", jpeg_cifar, zca=zca, im_size=16, data_cache=kept,
+                  cache_dir=tmp_path)
         for kept in ("device", "disk")
     )  # fmt: skip
     assert held.num_classes == 10

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from cli import TINY, refused
+from loading import loaded
 from PIL import Image
 from problems import CPU
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -18,7 +19,6 @@ from torch import Tensor
 
 from framework import load_distilled
 from framework.config import FLAGS, Config
-from framework.data import load
 from framework.data.preprocess import Standardise, Zca
 from framework.data.splits import RealData
 from framework.distilled.foreign import from_foreign
@@ -117,7 +117,7 @@ def test_the_row_of_the_distilled_set_is_what_an_evaluator_finds(run: Path) -> N
     found = evaluated(run, *EVALUATE, "--seed", "3")
     distilled = load_distilled(run)
     c = distilled.config
-    real = load.load(c.dataset, Path(c.root), device=CPU, val_fraction=c.val_fraction)
+    real = loaded(c.dataset, Path(c.root), val_fraction=c.val_fraction)
     network = FlatNetwork(distilled.network(), CPU)
     judge, own = (
         Evaluator(InnerLoop(network, Adam(0.01)), 3),
@@ -198,7 +198,7 @@ FOREIGN = ["--dataset", "digits", "--preprocess", "standardise"]
 
 @pytest.fixture(scope="module")
 def digits() -> RealData:
-    return load.load("digits", Path("."), device=CPU)
+    return loaded("digits")
 
 
 def shuffled(distilled: Distilled) -> tuple[Tensor, Tensor]:
@@ -383,13 +383,13 @@ def _no_network(self: object) -> None:
 
 @pytest.mark.parametrize("zca", [False, True])
 def test_real_data_are_loaded_in_a_given_preprocessing(zca: bool, tmp_path: Path) -> None:
-    own = load.load("digits", Path("."), device=CPU, zca=zca, cache_dir=tmp_path)
+    own = loaded("digits", zca=zca, cache_dir=tmp_path)
     given = Standardise(torch.tensor([0.1]), torch.tensor([2.0]))
-    other = load.load("digits", Path("."), device=CPU, zca=zca, preprocess=given, cache_dir=tmp_path)
+    other = loaded("digits", zca=zca, preprocess=given, cache_dir=tmp_path)
     assert other.preprocess is given
     back = own.preprocess.inverse(own.test.images) if not zca else None
     assert back is None or torch.allclose(given.inverse(other.test.images), back, rtol=0, atol=1e-5)
-    again = load.load("digits", Path("."), device=CPU, zca=not zca, preprocess=own.preprocess, cache_dir=tmp_path)
+    again = loaded("digits", zca=not zca, preprocess=own.preprocess, cache_dir=tmp_path)
     assert torch.equal(again.test.images, own.test.images)
 
 

@@ -167,7 +167,7 @@ def markdown(runs: dict[str, RunFolder], folder: Path) -> str:
             lines += [*markdown_table(list(RESULT_COLUMNS), result_rows(run.summary.results)), ""]
             lines += [f"± is one standard deviation over networks. {SELECTION[run.config.select]}", ""]
         else:
-            lines += ["Not finished: no final table yet; continue it with --resume.", ""]
+            lines += ["Not finished: no final table yet; to go on, give the command that started the run again, with --resume.", ""]
         for file, text in ((CURVES, "accuracy"), (WINDOWS, "windows"), (PICTURE, "distilled images")):
             if (run.path / file).exists():
                 shown = os.path.relpath(run.path / file, folder)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from contextlib import redirect_stderr
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest

@@ -22,6 +22,7 @@ from framework.distilled.set import Distilled
 from framework.errors import UserError
 from framework.files import SET, folder_for, write_text
 
+
 @contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
     """A folder that appears at ``path`` when everything in it is written, or not at all."""

@@ -4,15 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from framework.config import Config
 from framework.data.preprocess import Preprocess
 from framework.distilled import formats
 from framework.distilled.formats import Stored
 from framework.distilled.set import Distilled, class_weights
-from framework.errors import UserError, one_line
+from framework.errors import UserError
 from framework.files import CONFIG, SET
+from framework.networks.registry import build_bare
 
 
 def load_distilled(path: str | Path) -> Distilled:
@@ -86,12 +85,10 @@ def _check_flags(d: Distilled) -> None:
         wrong = f"--task_sampler_nc {c.task_sampler_nc} is more than the {d.num_classes} classes"
     else:
         try:
-            with torch.device("meta"):
-                d.network()
+            channels, side = d.images.shape[1:3]
+            build_bare(c.arch, channels, side, d.num_classes, **c.network)
         except ValueError as error:
             wrong = str(error)
-        except (RuntimeError, OverflowError) as error:  # a size that no tensor can have
-            wrong = f"--arch {c.arch}, --width {c.width}, --depth {c.depth}: {one_line(error)}"
     if wrong is not None:
         raise UserError(f"{d.source}: its flags do not fit its images ({wrong}); restore it from a copy")
 
@@ -101,5 +98,7 @@ def open_stored(path: Path, labels: Path | None = None) -> Stored:
     if path.is_dir() and (path / SET).exists():
         return formats.read(path / SET)
     if path.is_dir() and (path / CONFIG).exists():
-        raise UserError(f"{path}: a run without {SET}, which its first evaluation writes; let the run go on, or give another")
+        raise UserError(
+            f"{path}: a run without {SET}, which its first evaluation writes; let the run go on, or give another"
+        )
     return formats.read(path, labels)

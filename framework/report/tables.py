@@ -87,7 +87,7 @@ def write_judgement(judgement: Judgement, folder: Path) -> list[Path]:
     """Write ``<recipe>.json``, ``<recipe>.md`` and TensorBoard events into a folder; returns their paths.
 
     Raises:
-        CannotWrite: disk full, folder read-only; what could be written stays, each file of it whole.
+        CannotWrite: disk full, folder read-only; what could be written stays.
     """
     board = folder / BOARD / judgement.recipe
     paths = [folder / f"{judgement.recipe}.json", folder / f"{judgement.recipe}.md"]

@@ -1,6 +1,9 @@
 """Every form of a distilled set: written and read back, by us and by those whose form it is."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from cli import difference, refused
+from cli import ROOT, difference, refused
 from PIL import Image
 from sets import CLASSES, SIDE, made_up
 
@@ -16,7 +19,7 @@ from framework import load_distilled
 from framework.config import Config
 from framework.data.preprocess import Preprocess, Standardise, Zca
 from framework.distilled import formats
-from framework.distilled.exports import WRITERS, export
+from framework.distilled.exports import export
 from framework.distilled.formats import write_safetensors
 from framework.distilled.names import DDRANKING, FORMS
 from framework.distilled.set import Distilled
@@ -117,6 +120,36 @@ def test_hugging_face_opens_its_form(soft: bool, tmp_path: Path) -> None:
     assert torch.equal(load_distilled(path).images, distilled.images)
     card = (path / "README.md").read_text()
     assert "learnt class weights" in card if soft else "one-hot" in card
+
+
+def test_hugging_faces_form_needs_no_network_and_leaves_no_cache(tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="the package datasets is not installed")
+    home = tmp_path / "home"
+    home.mkdir()
+    write_safetensors(made_up().stored(numbers=False), tmp_path / "set.safetensors")
+    program = f"""
+import socket, sys
+sys.path.insert(0, {str(ROOT)!r})
+def refuse(*_, **__):
+    raise AssertionError("asks the network")
+socket.getaddrinfo = socket.socket.connect = refuse
+from main import main
+sys.exit(main(["export", {str(tmp_path / "set.safetensors")!r}, "--to", "hf"]))
+"""
+    variables = {"HOME": str(home), "PATH": os.environ["PATH"]}
+    done = subprocess.run([sys.executable, "-c", program], env=variables, cwd=home, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exports", "home", "set.safetensors"]
+    assert list(home.iterdir()) == []
+
+
+def test_a_form_that_needs_a_package_names_it(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    error = refused(["export", str(run), "--to", "hf"], capsys)
+    assert error == "main.py: error: --to hf needs the package: pip install datasets, or choose another form\n"
+    assert not (run / "exports").exists()
 
 
 @pytest.mark.parametrize("soft", [False, True])

@@ -19,7 +19,7 @@ from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import make_optimizer
 from framework.inner.plan import ClassSampler
 from framework.networks.flat import FlatNetwork, activation_floats
-from framework.networks.registry import build
+from framework.networks.registry import build, build_bare
 from framework.outer.lowrank import Recipe
 from framework.outer.method import Method
 from framework.outer.patches import PatchAlignment
@@ -140,8 +140,7 @@ def _execution(c: Config, real: RealData, batch_size: int, device: torch.device)
 
 def bare_network(c: Config, channels: int, side: int, classes: int) -> nn.Module:
     """The network on ``meta``: shapes without memory."""
-    with torch.device("meta"):
-        return build(c.arch, channels, side, classes, **c.network)
+    return build_bare(c.arch, channels, side, classes, **c.network)
 
 
 def check_against_data(c: Config, num_classes: int | None, image_size: int) -> None:

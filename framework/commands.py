@@ -1,32 +1,20 @@
-"""The sub-commands ``evaluate``, ``export`` and ``report``: their flags, and what each does."""
+"""The sub-commands ``evaluate``, ``export`` and ``report``: their flags, and who does what they ask for.
+
+The work is imported when the flags are known to be right: ``--help`` and mistakes should not wait for PyTorch.
+"""
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-from tqdm import tqdm
-
-from framework.assemble import load_for
-from framework.config import FLAGS, Config
-from framework.data import registry
-from framework.data.preprocess import Preprocess, Standardise
-from framework.data.splits import RealData
-from framework.distilled.exports import DDRANKING, FORMS, export
-from framework.distilled.foreign import from_foreign
-from framework.distilled.load import from_stored, load_distilled, open_stored
-from framework.distilled.set import Distilled
+from framework.config import FLAGS
+from framework.distilled.names import DDRANKING, FORMS
 from framework.errors import UserError
-from framework.evaluation import judge
-from framework.evaluation.recipes import RECIPES, make_recipe
-from framework.files import EVALUATION, EXPORTS, make_folder
-from framework.flags import Parser
-from framework.inner.execution import configure_process
-from framework.report import page
-from framework.report.tables import judgement_table, write_judgement
-from framework.run.distributed import resolve_device
+from framework.evaluation.names import BASELINES, RECIPES
+from framework.files import EXPORTS
+from framework.flags import Parser, plain_text
 
 DATASETS: tuple[Any, ...] = FLAGS["dataset"].choices or ()
 ARCHITECTURES: tuple[Any, ...] = FLAGS["arch"].choices or ()
@@ -61,8 +49,8 @@ def _evaluate_parser() -> Parser:
         help="; ".join(f"{name}: {text}" for name, text in RECIPES.items()) + " (default: inner)")  # fmt: skip
     add("--num_train_eval", type=_positive, metavar="N", help="networks per row (default: the run's, or 5)")
     add("--eval_steps", type=_positive, nargs="+", metavar="STEPS", help="training lengths instead of the recipe's")
-    add("--baselines", nargs="*", choices=("random", "full"), default=[],
-        help="rows to add: random (as many real images, same recipe), full (the whole real set)")  # fmt: skip
+    add("--baselines", nargs="*", choices=tuple(BASELINES), default=[],
+        help="rows to add: " + ", ".join(f"{name} ({text})" for name, text in BASELINES.items()))  # fmt: skip
     add("--seed", type=_whole, default=0, help="of every random choice (default: 0)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     add("--root", type=Path, metavar="DIR", help="folder of the data set's files (default: the run's, or ./dataset)")
@@ -82,69 +70,16 @@ def _evaluate_parser() -> Parser:
     return parser
 
 
-FOREIGN = ("dataset", "preprocess", "mean", "std", "zca_reg", "im_size", "labels")
-
-
-def _open(args: argparse.Namespace, device: torch.device) -> tuple[Distilled, RealData]:
-    """The set, and the real data in its preprocessing."""
-    stored = open_stored(args.set, args.labels)
-    given = [name for name in FOREIGN if getattr(args, name) is not None]
-    if stored.ours:
-        if given:
-            raise UserError(f"--{given[0]}: {args.set} is a file of this program and says that itself; leave it out")
-        distilled = from_stored(stored, args.set)
-        return distilled, load_for(distilled.config, device, root=args.root, preprocess=distilled.preprocess)
-    for name in ("dataset", "preprocess"):
-        if name not in given:
-            raise UserError(f"{args.set}: a file of another program does not say its {name}; give --{name}")
-    preprocess: Preprocess | None = None
-    if (args.mean is None) != (args.std is None):
-        raise UserError("--mean and --std belong together; give both")
-    if args.mean is not None:
-        if args.preprocess != "standardise" or len(args.mean) != len(args.std) or min(args.std) <= 0:
-            raise UserError(
-                "--mean, --std: give one of each per channel, deviations above 0, with --preprocess standardise"
-            )
-        preprocess = Standardise(torch.tensor(args.mean), torch.tensor(args.std))
-    if args.zca_reg is not None and args.preprocess != "zca":
-        raise UserError(f"--zca_reg is not read by --preprocess {args.preprocess}; leave it out")
-    # Optimiser and augmentation of both papers' commands, for want of a run's own.
-    settings = {"dataset": args.dataset, "im_size": args.im_size, "zca": args.preprocess == "zca"}
-    given_too = {name: getattr(args, name) for name in ("width", "zca_reg") if getattr(args, name) is not None}
-    config = Config(**settings, **given_too, inner_optim="Adam", inner_lr=0.001, num_train_eval=5)
-    info = registry.describe(args.dataset, args.root or Path(config.root), args.im_size)
-    if args.mean is not None and len(args.mean) != info.channels:
-        raise UserError(f"--mean: {args.dataset} has {info.channels} channel(s); give that many")
-    real = load_for(config, device, root=args.root, preprocess=preprocess)
-    return from_foreign(stored, args.set, real, config, pixels=args.preprocess == "pixels"), real
-
-
-def evaluate(arguments: Sequence[str]) -> int:
-    """``main.py evaluate``."""
-    args = _evaluate_parser().parse_args(arguments)
-    device = resolve_device(args.device)
-    configure_process(device, "float32")
-    distilled, real = _open(args, device)
-    lengths = tuple(args.eval_steps) if args.eval_steps else None
-    if lengths and sorted(set(lengths)) != list(lengths):
+def _check_evaluate(args: argparse.Namespace) -> None:
+    lengths = args.eval_steps
+    if lengths and sorted(set(lengths)) != lengths:
         raise UserError(f"--eval_steps {' '.join(map(str, lengths))}: give increasing lengths, each once")
-    recipe = make_recipe(args.recipe, distilled, lengths)
-    names = args.eval_arch or [distilled.config.arch]
-    nets = {name: judge.build(name, distilled, args.width, device) for name in names}
-    runs = args.num_train_eval or distilled.config.num_train_eval
-    rows = judge.candidates(distilled, real, recipe, tuple(args.baselines), runs, args.seed, device)
-    folder = args.output or (args.set / EVALUATION if args.set.is_dir() else Path(f"{args.set}.evaluation"))
-    make_folder(folder)  # before hours of training, not after
-    total = runs * len(nets) * len(rows) * recipe.lengths[-1]
-    with tqdm(total=total, desc="evaluating", unit="step", dynamic_ncols=True) as bar:
 
-        def tick(steps: int) -> None:
-            bar.update(steps)
 
-        result = judge.evaluate(distilled, real, recipe, nets, rows, args.seed, tick)
-    paths = write_judgement(result, folder)
-    print(judgement_table(result) + "\n\n" + "\n".join(map(str, paths)))
-    return 0
+def _evaluate(args: argparse.Namespace) -> None:
+    from framework.evaluation.command import evaluate
+
+    evaluate(args)
 
 
 # ---- export ----------------------------------------------------------------------------------------
@@ -164,46 +99,87 @@ def _export_parser() -> Parser:
     return parser
 
 
-def export_set(arguments: Sequence[str]) -> int:
-    """``main.py export``."""
-    args = _export_parser().parse_args(arguments)
+def _check_export(args: argparse.Namespace) -> None:
     if args.ddranking_dataset and args.to != "ddranking":
         raise UserError(f"--ddranking_dataset is not read by --to {args.to}; leave it out")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from framework.distilled.exports import export
+    from framework.distilled.load import load_distilled
+
     distilled = load_distilled(args.set)
     folder = args.set if args.set.is_dir() else args.set.parent
-    suffix = FORMS[args.to][0]
+    suffix = FORMS[args.to]
     path = args.output or folder / EXPORTS / (f"distilled{suffix}" if suffix else args.to)
     lost = export(distilled, args.to, path, args.ddranking_dataset)
     print(f"{path}: {len(distilled.images)} images of {distilled.num_classes} classes; {lost}")
-    return 0
 
 
 # ---- report ----------------------------------------------------------------------------------------
 
 
-def report(arguments: Sequence[str]) -> int:
-    """``main.py report``."""
+def _report_parser() -> Parser:
     parser = Parser(
         "main.py report", "Write a page about one run, or several side by side, as HTML in one file and as Markdown."
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folders of runs")
     parser.add_argument("--output", type=Path, metavar="FILE.html",
         help="the page; the Markdown goes beside it (default: report.html in the first run's folder)")  # fmt: skip
-    args = parser.parse_args(arguments)
-    output = args.output or args.runs[0] / "report.html"
-    if output.suffix != ".html":
-        raise UserError(f"--output {output}: give a name that ends in .html")
-    print("\n".join(map(str, page.write(args.runs, output))))
-    return 0
+    return parser
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"evaluate": evaluate, "export": export_set, "report": report}
+def _check_report(args: argparse.Namespace) -> None:
+    if args.output is not None and args.output.suffix != ".html":
+        raise UserError(f"--output {args.output}: give a name that ends in .html")
+
+
+def _report(args: argparse.Namespace) -> None:
+    from framework.report import page
+
+    print("\n".join(map(str, page.write(args.runs, args.output or args.runs[0] / "report.html"))))
+
+
+# ---- all of them -----------------------------------------------------------------------------------
+
+
+class Command(NamedTuple):
+    """A sub-command: its parser, what is checked before PyTorch is imported, its work, and what saves memory there."""
+
+    parser: Callable[[], Parser]
+    check: Callable[[argparse.Namespace], None]
+    work: Callable[[argparse.Namespace], None]
+    advice: str
+
+
+COMMANDS = {
+    "evaluate": Command(
+        _evaluate_parser, _check_evaluate, _evaluate,
+        "leave out --baselines full, give smaller networks by --eval_arch and --width, or another --device "
+        "(cpu has the machine's own memory)",
+    ),
+    "export": Command(_export_parser, _check_export, _export, "free memory, or give another form by --to"),
+    "report": Command(_report_parser, _check_report, _report, "free memory, or give fewer runs"),
+}  # fmt: skip
 
 
 def run(name: str, arguments: Sequence[str]) -> int:
-    """Run a sub-command; returns its exit code."""
+    """Run a sub-command; returns its exit code.
+
+    Raises:
+        UserError: the user's mistake, or memory or disk do not suffice.
+        SystemExit: by the parser, with code 2 for a mistake and 0 after ``--help``.
+    """
+    command = COMMANDS[name]
+    plain_text(arguments)
+    args = command.parser().parse_args(arguments)
+    command.check(args)
     try:
-        return COMMANDS[name](arguments)
+        from framework.run.memory import explained
+
+        with explained(lambda: command.advice):
+            command.work(args)
     except KeyboardInterrupt:
         print(f"main.py {name}: stopped; nothing was written", file=sys.stderr)
         return 130
+    return 0

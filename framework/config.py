@@ -439,18 +439,14 @@ def validate(config: Config) -> list[str]:
     return warnings
 
 
-def differences(saved: dict[str, Any], config: Config) -> list[str]:
+def differences(saved: Config, config: Config) -> list[str]:
     """Flags that a resumed run may not change but that differ from the saved configuration.
 
     Returns:
         One text per flag, such as ``"--lr was 0.01 and is 0.1"``.
     """
-    now = json.loads(config.to_json())
-    return [
-        f"{option(name)} was {saved.get(name, '(absent)')} and is {now[name]}"
-        for name, flag in FLAGS.items()
-        if flag.resume == "same" and saved.get(name) != now[name]
-    ]
+    pairs = [(name, getattr(saved, name), getattr(config, name)) for name in FLAGS if FLAGS[name].resume == "same"]
+    return [f"{option(name)} was {was} and is {now}" for name, was, now in pairs if was != now]
 
 
 def resolve_patience(text: str, steps: int, epochs: int) -> int:

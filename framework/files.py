@@ -8,8 +8,8 @@ import errno
 import json
 import math
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -101,6 +101,28 @@ def make_folder(path: Path, name: str = "--output") -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{name} {path}: cannot make this folder ({error.strerror}); choose another") from error
+
+
+@contextmanager
+def folder_for(path: Path, name: str = "--output") -> Iterator[Path]:
+    """A folder to write into, made with all above it; after a failure, what was made and is still empty goes again.
+
+    Args:
+        path: the folder.
+        name: the flag that names it, for the message.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    made = [folder for folder in (path, *path.parents) if not os.path.exists(folder)]
+    try:
+        make_folder(path, name)
+        yield path
+    except BaseException:
+        with suppress(OSError):  # there is something in it
+            for folder in made:
+                folder.rmdir()
+        raise
 
 
 def cache_folder() -> Path:

@@ -17,25 +17,10 @@ from torch import Tensor
 
 from framework.data.registry import DATASETS
 from framework.distilled.formats import LABELS, write_h5, write_npz, write_pt, write_safetensors
+from framework.distilled.names import DDRANKING
 from framework.distilled.set import Distilled
 from framework.errors import UserError
-from framework.files import SET, make_folder, write_text
-
-# ddranking 0.2.0, ddranking/utils/data.py: its name for a data set, and what it subtracts from pixels in [0, 1] and
-# divides them by. Its CIFAR deviations are not the data's (0.247, 0.243, 0.262), but they are what its test images get.
-_CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-
-
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-DDRANKING = {
-    "CIFAR10": _CIFAR,
-    "CIFAR100": _CIFAR,
-    "TinyImageNet": _IMAGENET,
-    "ImageNet1K": _IMAGENET,
-    **{f"Image{name}": _IMAGENET for name in ("Nette", "Woof", "Fruit", "Meow", "Squawk", "Yellow")},
-}
+from framework.files import SET, folder_for, write_text
 
 
 @contextmanager
@@ -43,7 +28,7 @@ def _new_folder(path: Path) -> Iterator[Path]:
     """A folder that appears at ``path`` when everything in it is written, or not at all."""
     building = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        building.mkdir(parents=True)
+        building.mkdir()
         yield building
         building.rename(path)
     except OSError as error:
@@ -148,79 +133,64 @@ def _ddranking(distilled: Distilled, path: Path, dataset: str | None) -> str:
 def _hf(distilled: Distilled, path: Path) -> str:
     """A folder for ``datasets.load_dataset``: parquet with pictures, labels and exact pixels, and a data card."""
     try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        from datasets import Array3D, ClassLabel, Dataset, Features, List, Value, disable_progress_bars
+        from datasets import Image as Picture
     except ImportError as error:
-        raise UserError("--to hf needs the package: pip install pyarrow, or choose another form") from error
+        raise UserError("--to hf needs the package: pip install datasets, or choose another form") from error
+    disable_progress_bars()
     pngs, clipped = _pngs(distilled)
-    count, shape = len(pngs), list(distilled.images.shape[1:])
     features = {
-        "image": {"_type": "Image"},
-        "label": {"names": list(distilled.class_names), "_type": "ClassLabel"},
-        "weights": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"},
-        "pixels": {"shape": shape, "dtype": "float32", "_type": "Array3D"},
+        "image": Picture(),
+        "label": ClassLabel(names=list(distilled.class_names)),
+        "weights": List(Value("float32")),
+        "pixels": Array3D(tuple(distilled.images.shape[1:]), "float32"),
     }
-    rows = pa.table(
-        {
-            "image": [{"bytes": png, "path": f"{number:06d}.png"} for number, png in enumerate(pngs)],
-            "label": pa.array(_classes(distilled).tolist(), pa.int64()),
-            "weights": pa.array(list(distilled.labels.numpy()), pa.list_(pa.float32())),
-            "pixels": pa.array(distilled.images.tolist(), pa.list_(pa.list_(pa.list_(pa.float32())))),
-        }
-    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    size = "n<1K" if count < 1000 else "1K<n<10K" if count < 10_000 else "10K<n<100K"
+    columns = {
+        "image": [{"bytes": png, "path": f"{number:06d}.png"} for number, png in enumerate(pngs)],
+        "label": _classes(distilled).tolist(),
+        "weights": distilled.labels.numpy(),
+        "pixels": distilled.images.numpy(),
+    }
+    rows = Dataset.from_dict(columns, features=Features(features))
     with _new_folder(path) as folder:
         (folder / "data").mkdir()
-        pq.write_table(rows, folder / "data" / "train-00000-of-00001.parquet")
+        rows.to_parquet(folder / "data" / "train-00000-of-00001.parquet")
         write_safetensors(distilled.stored(numbers=False), folder / SET)
-        write_text(folder / "README.md", _card(distilled, size, _losses(distilled, clipped)))
+        write_text(folder / "README.md", _card(distilled, _losses(distilled, clipped)))
     return "weights and pixels lossless, pictures " + _losses(distilled, clipped)
 
 
-def _card(distilled: Distilled, size: str, losses: str) -> str:
+def _card(distilled: Distilled, losses: str) -> str:
     """The data card: YAML that the hub and ``datasets`` read, then text for people."""
-    c, shape = distilled.config, distilled.images.shape
-    learnt = "learnt class weights" if distilled.hard_labels is None else "one-hot"
-    inputs = f"{' x '.join(map(str, shape[1:]))} float32 as networks see them ({distilled.preprocess.kind})"
-    title = f"{c.dataset}, distilled to {len(distilled.images)} images"
-    return f"""---
-pretty_name: {json.dumps(title)}
-task_categories: [image-classification]
-tags: [dataset-distillation]
-size_categories: [{json.dumps(size)}]
-configs:
-- config_name: default
-  data_files: [{{split: train, path: "data/*.parquet"}}]
----
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # late: only this form needs it
 
-# {title}
-
-{distilled.num_classes} classes, {len(distilled.images) // distilled.num_classes} image(s) each, made by {c.policy}
-(W {c.window}, T {c.totwindow}, seed {c.seed}, epoch {distilled.provenance.get("epoch")}).
-
-| column | content |
-| --- | --- |
-| `image` | in natural colours, for looking; {losses} |
-| `label` | the class that the image was made for |
-| `weights` | {distilled.num_classes} class weights to train on; {learnt} |
-| `pixels` | {inputs}; train on these |
-
-Train with {c.inner_optim}, learning rate {c.inner_lr:g}, {distilled.steps} steps of {c.batch_per_class} image(s)
-of each of {c.task_sampler_nc or distilled.num_classes} classes, augmentation {c.syn_strategy}. `{SET}` holds the
-same set with its preprocessing; `framework.load_distilled` opens this folder.
-"""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    count = len(distilled.images)
+    return environment.get_template("card.md.j2").render(
+        d=distilled,
+        c=distilled.config,
+        per_class=count // distilled.num_classes,
+        size="n<1K" if count < 1000 else "1K<n<10K" if count < 10_000 else "10K<n<100K",
+        losses=losses,
+        set_file=SET,
+    )
 
 
-FORMS: dict[str, tuple[str, Callable[..., str]]] = {
-    "safetensors": (".safetensors", _safetensors),
-    "pt": (".pt", _pt),
-    "npz": (".npz", _npz),
-    "h5": (".h5", _h5),
-    "images": ("", _images),
-    "ddranking": ("", _ddranking),
-    "hf": ("", _hf),
+WRITERS: dict[str, Callable[..., str]] = {
+    "safetensors": _safetensors,
+    "pt": _pt,
+    "npz": _npz,
+    "h5": _h5,
+    "images": _images,
+    "ddranking": _ddranking,
+    "hf": _hf,
 }
-"""What each form's path ends in (a folder's in nothing), and its writer, which says what is lost."""
+"""What writes each of ``names.FORMS``, and says what is lost."""
 
 
 def export(distilled: Distilled, form: str, path: Path, ddranking_dataset: str | None = None) -> str:
@@ -235,7 +205,5 @@ def export(distilled: Distilled, form: str, path: Path, ddranking_dataset: str |
     if path.exists():
         raise UserError(f"--output {path}: is there already; remove it or choose another")
     options: dict[str, Any] = {"dataset": ddranking_dataset} if form == "ddranking" else {}
-    suffix, write = FORMS[form]
-    if suffix:
-        make_folder(path.parent)
-    return write(distilled, path, **options)
+    with folder_for(path.parent):
+        return WRITERS[form](distilled, path, **options)

@@ -43,7 +43,7 @@ def from_foreign(stored: Stored, path: Path, real: RealData, config: Config, *, 
         )
     if "folders" in stored.metadata:
         labels = _folder_classes(json.loads(stored.metadata["folders"]), real.class_names, path)[labels]
-    if len(images) != len(labels):
+    if len(images) != len(labels) or len(images) == 0:
         raise UserError(f"{path}: {len(images)} images but {len(labels)} labels; give the files of one set")
     weights = class_weights(labels, real.num_classes, path)
     if labels.ndim == 1:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from framework.config import Config
 from framework.data.preprocess import Preprocess
@@ -10,6 +11,7 @@ from framework.distilled.formats import Stored
 from framework.distilled.set import Distilled, class_weights
 from framework.errors import UserError
 from framework.files import CONFIG, SET
+from framework.networks.registry import build_bare
 
 
 def load_distilled(path: str | Path) -> Distilled:
@@ -33,16 +35,62 @@ def from_stored(stored: Stored, path: Path) -> Distilled:
             f"{path}: a file of another program, which says nothing of data set and preprocessing; main.py evaluate "
             "takes it with --dataset and --preprocess"
         )
+    class_names, provenance = _metadata(stored, path)
+    config = Config.from_json(provenance["config"], path)
+    images, labels = stored.tensors["images"].float(), class_weights(stored.tensors["labels"], len(class_names), path)
+    if images.ndim != 4 or images.shape[2] != images.shape[3] or len(images) != len(labels) or len(images) == 0:
+        raise UserError(
+            f"{path}: images of shape {tuple(images.shape)} and {len(labels)} labels are no set of this program; "
+            "restore it from a copy"
+        )
     try:
-        class_names = tuple(json.loads(stored.metadata["class_names"]))
-        provenance = json.loads(stored.metadata["provenance"])
-        flags = provenance["config"]
+        preprocess = Preprocess.from_tensors(stored.tensors)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    distilled = Distilled(path, images, labels, class_names, preprocess, config, provenance)
+    _check_flags(distilled)
+    return distilled
+
+
+def _metadata(stored: Stored, path: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The class names and the provenance, which has the flags under ``config``.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    try:
+        names, provenance = (json.loads(stored.metadata[name]) for name in ("class_names", "provenance"))
+        if not (names and isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise TypeError("class_names is no list of names")
+        if not isinstance(provenance, dict) or "config" not in provenance:
+            raise TypeError("provenance has no flags")
+        length = provenance.get("best_length", 1)
+        if type(length) is not int or length < 1:
+            raise TypeError(f"best_length is {length!r}, no number of steps")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged metadata ({error}); restore it from a copy") from error
-    config = Config.from_json(flags, path)
-    images, labels = stored.tensors["images"].float(), class_weights(stored.tensors["labels"], len(class_names), path)
-    preprocess = Preprocess.from_tensors(stored.tensors)
-    return Distilled(path, images, labels, class_names, preprocess, config, provenance)
+    return tuple(names), provenance
+
+
+def _check_flags(d: Distilled) -> None:
+    """Check that the flags fit the images, as a run checks it of its data.
+
+    Raises:
+        UserError: naming the file and the flag.
+    """
+    wrong, per_class, c = None, len(d.images) // d.num_classes, d.config
+    if len(d.images) % d.num_classes == 0 and c.batch_per_class > per_class:
+        wrong = f"--batch_per_class {c.batch_per_class} is more than the {per_class} image(s) of each class"
+    elif c.task_sampler_nc is not None and c.task_sampler_nc > d.num_classes:
+        wrong = f"--task_sampler_nc {c.task_sampler_nc} is more than the {d.num_classes} classes"
+    else:
+        try:
+            channels, side = d.images.shape[1:3]
+            build_bare(c.arch, channels, side, d.num_classes, **c.network)
+        except ValueError as error:
+            wrong = str(error)
+    if wrong is not None:
+        raise UserError(f"{d.source}: its flags do not fit its images ({wrong}); restore it from a copy")
 
 
 def open_stored(path: Path, labels: Path | None = None) -> Stored:
@@ -50,5 +98,7 @@ def open_stored(path: Path, labels: Path | None = None) -> Stored:
     if path.is_dir() and (path / SET).exists():
         return formats.read(path / SET)
     if path.is_dir() and (path / CONFIG).exists():
-        raise UserError(f"{path}: a run without {SET}; it is written at the first evaluation, continue with --resume")
+        raise UserError(
+            f"{path}: a run without {SET}, which its first evaluation writes; let the run go on, or give another"
+        )
     return formats.read(path, labels)

@@ -22,13 +22,6 @@ DC_EPOCHS, DC_BATCH, DC_LR = 1000, 256, 0.01
 DC_STRATEGY = "color_crop_cutout_flip_scale_rotate"
 
 
-RECIPES = {
-    "inner": "the set's own inner recipe: optimiser, augmentation and training lengths",
-    "dc": "SGD with momentum and one step decay, with siamese augmentation, as in the DC/DSA/MTT line",
-    "papers": "the inner recipe at the four lengths of RaT-BPTT and AT-BPTT, 300 600 1000 3000 steps",
-}
-
-
 @dataclass(frozen=True)
 class Recipe:
     """How networks are trained on one set."""
@@ -91,7 +84,7 @@ def make_recipe(name: str, distilled: Distilled, eval_steps: tuple[int, ...] | N
     of colour, crop, cut-out, flip, scale and rotation drawn per batch, without the flip for digits.
 
     Args:
-        name: one of ``RECIPES``.
+        name: one of ``names.RECIPES``.
         distilled: the set.
         eval_steps: training lengths instead of the recipe's own.
 

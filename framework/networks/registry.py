@@ -6,7 +6,7 @@ Its module is imported when the network is built: the names are needed where PyT
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from framework.networks.spec import Spec
 
@@ -119,3 +119,19 @@ def build(
     with torch.random.fork_rng(devices=[]):  # layers initialise themselves from the global stream; leave it alone
         module: nn.Module = resolve_name(f"framework.networks.{own.make}")(spec)
         return module
+
+
+def build_bare(arch: str, channels: int, image_size: int, num_classes: int, **options: Any) -> "nn.Module":
+    """The network on ``meta``: shapes without memory. Arguments and errors are those of ``build``.
+
+    Raises:
+        ValueError: also where no tensor can have such a size; names the flag.
+    """
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return build(arch, channels, image_size, num_classes, **options)
+    except (TypeError, RuntimeError, OverflowError) as error:  # how PyTorch says it, by where the number overflows
+        sizes = " ".join(f"--{name} {options[name]}" for name in ("width", "depth") if options.get(name) is not None)
+        raise ValueError(f"{sizes}: no network can be that large; lower it") from error

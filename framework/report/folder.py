@@ -83,7 +83,9 @@ class RunFolder:
         try:
             return read_record(Summary, read_json(file), file)
         except UserError as error:
-            raise UserError(f"{str(error).rpartition(';')[0]}; delete it, --resume makes it again") from error
+            raise UserError(
+                f"{str(error).rpartition(';')[0]}; delete it, and the run's own command with --resume writes it again"
+            ) from error
 
     @cached_property
     def records(self) -> dict[str, list[dict[str, Any]]]:

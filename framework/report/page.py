@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from framework.distilled.set import Distilled
-from framework.files import CURVES, PICTURE, WINDOWS, make_folder, write_text
+from framework.files import CURVES, PICTURE, WINDOWS, folder_for, write_text
 from framework.report.folder import RunFolder, name_runs
 from framework.report.plots import accuracy_plot, comparison_plot, training_plot, truncation_plot
 from framework.report.tables import (
@@ -26,6 +26,7 @@ from framework.report.tables import (
     rows_by_network,
     top1_rows,
 )
+from framework.run.interrupt import StopRequest
 
 MOST_IMAGES = 400  # of one run; a page of thousands would not open on a phone
 THEMES: dict[str, dict[str, Any]] = {
@@ -167,7 +168,10 @@ def markdown(runs: dict[str, RunFolder], folder: Path) -> str:
             lines += [*markdown_table(list(RESULT_COLUMNS), result_rows(run.summary.results)), ""]
             lines += [f"± is one standard deviation over networks. {SELECTION[run.config.select]}", ""]
         else:
-            lines += ["Not finished: no final table yet; continue it with --resume.", ""]
+            lines += [
+                "Not finished: no final table yet; to go on, give the run's own command with --resume.",
+                "",
+            ]
         for file, text in ((CURVES, "accuracy"), (WINDOWS, "windows"), (PICTURE, "distilled images")):
             if (run.path / file).exists():
                 shown = os.path.relpath(run.path / file, folder)
@@ -187,7 +191,7 @@ def write(paths: list[Path], output: Path) -> list[Path]:
     for run in runs.values():
         _ = run.config  # a folder without a run is reported before anything is drawn
     files = {output: html(runs), output.with_suffix(".md"): markdown(runs, output.parent)}
-    make_folder(output.parent)
-    for path, text in files.items():
-        write_text(path, text)
+    with folder_for(output.parent), StopRequest():  # from here on, Ctrl-C comes too late
+        for path, text in files.items():
+            write_text(path, text)
     return list(files)

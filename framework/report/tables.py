@@ -4,8 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from framework.errors import UserError
-from framework.files import BOARD, write_json, write_text
+from framework.files import BOARD, CannotWrite, folder_for, write_json, write_text
 from framework.records import METRICS, Judgement, Results, Row, Summary
 
 SELECTION = {
@@ -85,21 +84,29 @@ def judgement_table(judgement: Judgement) -> str:
 
 
 def write_judgement(judgement: Judgement, folder: Path) -> list[Path]:
-    """Write ``<recipe>.json``, ``<recipe>.md`` and TensorBoard events into a folder; returns their paths."""
+    """Write ``<recipe>.json``, ``<recipe>.md`` and TensorBoard events into a folder; returns their paths.
+
+    Raises:
+        CannotWrite: disk full, folder read-only; what could be written stays.
+    """
+    board = folder / BOARD / judgement.recipe
+    paths = [folder / f"{judgement.recipe}.json", folder / f"{judgement.recipe}.md"]
+    write_json(paths[0], dataclasses.asdict(judgement))
+    write_text(paths[1], judgement_table(judgement) + "\n")
+    try:
+        with folder_for(board):
+            _write_events(judgement, board)
+    except OSError as error:
+        raise CannotWrite(f"cannot write {board}: {error.strerror}; the table is in {paths[1]}") from error
+    return [*paths, board]
+
+
+def _write_events(judgement: Judgement, folder: Path) -> None:
     from torch.utils.tensorboard import SummaryWriter  # late: tables need no TensorBoard
 
-    name, board_folder = judgement.recipe, folder / BOARD / judgement.recipe
-    try:
-        board = SummaryWriter(str(board_folder), purge_step=0)  # an older evaluation's events go
+    with SummaryWriter(str(folder), purge_step=0) as board:  # an older evaluation's events go
         board.add_text("table", judgement_table(judgement))
         for arch, results in judgement.results.items():
             for key, row in results.items():
                 for metric in METRICS:
                     board.add_scalar(f"{arch}/{key}/{metric}", getattr(row, metric), row.steps)
-        board.close()
-    except OSError as error:
-        raise UserError(f"--output {folder}: cannot write events ({error.strerror}); choose another") from error
-    paths = [folder / f"{name}.json", folder / f"{name}.md"]
-    write_json(paths[0], dataclasses.asdict(judgement))
-    write_text(paths[1], judgement_table(judgement) + "\n")
-    return [*paths, board_folder]

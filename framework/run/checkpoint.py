@@ -101,8 +101,7 @@ def find_run(folder: Path, config: Config) -> dict[str, Any] | None:
         except UserError:
             raise error from None
         print(f"{str(error).partition(';')[0]}; continuing from {previous}, the checkpoint before", flush=True)
-    changed = differences(saved, config)
-    if changed:
+    if changed := differences(saved, config):
         raise UserError(
             f"--resume: {path} is of another configuration: {'; '.join(changed)}; give the same flags, or another "
             "--save_dir"
@@ -110,17 +109,15 @@ def find_run(folder: Path, config: Config) -> dict[str, Any] | None:
     return state
 
 
-def _load_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _load_run(path: Path) -> tuple[dict[str, Any], Config]:
     """A run's checkpoint and the flags it was saved with.
 
     Raises:
-        UserError: it is damaged or not one of ours.
+        UserError: it or its flags are damaged, or it is not one of ours.
     """
     state = load(path)
     try:
         saved = json.loads(state["config"])
-        if not isinstance(saved, dict):
-            raise TypeError("config")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a checkpoint of this program; check --save_dir") from error
-    return state, saved
+    return state, Config.from_json(saved, path)

@@ -1,6 +1,9 @@
 """Every form of a distilled set: written and read back, by us and by those whose form it is."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from cli import difference, refused
+from cli import ROOT, difference, refused
 from PIL import Image
 from sets import CLASSES, SIDE, made_up
 
@@ -16,8 +19,9 @@ from framework import load_distilled
 from framework.config import Config
 from framework.data.preprocess import Preprocess, Standardise, Zca
 from framework.distilled import formats
-from framework.distilled.exports import DDRANKING, FORMS, export
+from framework.distilled.exports import export
 from framework.distilled.formats import write_safetensors
+from framework.distilled.names import DDRANKING, FORMS
 from framework.distilled.set import Distilled
 from framework.errors import UserError
 from framework.networks.registry import build
@@ -27,7 +31,7 @@ LOSSLESS = ("safetensors", "pt", "npz", "h5")
 
 
 def written(distilled: Distilled, form: str, folder: Path) -> Path:
-    path = folder / f"set{FORMS[form][0]}"
+    path = folder / f"set{FORMS[form]}"
     export(distilled, form, path)
     return path
 
@@ -118,6 +122,36 @@ def test_hugging_face_opens_its_form(soft: bool, tmp_path: Path) -> None:
     assert "learnt class weights" in card if soft else "one-hot" in card
 
 
+def test_hugging_faces_form_needs_no_network_and_leaves_no_cache(tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="the package datasets is not installed")
+    home = tmp_path / "home"
+    home.mkdir()
+    write_safetensors(made_up().stored(numbers=False), tmp_path / "set.safetensors")
+    program = f"""
+import socket, sys
+sys.path.insert(0, {str(ROOT)!r})
+def refuse(*_, **__):
+    raise AssertionError("asks the network")
+socket.getaddrinfo = socket.socket.connect = refuse
+from main import main
+sys.exit(main(["export", {str(tmp_path / "set.safetensors")!r}, "--to", "hf"]))
+"""
+    variables = {"HOME": str(home), "PATH": os.environ["PATH"]}
+    done = subprocess.run([sys.executable, "-c", program], env=variables, cwd=home, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exports", "home", "set.safetensors"]
+    assert list(home.iterdir()) == []
+
+
+def test_a_form_that_needs_a_package_names_it(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    error = refused(["export", str(run), "--to", "hf"], capsys)
+    assert error == "main.py: error: --to hf needs the package: pip install datasets, or choose another form\n"
+    assert not (run / "exports").exists()
+
+
 @pytest.mark.parametrize("soft", [False, True])
 def test_ddranking_gets_its_own_normalisation(soft: bool, tmp_path: Path) -> None:
     distilled = made_up(soft=soft)
@@ -155,7 +189,7 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(
     with pytest.raises(UserError, match="there already"):
         export(distilled, form, path)
     assert path.read_text() == "precious"
-    if FORMS[form][0]:
+    if FORMS[form]:
         return
     full = OSError(28, "No space left on device")
 
@@ -164,9 +198,11 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(
 
     monkeypatch.setattr(Path, "write_text", fail)
     monkeypatch.setattr(Path, "write_bytes", fail)
-    monkeypatch.setattr("pyarrow.parquet.write_table", fail)
+    if form == "hf":
+        pytest.importorskip("datasets", reason="the package datasets is not installed")
+        monkeypatch.setattr("datasets.Dataset.to_parquet", fail)
     with pytest.raises(UserError, match="No space left"):
-        export(distilled, form, tmp_path / "new")
+        export(distilled, form, tmp_path / "deep" / "new")
     assert [entry.name for entry in tmp_path.iterdir()] == ["there"]
 
 
@@ -178,7 +214,7 @@ def test_a_run_is_exported_from_the_command_line(
     form: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", str(run), "--to", form]) == 0
-    suffix = FORMS[form][0]
+    suffix = FORMS[form]
     path = run / "exports" / (f"distilled{suffix}" if suffix else form)
     assert capsys.readouterr().out.startswith(f"{path}: 10 images of 10 classes; ")
     if form != "images":

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from framework.networks.flat import FlatNetwork
 from framework.networks.layers import BatchNorm, norm_layer
-from framework.networks.registry import ARCHITECTURES, build
+from framework.networks.registry import ARCHITECTURES, build, build_bare
 from framework.networks.spec import ACTIVATIONS, NORMS, POOLS
 from framework.rng import generator
 
@@ -478,3 +478,11 @@ def test_evaluation_uses_the_statistics_that_come_with_the_parameters() -> None:
     assert torch.allclose(network(torch.cat([theta, moved]), images(1)), outputs[1][:1], rtol=0, atol=1e-12)
     with pytest.raises(RuntimeError, match="split"):
         network(theta, images(3))
+
+
+@pytest.mark.parametrize("width", [10**17, 10**30])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_network_that_no_tensor_can_hold_is_refused_by_its_flag(arch: str, width: int) -> None:
+    with pytest.raises(ValueError, match=f"--width {width}"):
+        build_bare(arch, 3, 64, 10, width=width)
+    assert build_bare(arch, 3, 64, 10, width=64).classifier.weight.is_meta

@@ -212,7 +212,7 @@ def without(*path: str) -> bytes:
 )  # fmt: skip
 def test_a_damaged_summary_is_a_user_error(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"summary.json.*delete it, --resume makes it again"):
+    with pytest.raises(UserError, match=r"summary.json.*delete it, and the run's own command with --resume"):
         _ = RunFolder(tmp_path).summary
 
 

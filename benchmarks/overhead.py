@@ -52,7 +52,7 @@ PARTS: dict[str, tuple[Any, str]] = {
     "probes, their records too": (Reporter, "probe"),
     "plots and pictures": (Reporter, "plot"),
     "checkpoints": (base.Run, "_save"),
-    "the selected set's files": (base.Run, "_export"),
+    "the selected set's files": (Assessor, "_export"),
 }
 
 

@@ -19,7 +19,7 @@ from framework.machine import peak_memory_mib
 from framework.outer.method import Proposal
 from framework.outer.synthetic import joint_norm
 from framework.report.metrics import Reporter, mirror_to_wandb
-from framework.report.tables import percent, result_table
+from framework.report.tables import result_table
 from framework.run import checkpoint
 from framework.run.chores import Seldom
 from framework.run.distributed import Comm, PeerLost
@@ -27,7 +27,7 @@ from framework.run.interrupt import Interrupted, StopRequest
 from framework.run.memory import ELSEWHERE, OutOfMemory, advice, explained
 from framework.run.progress import Diverged, Progress
 
-CHECKPOINTS_SHARE, EXPORTS_SHARE = 0.001, 0.001  # of a run's time, where the flags do not say how often
+CHECKPOINTS_SHARE = 0.001  # of a run's time, where the flags do not say how often
 
 
 class Run:
@@ -56,8 +56,7 @@ class Run:
             self._restore(saved)
         self.reporter: Reporter | None = None
         self.clock = time.monotonic() - self.progress.seconds
-        self.checkpoints, self.exports = Seldom(CHECKPOINTS_SHARE), Seldom(EXPORTS_SHARE)
-        self.exported = self.progress.best is None  # whether the folder has the selected snapshot
+        self.checkpoints = Seldom(CHECKPOINTS_SHARE)
         self.last_save = time.monotonic()
 
     def run(self) -> int:
@@ -78,6 +77,8 @@ class Run:
                     if isinstance(reason, UserError):
                         raise
                     if self.comm.main:
+                        if self.progress.best is not None:
+                            self.assessor.export(self.progress.best, self.folder, now=True)
                         where = self.folder / files.LAST
                         print(f"stopped by {reason}: saved {where}; continue with --resume", flush=True)
                     return reason.exit_code
@@ -122,17 +123,10 @@ class Run:
 
     def _skip_step(self, facts: dict[str, Any]) -> None:
         """Count, tell and record a step whose meta-gradient is not finite; the set stays as it is."""
-        p = self.progress
-        p.skip()
+        self.progress.skip()
         if self.reporter is not None:
-            self.reporter.bar.update()
-            shown = {name: facts[name] for name in ("loss", "accuracy", "meta_gradient_norm") if name in facts}
-            self.reporter.say(
-                f"outer step {p.step} skipped: its meta-gradient is not finite (loss {facts['loss']:g}, norm "
-                f"{facts['meta_gradient_norm']:g}); {p.skipped_in_row} in a row, {p.skipped_in_run} in this run"
-            )
-            self.reporter.log("skipped", p.step, epoch=p.epoch + 1, **shown, skipped_in_run=p.skipped_in_run)
-        p.check(self.config.max_bad_steps)
+            self.reporter.skipped(self.progress, facts)
+        self.progress.check(self.config.max_bad_steps)
 
     def _record_step(self, facts: dict[str, Any], clip: Tensor, seconds: float) -> None:
         """Count a step, which took ``seconds``; every ``--print_freq`` steps show it."""
@@ -140,15 +134,11 @@ class Run:
         p.applied(facts["loss"], facts.get("accuracy", math.nan))
         if self.reporter is None:
             return
-        self.reporter.bar.update()
-        if p.step % self.config.print_freq == 0 or p.step_in_epoch == self.method.steps_per_epoch:
-            self.reporter.bar.set_postfix(
-                {name: f"{fact:.3f}" for name, fact in facts.items() if name in ("loss", "accuracy")}
-                | {name: str(fact) for name, fact in facts.items() if isinstance(fact, int)},
-                refresh=False,
-            )
+        shown = p.step % self.config.print_freq == 0 or p.step_in_epoch == self.method.steps_per_epoch
+        if shown:
             facts |= {"clip_factor": clip.item(), "seconds": self._seconds(), "seconds_per_step": seconds}
-            self.reporter.log("step", p.step, epoch=p.epoch + 1, **facts, peak_memory_mib=peak_memory_mib(self.device))
+            facts |= {"peak_memory_mib": peak_memory_mib(self.device)}
+        self.reporter.step(p, facts, shown=shown)
 
     def _close_epoch(self) -> None:
         """Evaluate if it is time, tell the method, move on, checkpoint."""
@@ -180,24 +170,11 @@ class Run:
         p = self.progress
         entry = self.assessor.evaluate(epoch)
         best = select_best(p.best, entry, self.set.snapshot())
-        self.exported = self.exported and best is p.best
         p.history.append(entry)
         p.best = best
         if self.reporter is not None:
-            if last or self.exports.due():
-                self._export()
-            self.reporter.say(
-                f"epoch {epoch}: {entry.split} accuracy {percent(entry.accuracy, entry.best.top1_std)} % after "
-                f"{entry.best_length} steps (best {percent(best.accuracy, None)} at epoch {best.epoch})"
-            )
-            self.reporter.log("evaluation", p.step, seconds=self._seconds(), **dataclasses.asdict(entry))
-
-    def _export(self) -> None:
-        """Write the selected snapshot's files, unless they are there. Rank 0 only."""
-        if self.progress.best is not None and not self.exported:
-            with self.exports.doing():
-                self.assessor.export(self.progress.best, self.folder)
-            self.exported = True
+            self.assessor.export(best, self.folder, now=last)
+            self.reporter.evaluated(entry, best, p.step, self._seconds())
 
     # ---- state -------------------------------------------------------------------------------------
 

@@ -23,8 +23,11 @@ from framework.machine import environment
 from framework.records import Entry, Results, Summary
 from framework.report.folder import RunFolder
 from framework.run import checkpoint
+from framework.run.chores import Seldom
 from framework.run.distributed import Comm
 from framework.run.progress import Best, Progress
+
+EXPORTS_SHARE = 0.001  # of a run's time
 
 
 class Assessor:
@@ -41,6 +44,8 @@ class Assessor:
         self.config, self.comm, self.parts, self.check = config, comm, parts, check
         self.device = parts.network.device
         self.evaluator = Evaluator(parts.loop.for_evaluation(), config.seed, tick=self._tick)
+        self.exports = Seldom(EXPORTS_SHARE)
+        self.exported: Best | None = None  # what the folder has, as far as this process knows
         self.bar: tqdm[Any] | None = None
 
     def evaluate(self, epoch: int) -> Entry:
@@ -57,8 +62,20 @@ class Assessor:
         scores = [evaluation.summary(length) for length in c.eval_steps]
         return Entry(epoch, c.select, list(c.eval_steps), scores, chosen, evaluation.mean(chosen))
 
-    def export(self, best: Best, folder: Path) -> None:
-        """Write the selected snapshot as a checkpoint, as safetensors and as a picture."""
+    def export(self, best: Best, folder: Path, *, now: bool) -> None:
+        """Write the selected snapshot as a checkpoint, as safetensors and as a picture, if it is not there.
+
+        Args:
+            best: the snapshot.
+            folder: the run's.
+            now: even if it was done just before.
+        """
+        if best is not self.exported and (now or self.exports.due()):
+            with self.exports.doing():
+                self._export(best, folder)
+            self.exported = best
+
+    def _export(self, best: Best, folder: Path) -> None:
         c, real = self.config, self.parts.real
         tensors = {"images": best.images, "labels": best.labels}
         checkpoint.save(folder / files.BEST, {"config": c.to_json(), **best.facts, **tensors})

@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,9 @@ from framework.files import BOARD, CURVES, METRICS, WINDOWS, CannotWrite, finite
 from framework.records import Entry
 from framework.report.folder import EpochPoint, parse_metric
 from framework.report.plots import accuracy_plot, probe_figure, truncation_plot
+from framework.report.tables import percent
 from framework.run.chores import Seldom
+from framework.run.progress import Best, Progress
 
 PLOTS_SHARE, PLOTS_PAUSE = 0.001, 120.0  # of a run's time for plots, and seconds between two at least
 
@@ -78,6 +81,35 @@ class Reporter:
             self.records += 1
             self._remember(record)
             self._show(kind, values, step)
+
+    def step(self, progress: Progress, facts: dict[str, Any], *, shown: bool) -> None:
+        """Move the bar on after a step that was applied; where ``shown``, tell and record its facts."""
+        self.bar.update()
+        if shown:
+            self.bar.set_postfix(
+                {name: f"{fact:.3f}" for name, fact in facts.items() if name in ("loss", "accuracy")}
+                | {name: str(fact) for name, fact in facts.items() if isinstance(fact, int)},
+                refresh=False,
+            )
+            self.log("step", progress.step, epoch=progress.epoch + 1, **facts)
+
+    def skipped(self, progress: Progress, facts: dict[str, Any]) -> None:
+        """Tell and record a step whose meta-gradient is not finite."""
+        p, shown = progress, {name: facts[name] for name in ("loss", "accuracy", "meta_gradient_norm") if name in facts}
+        self.bar.update()
+        self.say(
+            f"outer step {p.step} skipped: its meta-gradient is not finite (loss {facts['loss']:g}, norm "
+            f"{facts['meta_gradient_norm']:g}); {p.skipped_in_row} in a row, {p.skipped_in_run} in this run"
+        )
+        self.log("skipped", p.step, epoch=p.epoch + 1, **shown, skipped_in_run=p.skipped_in_run)
+
+    def evaluated(self, entry: Entry, best: Best, step: int, seconds: float) -> None:
+        """Tell and record an evaluation, ``seconds`` after the run's start."""
+        self.say(
+            f"epoch {entry.epoch}: {entry.split} accuracy {percent(entry.accuracy, entry.best.top1_std)} % after "
+            f"{entry.best_length} steps (best {percent(best.accuracy, None)} at epoch {best.epoch})"
+        )
+        self.log("evaluation", step, seconds=seconds, **asdict(entry))
 
     def _show(self, kind: str, values: dict[str, Any], step: int) -> None:
         """Numbers for TensorBoard, all in one event: ``add_scalar`` takes as long for each as this for all."""

@@ -32,6 +32,17 @@ class Architecture:
     smallest: Callable[[Spec], int]
     deepest: int | None = None
 
+    def check(self, arch: str, spec: Spec) -> None:
+        """Raise ``ValueError`` where the network of this name cannot have the depth, or its images are too small."""
+        if self.deepest is not None and spec.depth > self.deepest:
+            raise ValueError(f"--arch {arch} is at most {self.deepest} deep: lower --depth {spec.depth}")
+        smallest = self.smallest(spec)
+        if spec.image_size < smallest:
+            raise ValueError(
+                f"--arch {arch} of depth {spec.depth} needs images of at least {smallest} pixels, not "
+                f"{spec.image_size}: lower --depth or raise --im_size"
+            )
+
 
 _CONVNET = Architecture(
     "convolutional:convnet", 128, 3, "instance", "relu", "avg", lambda s: 2 if s.pool == "none" else 2**s.depth
@@ -96,24 +107,9 @@ def build(
         ValueError: the image is too small, or the network cannot have this width or depth; names the flag.
     """
     own = _REGISTRY[arch]
-    spec = Spec(
-        channels,
-        image_size,
-        num_classes,
-        own.width if width is None else width,
-        own.depth if depth is None else depth,
-        norm or own.norm,
-        act or own.act,
-        pool or own.pool,
-    )
-    if own.deepest is not None and spec.depth > own.deepest:
-        raise ValueError(f"--arch {arch} is at most {own.deepest} deep: lower --depth {spec.depth}")
-    smallest = own.smallest(spec)
-    if image_size < smallest:
-        raise ValueError(
-            f"--arch {arch} of depth {spec.depth} needs images of at least {smallest} pixels, not {image_size}: lower "
-            "--depth or raise --im_size"
-        )
+    size = (own.width if width is None else width, own.depth if depth is None else depth)
+    spec = Spec(channels, image_size, num_classes, *size, norm or own.norm, act or own.act, pool or own.pool)
+    own.check(arch, spec)
     import torch
 
     with torch.random.fork_rng(devices=[]):  # layers initialise themselves from the global stream; leave it alone

@@ -157,7 +157,7 @@ class Run:
             self.reporter.log("epoch", p.step, epoch=number, **values, **facts)
             if due:
                 if curves:
-                    self.reporter.probe(p.step, curves, facts["window_start"], facts["window_length"])
+                    self.reporter.probe(p.step, curves, facts)
                 self.reporter.plot(p.history, lambda: self.assessor.pictures(self.set.images), p.step, last=last)
         p.next_epoch()
         if last or (self.checkpoints.due() if c.ckpt_epochs is None else number % c.ckpt_epochs == 0):

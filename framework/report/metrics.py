@@ -122,12 +122,13 @@ class Reporter:
         with self._writing():
             self.board.add_images(name, images, step)
 
-    def probe(self, step: int, curves: dict[str, list[float]], start: int, length: int) -> None:
-        """Record what a window of ``length`` steps from ``start`` was chosen from, over the inner steps."""
+    def probe(self, step: int, curves: dict[str, list[float]], facts: dict[str, Any]) -> None:
+        """Record what the epoch's window, which is among its ``facts``, was chosen from, over the inner steps."""
         self.log("probe", step, **curves)
         if self.plots.due():
             with self._writing():
-                self.board.add_figure("probe", probe_figure(curves, start, length), step)
+                window = facts["window_start"], facts["window_length"]
+                self.board.add_figure("probe", probe_figure(curves, *window), step)
 
     def plot(self, history: Sequence[Entry], images: Callable[[], Tensor], step: int, *, last: bool) -> None:
         """Draw accuracy and windows into the folder and show the images, if it was not done just now.

@@ -1,5 +1,6 @@
 """What a run would be, told without running it: ``--dry_run``."""
 
+import os
 from pathlib import Path
 
 from framework.assemble import bare_network, check_against_data, execution_for
@@ -10,12 +11,14 @@ from framework.files import cache_folder
 from framework.networks.flat import activation_floats
 from framework.run.distributed import resolve_device
 from framework.run.memory import Problem, size_text, step_bytes
+from framework.run.place import find_place
 
 
 def preview(config: Config) -> str:
     """The resolved configuration, method, steps per epoch and an estimate of memory, as text."""
     c = config
-    device = resolve_device(c.device_name)
+    place = find_place(c, os.environ)
+    device = resolve_device(c.device_name, 0 if place is None else place.local_rank or 0)
     info = describe(c.dataset, Path(c.root), c.im_size)
     classes = info.num_classes or 10
     check_against_data(c, classes if info.num_classes else None, info.image_size)
@@ -54,5 +57,8 @@ def preview(config: Config) -> str:
     sizes = {"window": window, "real batch": real, "data": data, "together": window + real + data}
     shown = ", ".join(f"{name} {size_text(size)}" for name, size in sizes.items())
     lines.append(f"memory, within a factor of two: {shown}")
+    if place is not None:
+        what = "node" if place.local_rank is None else "process"
+        lines.append(f"{what} {place.rank} of {place.size}, which meet at {place.url}")
     lines.append(f"folder: {c.folder}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""How a run's processes start, hear signals and end: one process, one per device, torchrun, or nodes by hand."""
+"""How a run's processes start, hear signals and end: one process, one per device, a scheduler's, or nodes by hand."""
 
 import os
 import signal
@@ -7,6 +7,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
@@ -23,6 +24,7 @@ from framework.errors import UserError
 from framework.inner.execution import configure_process
 from framework.run.distributed import Comm, PeerLost, resolve_device
 from framework.run.interrupt import SIGNALS
+from framework.run.place import find_place
 
 GRACE = 10.0  # seconds that the others get to save and leave after one process has ended; twice that, then SIGKILL
 
@@ -34,17 +36,18 @@ Messages = SimpleQueue[tuple[int, str]]  # rank on this node, and the one line i
 
 
 def launch(worker: Worker, config: Config) -> int:
-    """Run ``worker`` in as many processes as the flags or torchrun's environment ask for.
+    """Run ``worker`` in as many processes as the flags or the environment ask for; see ``find_place``.
 
     Returns:
         The exit code: 0, or that of the process that ended the run.
 
     Raises:
-        UserError: what a worker raised, or that one of them was killed.
+        UserError: what a worker raised, that one of them was killed, or that the environment is wrong.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # started by torchrun, which gives every process its place
-        rank, local_rank, size = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
-        return _join_alone(worker, config, rank, local_rank, size, "env://")
+    if (place := find_place(config, os.environ)) is not None:
+        if place.local_rank is not None:
+            return _join_alone(worker, config, place.rank, place.local_rank, place.size, place.url)
+        config = replace(config, world_size=place.size, rank=place.rank, dist_url=place.url)
     nproc = 1
     if config.mp_distributed:
         nproc = config.nproc or (torch.cuda.device_count() if config.device_name in ("auto", "cuda") else 1) or 1
@@ -52,7 +55,10 @@ def launch(worker: Worker, config: Config) -> int:
         return _work(worker, config, Comm(), resolve_device(config.device_name))
     # A file, not a port: another program could take a free port before the processes do.
     with tempfile.TemporaryDirectory() as folder:
-        url = config.dist_url or Path(folder, "meet").as_uri()
+        url = Path(folder, "meet").as_uri()
+        if config.world_size > 1:
+            assert config.dist_url is not None, "see config.validate"
+            url = config.dist_url
         if nproc == 1:  # one of several nodes
             return _join_alone(worker, config, config.rank, 0, config.world_size, url)
         messages: Messages = get_context("spawn").SimpleQueue()
@@ -78,7 +84,8 @@ def join(worker: Worker, config: Config, rank: int, local_rank: int, size: int, 
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"rank {rank} cannot meet the others at {url} ({reason}): check --dist-url and --rank"
+            f"rank {rank} cannot meet the others at {url} ({reason}): check --dist-url and --rank, or MASTER_ADDR, "
+            "MASTER_PORT and RANK"
         ) from error
     code = _work(worker, config, Comm(rank, size), device)
     dist.destroy_process_group()  # only here: after a failure it could wait for a process that is gone

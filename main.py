@@ -5,12 +5,18 @@ from collections.abc import Sequence
 
 from framework.config import parse
 from framework.errors import UserError
+from framework.output import lasting_output
 
 COMMANDS = ("evaluate", "export", "report")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code (2 for a user's mistake, told in one line)."""
+    with lasting_output():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
         if arguments and arguments[0] in COMMANDS:
             from framework.commands import run

@@ -1,12 +1,28 @@
 """What a user's mistake is told with."""
 
+import unicodedata
+
+UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # categories: control characters, bytes that are no text, ends of lines
+
 
 class UserError(ValueError):
     """A mistake in what the user gave (flag, file, folder).
 
     The message is one line that names the flag or file, says what is wrong and what to do. ``main``
-    prints it without a traceback and exits with code 2.
+    prints it without a traceback and exits with code 2. Names of files and classes may hold anything, and are
+    escaped.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """``text`` on one line: ends of lines, other control characters and bytes that are no text become escapes."""
+    return "".join(
+        character.encode("unicode_escape").decode() if unicodedata.category(character) in UNPRINTABLE else character
+        for character in text
+    )
 
 
 def one_line(error: BaseException) -> str:

@@ -57,8 +57,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], keep: Path
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    """Write a text file atomically, in UTF-8; bytes of file names that are no text become escapes."""
+    write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -4,12 +4,11 @@ import argparse
 import dataclasses
 import math
 import sys
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from framework.errors import UserError
+from framework.errors import UserError, printable
 
 
 @dataclass(frozen=True)
@@ -151,5 +150,5 @@ def plain_text(arguments: Sequence[str]) -> None:
         UserError: an argument holds control characters or bytes that are no text.
     """
     for argument in arguments:
-        if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in argument):
+        if printable(argument) != argument:
             raise UserError(f"{argument!a}: holds control characters or bytes that are no text; leave them out")

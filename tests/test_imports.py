@@ -65,7 +65,7 @@ FLOORS = (
     ("config", "distill_higher"),
     ("outer",),
     ("data", "inner"),
-    ("networks", "records", "machine", "files", "flags", "rng", "errors"),
+    ("networks", "records", "machine", "files", "flags", "output", "rng", "errors"),
 )
 NAMES_ALONE = {
     "data.registry", "networks.registry", "networks.spec", "inner.names", "outer.policies.registry",

@@ -2,17 +2,21 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import matplotlib
 import torch
 import torch.nn.functional as F
+from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from framework.data.preprocess import Preprocess
+from framework.errors import printable
 from framework.files import write_atomically
 
+FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
 TILE = 128  # pixels a side of a picture in the grid, about
 
 
@@ -40,14 +44,14 @@ def image_grid(
         labels: (K * ipc, K) soft labels; if given, the two classes of the largest weights stand below each picture.
         columns: pictures shown of each class, the first ones.
     """
+    class_names = [_drawable(name) for name in class_names]
     rows, side = len(class_names), pictures.shape[-1]
     enlarge = max(1, TILE // side)  # whole numbers, so that every pixel is shown alike
     size, mode = (side * enlarge, "nearest") if side <= TILE else (TILE, "area")
     by_class = pictures.cpu().unflatten(0, (rows, -1))[:, :columns].mul(255).round()
     per_class = by_class.shape[1]
     # Drawn with PIL: matplotlib takes minutes for the labels of a thousand classes.
-    fonts = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    large, small = ImageFont.truetype(fonts, 14), ImageFont.truetype(fonts, 10)
+    large, small = ImageFont.truetype(FONT, 14), ImageFont.truetype(FONT, 10)
     right, down = size + 8, size + (8 if labels is None else 36)
     margin = 16 + math.ceil(max(large.getbbox(name)[2] for name in class_names))
     sheet = Image.new("RGB", (margin + per_class * right, 8 + rows * down), "white")
@@ -62,6 +66,20 @@ def image_grid(
                 draw.text((x, y + size + 2), _top_classes(labels[row * (len(labels) // rows) + column], class_names),
                           fill="black", font=small)  # fmt: skip
     write_atomically(path, lambda file: sheet.save(file, format="PNG"))
+
+
+@cache
+def _glyphs() -> frozenset[int]:
+    """Code points of the characters that the font has."""
+    return frozenset(FT2Font(str(FONT)).get_charmap())
+
+
+def _drawable(name: str) -> str:
+    """A class name on one line, with escapes for characters that the font lacks, so that classes can be told apart."""
+    return "".join(
+        character if ord(character) in _glyphs() else character.encode("unicode_escape").decode()
+        for character in printable(name)
+    )
 
 
 def _top_classes(label: Tensor, class_names: Sequence[str]) -> str:

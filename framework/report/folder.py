@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from framework.config import DEFAULTS, FLAGS, Config
 from framework.distilled.load import load_distilled
 from framework.distilled.set import Distilled
-from framework.errors import UserError
+from framework.errors import UserError, printable
 from framework.files import CONFIG, EVALUATION, METRICS, SET, SUMMARY, read_json
 from framework.records import Entry, Judgement, Summary, read_record
 
@@ -165,4 +165,4 @@ def name_runs(paths: list[Path]) -> dict[str, RunFolder]:
     if len(set(full)) < len(full):
         raise UserError("the same run is given twice; give each once")
     depth = next(n for n in range(1, 99) if len({path.parts[-n:] for path in full}) == len(full))
-    return {"/".join(where.parts[-depth:]): RunFolder(path) for where, path in zip(full, paths, strict=True)}
+    return {printable("/".join(where.parts[-depth:])): RunFolder(path) for where, path in zip(full, paths, strict=True)}

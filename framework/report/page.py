@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import matplotlib
 import torch
@@ -157,6 +158,11 @@ def html(runs: dict[str, RunFolder]) -> str:
     )
 
 
+def _address(path: str) -> str:
+    """A path inside the angle brackets of a Markdown link: what they cannot hold, percent-encoded."""
+    return "".join(c if c.isprintable() and c not in "<>" else quote(c, errors="surrogateescape") for c in path)
+
+
 def markdown(runs: dict[str, RunFolder], folder: Path) -> str:
     """The same as Markdown; pictures are those in the runs' folders, addressed from ``folder``."""
     lines = ["# Distillation report", ""]
@@ -174,7 +180,7 @@ def markdown(runs: dict[str, RunFolder], folder: Path) -> str:
             ]
         for file, text in ((CURVES, "accuracy"), (WINDOWS, "windows"), (PICTURE, "distilled images")):
             if (run.path / file).exists():
-                shown = os.path.relpath(run.path / file, folder)
+                shown = _address(os.path.relpath(run.path / file, folder))
                 lines += [f"![{text}](<{shown}>)", ""]
         for evaluation in run.evaluations:
             header, rows = top1_rows(evaluation)

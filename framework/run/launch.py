@@ -22,6 +22,7 @@ from torch.multiprocessing.spawn import ProcessContext, ProcessExitedException, 
 from framework.config import Config
 from framework.errors import UserError
 from framework.inner.execution import configure_process
+from framework.output import lasting_output
 from framework.run.distributed import Comm, PeerLost, resolve_device
 from framework.run.interrupt import SIGNALS
 from framework.run.place import find_place
@@ -140,6 +141,11 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
 
 def _spawned(local_rank: int, worker: Worker, config: Config, nproc: int, url: str, messages: Messages) -> None:
     """One process; its last words go to the parent, which prints only those of the process to blame."""
+    with lasting_output():
+        leave(_run_spawned(local_rank, worker, config, nproc, url, messages))
+
+
+def _run_spawned(local_rank: int, worker: Worker, config: Config, nproc: int, url: str, messages: Messages) -> int:
     try:
         code = join(worker, config, config.rank * nproc + local_rank, local_rank, nproc * config.world_size, url)
     except UserError as error:
@@ -151,7 +157,7 @@ def _spawned(local_rank: int, worker: Worker, config: Config, nproc: int, url: s
     except Exception:  # a fault of the program: here, as the parent sees only an exit code
         traceback.print_exc()
         code = 1
-    leave(code)
+    return code
 
 
 def _supervise(context: ProcessContext, messages: Messages, first_rank: int) -> int:

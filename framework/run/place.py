@@ -89,7 +89,8 @@ def _by_starter(starter: Starter, environment: Mapping[str, str]) -> Place | Non
     if not (environment.get("MASTER_ADDR") and environment.get("MASTER_PORT")):
         raise UserError(
             f"task {rank} of {size} ({starter.rank}, {size_name}) has no MASTER_ADDR and MASTER_PORT to meet the "
-            f"others at: export both as scripts/slurm.sh does, or, for a run of its own in each task, unset {starter.rank}"
+            f"others at: export both as scripts/slurm.sh does, or, for a run of its own in each task, unset "
+            f"{starter.rank}"
         )
     url = _url(environment)
     nodes = next((_number(name, environment) for name in starter.nodes if name in environment), None)

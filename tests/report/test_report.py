@@ -299,10 +299,17 @@ def test_pictures_of_any_size_fill_tiles_of_the_same_colour(side: int, tmp_path:
         assert filled == (128 - 128 % side if side < 128 else 128) ** 2
 
 
-@pytest.mark.parametrize("name", ["n01440764", "é", r"$\foo$"])
+@pytest.mark.parametrize("name", ["n01440764", "é", r"$\foo$", "a\nb", "猫", "caf\udce9"])
 def test_any_class_name_can_be_drawn(name: str, tmp_path: Path) -> None:
     image_grid(solid(RED), [name], tmp_path / "grid.png")
     centre(picture(tmp_path / "grid.png"), RED)
+
+
+def test_names_without_glyphs_can_be_told_apart(tmp_path: Path) -> None:
+    assert [pictures._drawable(name) for name in ("é a", "a\nb", "猫", "caf\udce9")] == [
+        "é a", r"a\nb", r"\u732b", r"caf\udce9",
+    ]  # fmt: skip
+    image_grid(solid(RED, BLUE), ["猫", "犬\n"], tmp_path / "grid.png", torch.eye(2))
 
 
 @pytest.mark.parametrize("entries", [1, 3])

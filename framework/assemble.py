@@ -1,15 +1,17 @@
 """From flags to objects: everything a run is made of."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from framework.config import Config, resolve_patience
-from framework.data.load import DataSpec, load
+from framework.data.load import DataSpec, Listing, load
 from framework.data.preprocess import Preprocess
-from framework.data.splits import RealData, Split
+from framework.data.splits import RealData, Split, require_random_real
 from framework.distill_higher import BackpropThroughTime, make_engine
 from framework.errors import UserError
 from framework.inner.augment import Augmentation
@@ -61,12 +63,10 @@ def assemble(c: Config, comm: Comm, device: torch.device) -> Parts:
     Raises:
         UserError: the data cannot be read, or flags do not fit it.
     """
+    check_packages(c)
     real = _load_data(c, comm, device)
     classes, (channels, side, _) = real.num_classes, real.image_shape
-    check_against_data(c, classes, side)
     batch_size = min(c.batch_size, len(real.train))
-    if batch_size < comm.size:
-        raise UserError(f"--batch_size {batch_size} cannot be shared by {comm.size} processes: raise it")
     execution = _execution(c, real, batch_size, device)
     network = FlatNetwork(build(c.arch, channels, side, classes, **c.network), device)
     loop = InnerLoop(network, make_optimizer(c.inner_optim, c.inner_lr), execution)
@@ -161,6 +161,29 @@ def check_against_data(c: Config, num_classes: int | None, image_size: int) -> N
         raise UserError(str(error)) from error
 
 
+def check_listing(c: Config, listing: Listing, processes: int = 1) -> None:
+    """Check all that flags and a listed data set tell before an image is decoded.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    check_against_data(c, len(listing.source.class_names), listing.info.image_size)
+    if "random" in c.baselines:
+        require_random_real(listing.counts, listing.source.class_names, c.num_per_class)
+    if (batch_size := min(c.batch_size, len(listing.train))) < processes:
+        raise UserError(f"--batch_size {batch_size} cannot be shared by {processes} processes: raise it")
+
+
+def check_packages(c: Config) -> None:
+    """Check that packages which only some flags need are there.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    if c.wandb and find_spec("wandb") is None:
+        raise UserError("--wandb needs the package: pip install wandb, or drop the flag")
+
+
 def lowrank_recipe(c: Config) -> Recipe:
     """How ``--engine lowrank`` approximates Hessians."""
     return Recipe(c.lowrank_rank, c.lowrank_oversampling, c.lowrank_power_iters, c.lowrank_refresh, c.lowrank_metric,
@@ -189,7 +212,7 @@ def make_policy(c: Config) -> Policy:
 
 def load_for(
     c: Config, device: torch.device, *, root: Path | None = None, preprocess: Preprocess | None = None,
-    progress: bool = True,
+    progress: bool = True, check: Callable[[Listing], None] | None = None,
 ) -> RealData:  # fmt: skip
     """``load`` what a run's flags describe.
 
@@ -197,9 +220,14 @@ def load_for(
         c: the flags.
         device: where the tensors go.
         root: instead of the flags' own.
-        preprocess, progress: see ``load``.
+        preprocess, progress, check: see ``load``.
     """
-    spec = DataSpec(
+    return load(data_spec(c, root), device, preprocess=preprocess, progress=progress, check=check)
+
+
+def data_spec(c: Config, root: Path | None = None) -> DataSpec:
+    """What a run's flags have loaded, from ``root`` instead of the flags' own."""
+    return DataSpec(
         c.dataset,
         root or Path(c.root),
         zca=c.zca,
@@ -211,14 +239,13 @@ def load_for(
         data_cache=c.data_cache,
         cache_dir=None if c.cache_dir is None else Path(c.cache_dir),
     )
-    return load(spec, device, preprocess=preprocess, progress=progress)
 
 
 def _load_data(c: Config, comm: Comm, device: torch.device) -> RealData:
     """Rank 0 reads first, so that downloads and caches are made once."""
     for turn in (True, False):
         if comm.main is turn:
-            real = load_for(c, device, progress=comm.main)
+            real = load_for(c, device, progress=comm.main, check=lambda found: check_listing(c, found, comm.size))
         comm.barrier()
     return real
 

@@ -139,6 +139,29 @@ def cache_folder() -> Path:
         ) from error
 
 
+def can_hold(folder: Path, name: str = "--save_dir") -> bool:
+    """Whether a folder exists; nothing is made.
+
+    Args:
+        folder: that a run is to write into.
+        name: the flag that names it, for the message.
+
+    Raises:
+        UserError: it cannot be reached, or does not exist and cannot be made.
+    """
+    try:
+        nearest = next(place for place in (folder, *folder.parents) if place.exists())
+        if nearest != folder and not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if nearest != folder and not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(
+            f"{name} {folder}: cannot reach or make this folder ({error.strerror}); choose another"
+        ) from error
+    return nearest == folder
+
+
 class FolderLock:
     """A run's folder held by one process; the system lets go of it however that process ends."""
 
@@ -150,13 +173,9 @@ class FolderLock:
         """Hold the folder if it exists; a run that is refused later must not have made it.
 
         Raises:
-            UserError: another run holds it, or it cannot be reached or written.
+            UserError: another run holds it, or it cannot be reached, made or written.
         """
-        try:
-            exists = self.folder.exists()
-        except OSError as error:
-            raise UserError(f"--save_dir {self.folder}: cannot reach it ({error.strerror}); choose another") from error
-        if exists:
+        if can_hold(self.folder):
             self._take()
         return self
 

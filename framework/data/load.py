@@ -10,6 +10,7 @@ import hashlib
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,8 +78,36 @@ class DataSpec:
         return self.cache_dir or cache_folder()
 
 
+@dataclass(frozen=True)
+class Listing:
+    """A data set listed and split; none of its images is decoded yet."""
+
+    info: DatasetInfo
+    source: Source
+    train: torch.Tensor
+    """(n,) int64: which images of the training part train."""
+    val: torch.Tensor | None
+    """(m,) int64: which of the training or validation part select."""
+
+    @property
+    def counts(self) -> torch.Tensor:
+        """(K,) int64: training images of each class."""
+        return self.source.train.labels[self.train].bincount(minlength=len(self.source.class_names))
+
+
+def list_data(spec: DataSpec) -> Listing:
+    """List and split a data set; raises ``UserError`` as ``load`` does, but for what decoding finds."""
+    info, source = open_source(spec.name, spec.root, spec.im_size)
+    return Listing(info, source, *_train_and_val(spec, source))
+
+
 def load(
-    spec: DataSpec, device: torch.device, *, preprocess: Preprocess | None = None, progress: bool = True
+    spec: DataSpec,
+    device: torch.device,
+    *,
+    preprocess: Preprocess | None = None,
+    progress: bool = True,
+    check: Callable[[Listing], None] | None = None,
 ) -> RealData:
     """Read, split and preprocess a data set, and place it on ``device`` or stream it from disk.
 
@@ -90,12 +119,15 @@ def load(
         device: where the tensors go.
         preprocess: to be used instead of one fitted on the training images.
         progress: show progress bars on stderr.
+        check: called before any image is decoded; may raise ``UserError``.
 
     Raises:
         UserError: a flag or a file is wrong, or the tensors would not fit in memory.
     """
-    info, source = open_source(spec.name, spec.root, spec.im_size)
-    train, val = _train_and_val(spec, source)
+    listing = list_data(spec)
+    if check is not None:
+        check(listing)
+    info, source, train, val = listing.info, listing.source, listing.train, listing.val
     val_part = source.train if source.val is None else source.val
     test = torch.arange(len(source.test.labels))
     count = len(train) + len(test) + (0 if val is None else len(val))

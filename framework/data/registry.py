@@ -40,9 +40,12 @@ class DatasetInfo:
     """Mirrored, its images would mean something else."""
     ddranking: str | None = None
     """Its name in the package ddranking."""
+    traces: tuple[str, ...] = ()
+    """Of image files: below ``--root``, one of these is there where the data set is."""
 
 
 _SUBSET = "folders:read_imagenet_subset"
+_TREE = ("imagenet", "train")  # of ImageNet
 _DDRANKING = {f"image{kind.lower()}": f"Image{kind}" for kind in ("Nette", "Woof", "Fruit", "Meow", "Squawk", "Yellow")}
 # fmt: off
 DATASETS: dict[str, DatasetInfo] = {info.name: info for info in (
@@ -53,11 +56,14 @@ DATASETS: dict[str, DatasetInfo] = {info.name: info for info in (
     DatasetInfo("cifar10", 3, 32, 10, 50_000, 10_000, "readers:read_cifar10", "downloaded", ddranking="CIFAR10"),
     DatasetInfo("cifar100", 3, 32, 100, 50_000, 10_000, "readers:read_cifar100", "downloaded", ddranking="CIFAR100"),
     DatasetInfo("tiny-imagenet-200", 3, 64, 200, 100_000, 10_000, "folders:read_tiny_imagenet", "files",
-                ddranking="TinyImageNet"),
-    DatasetInfo("cub-200-2011", 3, 32, 200, 5_994, 5_794, "folders:read_cub", "files"),
-    DatasetInfo("imagenet", 3, 64, 1000, 1_281_167, 50_000, "folders:read_imagenet", "files", ddranking="ImageNet1K"),
-    *(DatasetInfo(name, 3, 128, 10, None, None, _SUBSET, "files", ddranking=_DDRANKING[name]) for name in SUBSETS),
-    DatasetInfo("imagefolder", 3, 32, None, None, None, "folders:read_imagefolder", "files"),
+                ddranking="TinyImageNet", traces=("tiny-imagenet-200", "wnids.txt")),
+    DatasetInfo("cub-200-2011", 3, 32, 200, 5_994, 5_794, "folders:read_cub", "files",
+                traces=("CUB_200_2011", "images.txt")),
+    DatasetInfo("imagenet", 3, 64, 1000, 1_281_167, 50_000, "folders:read_imagenet", "files", ddranking="ImageNet1K",
+                traces=_TREE),
+    *(DatasetInfo(name, 3, 128, 10, None, None, _SUBSET, "files", ddranking=_DDRANKING[name], traces=_TREE)
+      for name in SUBSETS),
+    DatasetInfo("imagefolder", 3, 32, None, None, None, "folders:read_imagefolder", "files", traces=("",)),
 )}
 # fmt: on
 
@@ -85,6 +91,12 @@ def describe(name: str, root: Path, im_size: int | None) -> DatasetInfo:
         train_size=len(source.train.labels),
         test_size=len(source.test.labels),
     )
+
+
+def at_hand(name: str, root: Path) -> bool:
+    """Whether a data set can be listed as it is, without a download."""
+    info = DATASETS[name]
+    return info.origin == "embedded" or any((root / trace).exists() for trace in info.traces)
 
 
 def open_source(name: str, root: Path, im_size: int | None) -> "tuple[DatasetInfo, Source]":

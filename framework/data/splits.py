@@ -145,6 +145,25 @@ def validation_split(
     return (~is_val).nonzero().flatten(), is_val.nonzero().flatten()
 
 
+def require_random_real(counts: torch.Tensor, class_names: tuple[str, ...], ipc: int) -> None:
+    """Check that every class has the real images that the baseline ``random`` draws.
+
+    Args:
+        counts: (K,) int64: training images of each class.
+        class_names: K of them.
+        ipc: images per class of the distilled set.
+
+    Raises:
+        UserError: naming the first class that has fewer.
+    """
+    for count, name in zip(counts.tolist(), class_names, strict=True):
+        if count < ipc:
+            raise UserError(
+                f"--baselines random: class {name} has only {count} real images for --num_per_class {ipc}; "
+                "drop the baseline"
+            )
+
+
 def balanced_subset(labels: torch.Tensor, num_classes: int, limit: int, name: str) -> torch.Tensor:
     """Return ascending indices of ``limit`` images whose classes differ by one image at most.
 

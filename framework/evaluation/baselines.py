@@ -3,8 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from framework.data.splits import RealData
-from framework.errors import UserError
+from framework.data.splits import RealData, require_random_real
 from framework.evaluation.evaluator import Candidate, TrainingSet
 from framework.inner.plan import ClassSampler, UniformSampler
 from framework.outer.synthetic import one_hot_labels
@@ -20,16 +19,12 @@ def random_real(real: RealData, sampler: ClassSampler, networks: int, lengths: t
         UserError: a class has fewer real images than the distilled set.
     """
     ipc, labels, sets = sampler.per_class, real.train.labels.cpu(), []
+    require_random_real(labels.bincount(minlength=real.num_classes), real.class_names, ipc)
     for i in range(networks):
         gen = generator(seed, "random real images", i)
         picks = []
-        for k, name in enumerate(real.class_names):
+        for k in range(real.num_classes):
             members = (labels == k).nonzero().squeeze(1)
-            if len(members) < ipc:
-                raise UserError(
-                    f"--baselines random: class {name} has only {len(members)} real images for --num_per_class {ipc}; "
-                    "drop the baseline"
-                )
             picks.append(members[torch.randperm(len(members), generator=gen)[:ipc]])
         images = real.train.batch(torch.cat(picks))
         sets.append(TrainingSet(images, one_hot_labels(real.num_classes, ipc).to(images.device), sampler))

@@ -173,13 +173,7 @@ class Reporter:
 
 
 def mirror_to_wandb(name: str, config: dict[str, Any], folder: Path) -> None:
-    """Send everything written to TensorBoard to Weights & Biases as well.
+    """Send everything written to TensorBoard to Weights & Biases as well."""
+    import wandb  # late: few have it
 
-    Raises:
-        UserError: the package is not installed.
-    """
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError("--wandb needs the package: pip install wandb, or drop the flag") from error
     wandb.init(project="at-bptt", name=name, config=config, dir=str(folder), sync_tensorboard=True)

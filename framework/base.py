@@ -12,6 +12,7 @@ from torch import Tensor
 from framework import files
 from framework.assemble import assemble
 from framework.config import Config
+from framework.distilled.labels import match_classes
 from framework.errors import UserError
 from framework.evaluation.selection import Assessor, select_best
 from framework.files import CannotWrite, FolderLock, write_text
@@ -212,11 +213,13 @@ class Run:
                 "set": self.set.state_dict(),
                 "method": self.method.state_dict(),
                 "processes": self.comm.size,
+                "class_names": list(self.parts.real.class_names),
             }
             checkpoint.save_run(self.folder, state)
 
     def _restore(self, saved: dict[str, Any]) -> None:
         last = self.folder / files.LAST
+        self._check_classes(saved.get("class_names"))
         try:
             self.set.load_state_dict(saved["set"])
             self.method.load_state_dict(saved["method"])
@@ -230,6 +233,15 @@ class Run:
                 "policy; new random streams, so not the steps that the others would have taken",
                 flush=True,
             )
+
+    def _check_classes(self, saved: list[str] | None) -> None:
+        """Refuse data of other classes, or of another order: a checkpoint's tensors cannot be reordered.
+
+        Checkpoints of earlier versions have no names.
+        """
+        source, data = f"--resume: {self.folder / files.LAST}", self.parts.real.class_names
+        if saved is not None and match_classes(saved, data, source) != list(range(len(data))):
+            raise UserError(f"{source}: the data's classes are in another order now; give the data as they were")
 
 
 def main_worker(config: Config, comm: Comm, device: torch.device) -> int:

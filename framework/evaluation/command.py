@@ -14,6 +14,7 @@ from framework.data.preprocess import Preprocess, Standardise
 from framework.data.splits import RealData
 from framework.distilled.foreign import from_foreign
 from framework.distilled.formats import Stored
+from framework.distilled.labels import with_classes_of
 from framework.distilled.load import from_stored, open_stored
 from framework.distilled.set import Distilled
 from framework.errors import UserError
@@ -70,7 +71,8 @@ def _open(args: argparse.Namespace, device: torch.device) -> tuple[Distilled, Re
     if given := [name for name in FOREIGN if getattr(args, name) is not None]:
         raise UserError(f"--{given[0]}: {args.set} is a file of this program and says that itself; leave it out")
     distilled = from_stored(stored, args.set)
-    return distilled, load_for(distilled.config, device, root=args.root, preprocess=distilled.preprocess)
+    real = load_for(distilled.config, device, root=args.root, preprocess=distilled.preprocess)
+    return with_classes_of(distilled, real.class_names), real
 
 
 def _open_foreign(stored: Stored, args: argparse.Namespace, device: torch.device) -> tuple[Distilled, RealData]:

@@ -50,13 +50,29 @@ def from_foreign(stored: Stored, path: Path, real: RealData, config: Config, *, 
         order = weights.argmax(1).argsort(stable=True)
         images, weights = images[order], weights[order]
     if pixels:
-        low, high = (0, 1) if images.is_floating_point() else (0, 255)
-        if images.min() < low or images.max() > high:
-            raise UserError(
-                f"{path}: --preprocess pixels, but values are outside {low}..{high}; say how they were made"
-            )
-        images = real.preprocess((images * (255 / high)).round().to(torch.uint8))
+        high = _pixel_range(images, path)
+        images = real.preprocess((images * (255 / high)).round().clamp(0, 255).to(torch.uint8))
     return Distilled(path, images.float().contiguous(), weights, real.class_names, real.preprocess, config, {})
+
+
+def _pixel_range(images: Tensor, path: Path) -> int:
+    """The value of white, 1 or 255; half a level beyond the range is rounding.
+
+    Raises:
+        UserError: the values are no pixels, or could be either kind.
+    """
+    low, high = images.min().item(), images.max().item()
+    if not images.is_floating_point() or (high > 2 and torch.equal(images, images.round())):
+        white = 255
+    else:
+        white = 1 if high <= 1 + 0.5 / 255 else 255
+        if white == 255 and high < 16:
+            raise UserError(f"{path}: --preprocess pixels, but values are in {low:.4g}..{high:.4g}, neither 0..1 nor "
+                            "0..255; give the --preprocess that made them")  # fmt: skip
+    if low < -0.5 * white / 255 or high > white + 0.5 * white / 255:
+        raise UserError(f"{path}: --preprocess pixels, but values are in {low:.4g}..{high:.4g}, outside 0..{white}; "
+                        "give the --preprocess that made them")  # fmt: skip
+    return white
 
 
 def _folder_classes(folders: list[str], class_names: tuple[str, ...], path: Path) -> Tensor:

@@ -870,5 +870,11 @@ def test_white_is_1_or_255_where_that_is_certain(values: list[float], white: int
 
 @pytest.mark.parametrize("values", [[-2.1, 2.3], [0, 1.5], [0, 300.0], [-3.0, 200.0]])
 def test_values_that_are_no_pixels_are_refused(values: list[float]) -> None:
-    with pytest.raises(UserError, match="give the --preprocess that made them"):
+    with pytest.raises(UserError, match="the --preprocess that made them"):
         _pixel_range(torch.tensor(values), Path("set.pt"))
+
+
+def test_the_pixel_range_is_as_given() -> None:
+    assert _pixel_range(torch.tensor([0, 1.5]), Path("set.pt"), 255) == 255
+    with pytest.raises(UserError, match=r"in 0..1.5, outside 0..1; give"):
+        _pixel_range(torch.tensor([0, 1.5]), Path("set.pt"), 1)

@@ -62,6 +62,8 @@ def _evaluate_parser() -> Parser:
     add("--preprocess", choices=("standardise", "zca", "pixels"),
         help="how its images were made: standardised per channel (with the training images' mean and deviation, or "
         "--mean and --std), whitened by ZCA, or pixels (0..255, or 0..1, rounded to 8 bits)")  # fmt: skip
+    add("--pixel_range", type=int, choices=(1, 255),
+        help="the value of white (default: as the values tell, where they are certain) [read by pixels]")  # fmt: skip
     add("--mean", type=float, nargs="+", metavar="M", help="of each channel, in 0..1 [read by standardise]")
     add("--std", type=float, nargs="+", metavar="S", help="the same")
     add("--zca_reg", type=float, help="ZCA regularisation (default: 0.1) [read by zca]")

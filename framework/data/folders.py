@@ -61,7 +61,7 @@ def read_imagefolder(root: Path, size: int) -> Source:
     """A tree ``root/train/CLASS/*`` and ``root/test/CLASS/*`` (or ``val`` for ``test``) of image files.
 
     With both ``test`` and ``val``, ``val`` is the validation part. Classes are the folders' names, sorted;
-    hidden entries, and folders inside a class's folder, are not looked at.
+    hidden entries, and folders inside a class's folder, are not looked at, but for Tiny-ImageNet's level ``images``.
 
     Raises:
         UserError: a folder is missing or empty, classes differ between parts, or there is only one class.
@@ -69,10 +69,12 @@ def read_imagefolder(root: Path, size: int) -> Source:
     if not root.is_dir():
         raise UserError(f"--root {root}: no such folder; give one that holds train/CLASS/* and test/CLASS/*")
     has_train, has_val, has_test = ((root / part).is_dir() for part in ("train", "val", "test"))
+    # Tiny-ImageNet's test images have no labels and lie in one folder.
+    has_test = has_test and not (has_val and folder_names(root / "test") == ["images"])
     if not has_train or not (has_val or has_test):
         missing = "test or val" if has_train else "train"
         raise UserError(f"--root {root}: it holds no folder {missing}; lay images out as train/CLASS/*, test/CLASS/*")
-    class_names = tuple(_folders(root / "train"))
+    class_names = tuple(folder_names(root / "train"))
     _require_two_classes(class_names, root / "train")
     return Source(
         class_names,
@@ -101,23 +103,27 @@ def read_tiny_imagenet(root: Path, size: int) -> Source:
     wnids = tuple(sorted(line[0] for line in _table(base / "wnids.txt", 1)))
     _require_two_classes(wnids, base / "wnids.txt")
     words = {wnid: synonyms for wnid, synonyms, *_ in _table(base / "words.txt", 2)}
-    annotations = base / "val" / "val_annotations.txt"
-    rows = _table(annotations, 2)
     if unknown := sorted({*wnids} - {*words}):
         raise UserError(f"{base / 'words.txt'}: it has no name for {some(unknown)}; unpack the archive again")
+    return Source(
+        tuple(words[wnid].split(",")[0].strip() for wnid in wnids),
+        _file_part(((wnid, base / "train" / wnid) for wnid in wnids), size),
+        None,
+        _tiny_imagenet_val(base / "val", wnids, size),
+    )
+
+
+def _tiny_imagenet_val(folder: Path, wnids: Sequence[str], size: int) -> FilePart:
+    """As distributed, or sorted into class folders, as many programs want it."""
+    if any((folder / wnid).is_dir() for wnid in wnids):
+        return _file_part(((wnid, folder / wnid) for wnid in wnids), size)
+    annotations = folder / "val_annotations.txt"
+    rows = _table(annotations, 2)
     if unknown := sorted({wnid for _, wnid, *_ in rows} ^ {*wnids}):
         raise UserError(f"{annotations}: its classes and wnids.txt differ in {some(unknown)}; unpack the archive again")
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
-    return Source(
-        tuple(words[wnid].split(",")[0].strip() for wnid in wnids),
-        _file_part(((wnid, base / "train" / wnid / "images") for wnid in wnids), size),
-        None,
-        FilePart(
-            [str(base / "val" / "images" / file) for file, *_ in rows],
-            torch.tensor([label_of[wnid] for _, wnid, *_ in rows]),
-            size,
-        ),
-    )
+    paths = [str(folder / "images" / file) for file, *_ in rows]
+    return FilePart(paths, torch.tensor([label_of[wnid] for _, wnid, *_ in rows]), size)
 
 
 def read_imagenet(root: Path, size: int) -> Source:
@@ -130,7 +136,7 @@ def read_imagenet(root: Path, size: int) -> Source:
         UserError: as ``read_imagefolder``, or the folders are missing.
     """
     base = _imagenet_tree(root)
-    class_names = tuple(_folders(base / "train"))
+    class_names = tuple(folder_names(base / "train"))
     _require_two_classes(class_names, base / "train")
     return Source(
         class_names,
@@ -169,26 +175,51 @@ def _imagenet_tree(root: Path) -> Path:
                 f"and put its images into {part}/WNID/"
             )
     for part in (base / "train", base / "val"):
-        if not _folders(part):
+        if not folder_names(part):
             raise UserError(f"--root {root}: {part} holds no folders; sort its images into {part}/WNID/")
     return base
+
+
+def folder_names(folder: Path) -> list[str]:
+    """The sorted names of the folders in ``folder``; raises ``UserError`` as ``picture_paths``."""
+    return [entry.name for entry in _visible(folder) if entry.is_dir()]
+
+
+def picture_paths(folder: Path) -> list[str]:
+    """The sorted paths of the files of one class, without hidden ones and those that Windows adds.
+
+    Tiny-ImageNet has them one level lower, in ``images``, beside a text file of bounding boxes.
+
+    Raises:
+        UserError: the folder cannot be listed, or holds links to what is not there.
+    """
+    entries = _visible(folder)
+    files = [entry.path for entry in entries if entry.is_file()]
+    if any(entry.name == "images" and entry.is_dir() for entry in entries) and all(f.endswith(".txt") for f in files):
+        return picture_paths(folder / "images")
+    return files
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
+            shown = sorted((e for e in entries if not _hidden(e.name)), key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed ({error.strerror}); check that --root is right") from error
+    if dangling := [e.name for e in shown if e.is_symlink() and not os.path.exists(e.path)]:
+        raise UserError(
+            f"{folder}: {len(dangling)} link(s) lead nowhere ({some(dangling)}); restore what they name or remove them"
+        )
+    return shown
 
 
-def _folders(folder: Path) -> list[str]:
-    return [entry.name for entry in _visible(folder) if entry.is_dir()]
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
 
 
 def _class_folders(folder: Path, class_names: tuple[str, ...], size: int) -> FilePart:
     """List ``folder/CLASS/*``, whose classes must be exactly ``class_names``."""
-    if difference := sorted({*_folders(folder)} ^ {*class_names}):
+    if difference := sorted({*folder_names(folder)} ^ {*class_names}):
         raise UserError(
             f"{folder}: its classes differ from the training classes in {some(difference)}; make them equal"
         )
@@ -200,7 +231,7 @@ def _file_part(folders: Iterable[tuple[str, Path]], size: int) -> FilePart:
     paths: list[str] = []
     counts: list[int] = []
     for name, folder in folders:
-        files = [entry.path for entry in _visible(folder) if entry.is_file()]
+        files = picture_paths(folder)
         if not files:
             raise UserError(f"{folder}: class {name} has no images; put some there or remove the class")
         paths += files

@@ -10,11 +10,14 @@ wrong with the files is raised as a one-line ``UserError`` that names the file o
 
 import os
 import struct
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +31,12 @@ from tqdm import tqdm
 from framework.errors import UserError, one_line
 
 _FILES_PER_TASK = 16
+
+
+_DECODING = 2  # raised whenever ``open_picture`` makes other pixels of the same file
+
+
+_TELLING = Lock()
 
 
 _IMAGES_PER_RESIZE = 4096
@@ -111,7 +120,7 @@ class FilePart:
 
     def fingerprint(self) -> str:
         """See ``Part.fingerprint``. Raises ``UserError`` naming the first file that is not there."""
-        digest = blake2b(repr((PIL.__version__, self.size)).encode(), digest_size=16)
+        digest = blake2b(repr((PIL.__version__, _DECODING, self.size)).encode(), digest_size=16)
         # Names below the folder that all have in common: a tree that was moved is still the same.
         common = len(os.path.commonpath(self.paths))
         for path in self.paths:
@@ -140,18 +149,46 @@ Reader = Callable[[Path, int], Source]
 def decode_image(path: str, size: int) -> npt.NDArray[np.uint8]:
     """Return the image at ``path`` as (size, size, 3) uint8 RGB.
 
-    The shorter side is resized to ``size`` (bilinear, antialiased) and the centre kept. 16-bit grey levels
-    keep their upper 8 bits.
+    The shorter side is resized to ``size`` (bilinear, antialiased) and the centre kept. Raises ``UserError`` as
+    ``open_picture``.
+    """
+    rgb = open_picture(path).convert("RGB")
+    return np.asarray(ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR))
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Decode the image at ``path`` in its own size: mode L where it is grey, else RGB.
+
+    It is turned as its EXIF orientation says; 16-bit grey levels keep their upper 8 bits; what is transparent is
+    laid over black, which is said once.
 
     Raises:
         UserError: the file is missing, damaged, no image, or has levels that no 8-bit image can show.
     """
     try:
         with Image.open(path) as image:
-            rgb = _sixteen_to_eight_bits(image).convert("RGB")
-            return np.asarray(ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR))
+            upright = _sixteen_to_eight_bits(ImageOps.exif_transpose(image))
+            mode = "L" if upright.mode in ("L", "LA", "1") else "RGB"
+            return _over_black(upright).convert(mode)
     except _PILLOW_ERRORS as error:
         raise UserError(f"{path}: not a readable image ({one_line(error)}); replace or remove it") from error
+
+
+def _over_black(image: Image.Image) -> Image.Image:
+    """Without its transparency: the colour stored below it is arbitrary, and would show."""
+    if not image.has_transparency_data:
+        return image
+    rgba = image.convert("RGBA")
+    opaque = rgba.getchannel("A").getextrema() == (255, 255)
+    if not opaque:
+        with _TELLING:
+            _tell_transparency()
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba)
+
+
+@cache
+def _tell_transparency() -> None:
+    print("pictures with transparent pixels are laid over black", file=sys.stderr)
 
 
 def _sixteen_to_eight_bits(image: Image.Image) -> Image.Image:

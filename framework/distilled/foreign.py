@@ -13,7 +13,9 @@ from framework.distilled.set import Distilled, class_weights
 from framework.errors import UserError
 
 
-def from_foreign(stored: Stored, path: Path, real: RealData, config: Config, *, pixels: bool) -> Distilled:
+def from_foreign(
+    stored: Stored, path: Path, real: RealData, config: Config, *, pixels: bool, white: int | None = None
+) -> Distilled:
     """A set of another program, for the real data that it was made from.
 
     Sets with class numbers are sorted by class; sets with class weights are taken to be sorted, as is usual
@@ -26,6 +28,7 @@ def from_foreign(stored: Stored, path: Path, real: RealData, config: Config, *, 
         config: the inner recipe to use.
         pixels: the images are pixels, 0..255 or floating point in [0, 1] (which are rounded to 8 bits), to be
             preprocessed like the real ones.
+        white: the largest value of a pixel, 1 or 255 (None: as the values tell).
 
     Raises:
         UserError: shapes or labels do not fit the data set.
@@ -50,13 +53,28 @@ def from_foreign(stored: Stored, path: Path, real: RealData, config: Config, *, 
         order = weights.argmax(1).argsort(stable=True)
         images, weights = images[order], weights[order]
     if pixels:
-        low, high = (0, 1) if images.is_floating_point() else (0, 255)
-        if images.min() < low or images.max() > high:
-            raise UserError(
-                f"{path}: --preprocess pixels, but values are outside {low}..{high}; say how they were made"
-            )
-        images = real.preprocess((images * (255 / high)).round().to(torch.uint8))
+        high = _pixel_range(images, path, white)
+        images = real.preprocess((images * (255 / high)).round().clamp(0, 255).to(torch.uint8))
     return Distilled(path, images.float().contiguous(), weights, real.class_names, real.preprocess, config, {})
+
+
+def _pixel_range(images: Tensor, path: Path, white: int | None = None) -> int:
+    """The value of white, 1 or 255; half a level beyond the range is rounding.
+
+    Raises:
+        UserError: the values are no pixels, or could be either kind.
+    """
+    low, high = images.min().item(), images.max().item()
+    if white is None:
+        whole = not images.is_floating_point() or (high > 2 and torch.equal(images, images.round()))
+        white = 1 if not whole and high <= 1 + 0.5 / 255 else 255
+        if not whole and 1 + 0.5 / 255 < high < 16:
+            raise UserError(f"{path}: --preprocess pixels, but values are in {low:.4g}..{high:.4g}, neither 0..1 nor "
+                            "0..255; give --pixel_range, or the --preprocess that made them")  # fmt: skip
+    if low < -0.5 * white / 255 or high > white + 0.5 * white / 255:
+        raise UserError(f"{path}: --preprocess pixels, but values are in {low:.4g}..{high:.4g}, outside 0..{white}; "
+                        "give the --preprocess that made them")  # fmt: skip
+    return white
 
 
 def _folder_classes(folders: list[str], class_names: tuple[str, ...], path: Path) -> Tensor:

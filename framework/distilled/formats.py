@@ -32,9 +32,6 @@ LABEL_NAMES = ("labels", "label", "targets", "y", "labels_train")
 LABELS = "labels.npy"
 
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-
-
 @dataclass(frozen=True)
 class Stored:
     """What a file holds.
@@ -153,16 +150,15 @@ def _read_folder(path: Path) -> Stored:
     in ``labels.npy``, (N, K) in the order of the files.
     """
     import numpy as np
-    from PIL import Image
 
-    folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
-    files = [sorted(f for f in folder.iterdir() if f.suffix.lower() in PICTURES) for folder in folders]
+    from framework.data.folders import folder_names, picture_paths
+    from framework.data.parts import open_picture
+
+    folders = folder_names(path)
+    files = [picture_paths(path / name) for name in folders]
     if not any(files):
         raise UserError(f"{path}: no images; an image folder has one sub-folder of pictures per class")
-    pixels = []
-    for file in (file for group in files for file in group):
-        with Image.open(file) as image:
-            pixels.append(torch.from_numpy(np.array(image.convert("L" if image.mode in ("L", "1", "I;16") else "RGB"))))
+    pixels = [torch.from_numpy(np.array(open_picture(file))) for group in files for file in group]
     if len({image.shape for image in pixels}) > 1:
         raise UserError(f"{path}: pictures of different sizes or colour modes; make them alike")
     stack = torch.stack(pixels)
@@ -171,7 +167,7 @@ def _read_folder(path: Path) -> Stored:
     if (path / LABELS).exists():
         return Stored({"images": images, "labels": torch.from_numpy(np.load(path / LABELS, allow_pickle=False))})
     numbers = torch.tensor([number for number, group in enumerate(files) for _ in group])
-    return Stored({"images": images, "labels": numbers}, {"folders": json.dumps([entry.name for entry in folders])})
+    return Stored({"images": images, "labels": numbers}, {"folders": json.dumps(folders)})
 
 
 READERS: dict[str, Callable[[Path], Stored]] = {

@@ -26,7 +26,7 @@ from framework.report.tables import judgement_table, write_judgement
 from framework.run.distributed import resolve_device
 from framework.run.interrupt import StopRequest
 
-FOREIGN = ("dataset", "preprocess", "mean", "std", "zca_reg", "im_size", "labels")
+FOREIGN = ("dataset", "preprocess", "pixel_range", "mean", "std", "zca_reg", "im_size", "labels")
 """Flags about files of other programs."""
 
 
@@ -82,6 +82,8 @@ def _open_foreign(stored: Stored, args: argparse.Namespace, device: torch.device
     preprocess = _statistics(args)
     if args.zca_reg is not None and args.preprocess != "zca":
         raise UserError(f"--zca_reg is not read by --preprocess {args.preprocess}; leave it out")
+    if args.pixel_range is not None and args.preprocess != "pixels":
+        raise UserError(f"--pixel_range is not read by --preprocess {args.preprocess}; leave it out")
     # Optimiser and augmentation of both papers' commands, for want of a run's own.
     settings = {"dataset": args.dataset, "im_size": args.im_size, "zca": args.preprocess == "zca"}
     given_too = {name: getattr(args, name) for name in ("width", "zca_reg") if getattr(args, name) is not None}
@@ -91,7 +93,8 @@ def _open_foreign(stored: Stored, args: argparse.Namespace, device: torch.device
     if args.mean is not None and len(args.mean) != info.channels:
         raise UserError(f"--mean: {args.dataset} has {info.channels} channel(s); give that many")
     real = load_for(config, device, root=args.root, preprocess=preprocess)
-    return from_foreign(stored, args.set, real, config, pixels=args.preprocess == "pixels"), real
+    pixels = args.preprocess == "pixels"
+    return from_foreign(stored, args.set, real, config, pixels=pixels, white=args.pixel_range), real
 
 
 def _statistics(args: argparse.Namespace) -> Preprocess | None:

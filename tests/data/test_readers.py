@@ -27,6 +27,8 @@ from framework.data.parts import ArrayPart, Part, Source, decode_image
 from framework.data.readers import read_cifar10, read_digits, read_fashion_mnist, read_mnist, read_svhn
 from framework.data.registry import DATASETS, open_source
 from framework.data.subsets import SUBSETS
+from framework.distilled import formats
+from framework.distilled.foreign import _pixel_range
 from framework.errors import UserError, one_line
 
 Tree = Callable[..., Path]
@@ -541,7 +543,7 @@ def test_tiny_imagenet_user_errors(tmp_path: Path) -> None:
     (base / "words.txt").write_text(words)
     for file in (base / "train" / "n02" / "images").iterdir():
         file.unlink()
-    fails("n02/images: class n02 has no images")
+    fails("n02: class n02 has no images")
     (base / "wnids.txt").write_text("n01\n")
     fails(r"wnids\.txt: found 1 class")
 
@@ -793,3 +795,86 @@ def test_real_jpeg_cifar_streams_the_same_images(jpeg_cifar: Path, tmp_path: Pat
 
 def test_the_command_line_offers_exactly_the_readers_there_are() -> None:
     assert set(FLAGS["dataset"].choices or ()) == set(DATASETS)
+
+
+def test_links_that_lead_nowhere_are_counted(folder_tree: Tree) -> None:
+    root = folder_tree()
+    (root / "train" / "a" / "lost.png").symlink_to(root / "gone.png")
+    with pytest.raises(UserError, match=r"1 link\(s\) lead nowhere \(lost.png\); restore what they name or remove"):
+        read_imagefolder(root, 6)
+
+
+def test_windows_own_files_are_no_images(folder_tree: Tree) -> None:
+    root = folder_tree()
+    before = read_imagefolder(root, 6).train.labels
+    for name in ("Thumbs.db", "desktop.ini", "._x.png"):
+        (root / "train" / "a" / name).write_bytes(b"junk")
+    assert torch.equal(read_imagefolder(root, 6).train.labels, before)
+
+
+def test_the_exif_orientation_is_followed(tmp_path: Path) -> None:
+    stored = np.zeros((2, 4, 3), dtype=np.uint8)
+    stored[:, :2] = 200
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise
+    Image.fromarray(stored).save(tmp_path / "turned.png", exif=exif)
+    turned = np.asarray(parts.open_picture(tmp_path / "turned.png"))
+    assert turned.shape == (4, 2, 3) and (turned[:2] == 200).all() and (turned[2:] == 0).all()
+
+
+def test_colour_below_transparency_is_not_shown_and_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts._tell_transparency.cache_clear()
+    for name in ("a.png", "b.png"):
+        Image.new("RGBA", (4, 4), (250, 10, 10, 0)).save(tmp_path / name)
+        assert not np.asarray(parts.open_picture(tmp_path / name)).any()
+    assert capsys.readouterr().err == "pictures with transparent pixels are laid over black\n"
+
+
+def test_sets_in_image_folders_are_read_like_training_images(tmp_path: Path) -> None:
+    for label, name in enumerate(("0", "1", ".hidden")):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.full((4, 4), 0x4000 + (label << 8), dtype=np.uint16)).save(tmp_path / name / "A.PNG")
+        Image.fromarray(np.full((4, 4), 0x40 + label, dtype=np.uint8)).save(tmp_path / name / "b.TIF")
+        (tmp_path / name / "._A.PNG").write_bytes(b"junk")
+    stored = formats.read(tmp_path)
+    assert stored.tensors["images"].amax((1, 2, 3)).tolist() == [0x40, 0x40, 0x41, 0x41]
+    assert stored.tensors["labels"].tolist() == [0, 0, 1, 1]
+    assert stored.metadata["folders"] == '["0", "1"]'
+
+
+@pytest.mark.parametrize("level", ["", "images"])
+@pytest.mark.parametrize("name", ["tiny-imagenet-200", "imagefolder"])
+def test_tiny_imagenet_sorted_into_class_folders(tmp_path: Path, name: str, level: str) -> None:
+    write_tiny_imagenet(tmp_path)
+    distributed = labels_and_reds(read_tiny_imagenet(tmp_path, 64).test)
+    for line in (tmp_path / "val" / "val_annotations.txt").read_text().splitlines():
+        file, wnid = line.split("\t")[:2]
+        folder = tmp_path / "val" / wnid / level
+        folder.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "val" / "images" / file).rename(folder / file)
+        (tmp_path / "train" / wnid / f"{wnid}_boxes.txt").write_text("0.JPEG\t0\t0\t1\t1\n")
+    (tmp_path / "val" / "images").rmdir()
+    found = labels_and_reds(open_source(name, tmp_path, 64)[1].test)
+    assert sorted(zip(*found, strict=True)) == sorted(zip(*distributed, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("values", "white"),
+    [([0, 1.0000001], 1), ([0, 0.5], 1), ([-0.001, 1], 1), ([0, 254.7], 255), ([0, 3.0], 255), ([0, 255.0], 255)],
+)
+def test_white_is_1_or_255_where_that_is_certain(values: list[float], white: int) -> None:
+    assert _pixel_range(torch.tensor(values, dtype=torch.float64), Path("set.pt")) == white
+
+
+@pytest.mark.parametrize("values", [[-2.1, 2.3], [0, 1.5], [0, 300.0], [-3.0, 200.0]])
+def test_values_that_are_no_pixels_are_refused(values: list[float]) -> None:
+    with pytest.raises(UserError, match="the --preprocess that made them"):
+        _pixel_range(torch.tensor(values), Path("set.pt"))
+
+
+def test_the_pixel_range_is_as_given() -> None:
+    assert _pixel_range(torch.tensor([0, 1.5]), Path("set.pt"), 255) == 255
+    with pytest.raises(UserError, match=r"in 0..1.5, outside 0..1; give"):
+        _pixel_range(torch.tensor([0, 1.5]), Path("set.pt"), 1)

@@ -268,7 +268,7 @@ def test_pixels_in_0_to_1_are_those_in_0_to_255(digits: RealData, tmp_path: Path
         found.append(from_foreign(stored, tmp_path, digits, config, pixels=True).images)
     assert torch.allclose(*found, rtol=0, atol=1e-6)
     torch.save((pixels.float() / 100, torch.arange(10)), tmp_path / "c.pt")
-    with pytest.raises(UserError, match="outside 0..1"):
+    with pytest.raises(UserError, match="neither 0..1 nor 0..255"):
         from_foreign(open_stored(tmp_path / "c.pt"), tmp_path, digits, config, pixels=True)
 
 

@@ -4,13 +4,14 @@ The work is imported when the flags are known to be right: ``--help`` and mistak
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from framework.config import FLAGS
-from framework.distilled.names import DDRANKING, FORMS
+from framework.distilled.names import DDRANKING, FORMS, LABEL_KINDS
 from framework.errors import UserError
 from framework.evaluation.names import BASELINES, RECIPES
 from framework.files import EXPORTS
@@ -32,6 +33,16 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
 # ---- evaluate --------------------------------------------------------------------------------------
 
 
@@ -49,6 +60,8 @@ def _evaluate_parser() -> Parser:
         help="; ".join(f"{name}: {text}" for name, text in RECIPES.items()) + " (default: inner)")  # fmt: skip
     add("--num_train_eval", type=_positive, metavar="N", help="networks per row (default: the run's, or 5)")
     add("--eval_steps", type=_positive, nargs="+", metavar="STEPS", help="training lengths instead of the recipe's")
+    add("--inner_lr", type=_rate, metavar="LR",
+        help="learning rate instead of the recipe's, for sets made with a learnt one")  # fmt: skip
     add("--baselines", nargs="*", choices=tuple(BASELINES), default=[],
         help="rows to add: " + ", ".join(f"{name} ({text})" for name, text in BASELINES.items()))  # fmt: skip
     add("--seed", type=_whole, default=0, help="of every random choice (default: 0)")
@@ -69,6 +82,9 @@ def _evaluate_parser() -> Parser:
     add("--zca_reg", type=float, help="ZCA regularisation (default: 0.1) [read by zca]")
     add("--im_size", type=_positive, metavar="PIXELS", help="the real images are resized to this")
     add("--labels", type=Path, metavar="FILE", help="the labels, where RUN_OR_FILE is a .pt file of images alone")
+    add("--label_kind", choices=tuple(LABEL_KINDS),
+        help="what soft labels are: " + "; ".join(f"{name}: {text}" for name, text in LABEL_KINDS.items())
+        + " (default: auto)")  # fmt: skip
     return parser
 
 

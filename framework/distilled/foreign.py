@@ -1,6 +1,7 @@
 """Sets of other programs: what their files do not say, and how it is found."""
 
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -9,17 +10,25 @@ from torch import Tensor
 from framework.config import Config
 from framework.data.splits import RealData
 from framework.distilled.formats import Stored
-from framework.distilled.set import Distilled, class_weights
+from framework.distilled.labels import interpreted, sorted_by_class
+from framework.distilled.set import Distilled
 from framework.errors import UserError
 
 
 def from_foreign(
-    stored: Stored, path: Path, real: RealData, config: Config, *, pixels: bool, white: int | None = None
+    stored: Stored,
+    path: Path,
+    real: RealData,
+    config: Config,
+    *,
+    pixels: bool,
+    white: int | None = None,
+    label_kind: str = "auto",
 ) -> Distilled:
-    """A set of another program, for the real data that it was made from.
+    """A set of another program, for the real data that it was made from; a line on stderr says what was not plain.
 
-    Sets with class numbers are sorted by class; sets with class weights are taken to be sorted, as is usual
-    where labels are learnt.
+    It is sorted by class, by the heaviest where labels are learnt; where soft labels have not equally many images
+    of each class, batches are drawn uniformly.
 
     Args:
         stored: its file's content.
@@ -29,11 +38,40 @@ def from_foreign(
         pixels: the images are pixels, 0..255 or floating point in [0, 1] (which are rounded to 8 bits), to be
             preprocessed like the real ones.
         white: the largest value of a pixel, 1 or 255 (None: as the values tell).
+        label_kind: one of ``names.LABEL_KINDS``.
 
     Raises:
         UserError: shapes or labels do not fit the data set.
     """
-    images, labels = stored.tensors["images"], stored.tensors["labels"]
+    images = _placed(stored.tensors["images"], path, real, pixels=pixels)
+    labels = stored.tensors["labels"]
+    if "folders" in stored.metadata:
+        labels = _folder_classes(json.loads(stored.metadata["folders"]), real.class_names, path)[labels]
+    if len(images) != len(labels) or len(images) == 0:
+        raise UserError(f"{path}: {len(images)} images but {len(labels)} labels; give the files of one set")
+    weights, line = interpreted(labels, real.num_classes, label_kind, path)
+    lines = [] if line is None else [line]
+    (by_class, rows), hard = sorted_by_class(weights), bool((weights.amax(1) == 1).all())
+    if not (by_class or hard):
+        lines.append(f"{path}: not as many images of each class by their heaviest label; batches are drawn uniformly")
+    elif not torch.equal(rows, torch.arange(len(rows))):
+        images, weights = images[rows], weights[rows]
+        lines += [] if labels.ndim == 1 else [f"{path}: not in order of the classes; sorted by the heaviest label"]
+    if lines:
+        print("\n".join(lines), file=sys.stderr, flush=True)
+    if pixels:
+        high = _pixel_range(images, path, white)
+        images = real.preprocess((images * (255 / high)).round().clamp(0, 255).to(torch.uint8))
+    images = images.float().contiguous()
+    return Distilled(path, images, weights, real.class_names, real.preprocess, config, {}, by_class=by_class)
+
+
+def _placed(images: Tensor, path: Path, real: RealData, *, pixels: bool) -> Tensor:
+    """A set's images as (N, C, H, W) of the real data's shape.
+
+    Raises:
+        UserError: they have another.
+    """
     shape, (channels, height, width) = tuple(images.shape[1:]), real.image_shape
     if shape != real.image_shape and shape == (height, width, channels):
         images = images.permute(0, 3, 1, 2)
@@ -44,18 +82,7 @@ def from_foreign(
             f"{path}: images are {' x '.join(map(str, shape))}, those of {real.name} {channels} x {height} x {width}; "
             "give another --dataset or --im_size"
         )
-    if "folders" in stored.metadata:
-        labels = _folder_classes(json.loads(stored.metadata["folders"]), real.class_names, path)[labels]
-    if len(images) != len(labels) or len(images) == 0:
-        raise UserError(f"{path}: {len(images)} images but {len(labels)} labels; give the files of one set")
-    weights = class_weights(labels, real.num_classes, path)
-    if labels.ndim == 1:
-        order = weights.argmax(1).argsort(stable=True)
-        images, weights = images[order], weights[order]
-    if pixels:
-        high = _pixel_range(images, path, white)
-        images = real.preprocess((images * (255 / high)).round().clamp(0, 255).to(torch.uint8))
-    return Distilled(path, images.float().contiguous(), weights, real.class_names, real.preprocess, config, {})
+    return images
 
 
 def _pixel_range(images: Tensor, path: Path, white: int | None = None) -> int:

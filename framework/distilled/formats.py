@@ -107,7 +107,8 @@ def _read_pt(path: Path, labels: Path | None = None) -> Stored:
     """A dictionary, a pair of images and labels, or images with their labels in a file of their own."""
 
     def load(file: Path) -> Any:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            return torch.load(file, map_location="cpu", weights_only=True)
 
     content = load(path)
     if isinstance(content, dict) and isinstance(content.get("data"), list):  # dataset condensation: one pair per run
@@ -122,6 +123,16 @@ def _read_pt(path: Path, labels: Path | None = None) -> Stored:
         raise UserError(f"{path}: neither a pair nor a dictionary of images and labels; save one with torch.save")
     metadata = content.get("metadata")
     return Stored(_named(content), metadata if isinstance(metadata, dict) else {})
+
+
+def _numpy_scalars() -> list[Any]:
+    """What numpy's scalars are pickled with: dataset condensation keeps its accuracies as such. They run no code."""
+    import numpy as np
+
+    scalar: Any = np.float64(0).__reduce__()[0]
+    kinds = [type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")]
+    old_name = "numpy.core.multiarray.scalar"  # before numpy 2
+    return [scalar, (scalar, old_name), np.dtype, *kinds]
 
 
 def _read_npz(path: Path) -> Stored:

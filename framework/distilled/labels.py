@@ -1,12 +1,19 @@
-"""What a set's labels mean: whose classes they are of, and in which order they stand."""
+"""What a set's labels mean, whose classes they are, and in which order: the one place where it is decided."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
+from framework.distilled.names import LABEL_KINDS
 from framework.distilled.set import Distilled
 from framework.errors import UserError
+
+TOLERANCE = 1e-3
+"""Of the sum of a row of floating-point labels, which files may hold in half precision."""
 
 
 def match_classes(theirs: Sequence[str], data: Sequence[str], source: object) -> list[int]:
@@ -56,3 +63,68 @@ def with_classes_of(distilled: Distilled, data: Sequence[str]) -> Distilled:
     rows = torch.arange(len(distilled.images)).unflatten(0, (len(order), -1))[order].flatten()
     labels = distilled.labels[rows][:, order]
     return replace(distilled, images=distilled.images[rows], labels=labels, class_names=tuple(data))
+
+
+def class_weights(labels: Tensor, num_classes: int, path: Path) -> Tensor:
+    """(N, K) float32 class weights, from those or from (N,) class numbers.
+
+    Raises:
+        UserError: they do not fit the number of classes.
+    """
+    if labels.ndim == 2 and labels.shape[1] == num_classes:
+        return labels.float()
+    numbers = labels.flatten() if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    if numbers.ndim != 1 or not torch.equal(numbers.double(), numbers.double().round()):
+        raise UserError(f"{path}: labels of shape {tuple(labels.shape)}; there are {num_classes} classes")
+    if len(numbers) == 0 or numbers.min() < 0 or numbers.max() >= num_classes:
+        raise UserError(f"{path}: labels are not all in 0..{num_classes - 1}; check --dataset")
+    return F.one_hot(numbers.long(), num_classes).float()
+
+
+def interpreted(labels: Tensor, num_classes: int, kind: str, path: Path) -> tuple[Tensor, str | None]:
+    """(N, K) float32 class weights from labels of another program, and a line that says what was taken and why.
+
+    ``weights`` are taken as they are; ``logits`` by a softmax, as DATM does (Guo et al. 2024, arXiv 2310.05773);
+    ``log`` are exponentiated, as DD-Ranking's softmax does with logarithms; ``centred`` get 1 / K added (FRePo,
+    Zhou et al. 2022, arXiv 2206.00719). ``auto`` takes what the numbers leave no doubt about.
+
+    Raises:
+        UserError: the labels do not fit the number of classes, or ``auto`` cannot tell their kind.
+    """
+    weights = class_weights(labels, num_classes, path)
+    if labels.ndim != 2 or labels.shape[1] != num_classes:
+        if kind not in ("auto", "weights"):
+            raise UserError(f"--label_kind {kind}: {path} has class numbers; leave it out")
+        return weights, None
+    line = None
+    if kind == "auto":
+        kind, why = _kind(weights, path)
+        line = None if kind == "weights" else f"{path}: labels taken as --label_kind {kind}: {why}"
+    if kind == "logits":
+        return weights.softmax(1), line
+    if kind == "log":
+        return weights.exp(), line
+    return (weights + 1 / num_classes if kind == "centred" else weights), line
+
+
+def _kind(labels: Tensor, path: Path) -> tuple[str, str]:
+    """The kind of (N, K) labels, and what tells it."""
+    sums, classes = labels.double().sum(1), labels.shape[1]
+    if (labels >= 0).all():
+        return "weights", "none is below 0"
+    if (labels <= TOLERANCE).all() and ((labels.double().exp().sum(1) - 1).abs() < TOLERANCE).all():
+        return "log", "the exponentials of each row add up to 1"
+    if (labels + 1 / classes - F.one_hot(labels.argmax(1), classes)).abs().max() < TOLERANCE:
+        return "centred", f"each row is one-hot less 1/{classes}"
+    choices = "|".join(list(LABEL_KINDS)[1:])
+    raise UserError(
+        f"{path}: labels from {labels.min():.3g} to {labels.max():.3g} whose rows add up to {sums.min():.3g} to "
+        f"{sums.max():.3g} may be logits, centred or weights; say which by --label_kind {choices}"
+    )
+
+
+def sorted_by_class(weights: Tensor) -> tuple[bool, Tensor]:
+    """Whether a set has as many images of each class by their heaviest weights, and the order (N,) that sorts it so."""
+    heaviest = weights.argmax(1)
+    equal = heaviest.bincount(minlength=weights.shape[1]).unique().numel() == 1
+    return equal, heaviest.argsort(stable=True)

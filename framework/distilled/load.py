@@ -8,7 +8,8 @@ from framework.config import Config
 from framework.data.preprocess import Preprocess
 from framework.distilled import formats
 from framework.distilled.formats import Stored
-from framework.distilled.set import Distilled, class_weights
+from framework.distilled.labels import class_weights
+from framework.distilled.set import Distilled
 from framework.errors import UserError
 from framework.files import CONFIG, SET
 from framework.networks.registry import build_bare

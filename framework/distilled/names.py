@@ -1,4 +1,4 @@
-"""Names that ``main.py export`` offers: here, as ``--help`` needs them and should not wait for PyTorch."""
+"""Names of ``main.py export`` and ``evaluate``: here, as ``--help`` needs them and should not wait for PyTorch."""
 
 FORMS = {
     "safetensors": ".safetensors",
@@ -10,6 +10,15 @@ FORMS = {
     "hf": "",
 }
 """What each form's path ends in; a folder's in nothing. Their writers are in ``exports``."""
+
+LABEL_KINDS = {
+    "auto": "what the numbers leave no doubt about",
+    "weights": "class weights, as they are",
+    "logits": "a softmax is applied, as DATM does",
+    "log": "logarithms of weights, as DD-Ranking's soft labels",
+    "centred": "1/K is added, as for FRePo's and RFAD's 1 - 1/K and -1/K",
+}
+"""What soft labels of other programs may be; ``labels.interpreted`` reads them."""
 
 _CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -15,7 +15,6 @@ from torch.utils.data import TensorDataset
 from framework.config import Config
 from framework.data.preprocess import Preprocess, Zca
 from framework.distilled.formats import Stored
-from framework.errors import UserError
 from framework.inner.augment import Augmentation, apply
 from framework.inner.names import MOMENTUM, WEIGHT_DECAY
 from framework.inner.plan import ClassSampler
@@ -29,7 +28,7 @@ class Distilled:
 
     source: Path
     images: Tensor
-    """(N, C, H, W) float32 as networks see them, N / K of each class, sorted by class."""
+    """(N, C, H, W) float32 as networks see them, N / K of each class, sorted by class (else ``by_class`` is False)."""
     labels: Tensor
     """(N, K) float32 class weights: one-hot, or learnt."""
     class_names: tuple[str, ...]
@@ -40,6 +39,8 @@ class Distilled:
     """The run's flags, the inner recipe among them."""
     provenance: dict[str, Any]
     """Where the set comes from: epoch, accuracy, device, versions, and ``best_length``, the steps to train for."""
+    by_class: bool = True
+    """Batches can be drawn by class: there are equally many images of each."""
 
     @property
     def dataset(self) -> TensorDataset:
@@ -115,22 +116,6 @@ class Distilled:
             {"images": self.images, "labels": labels, **self.preprocess.tensors()},
             {"class_names": json.dumps(self.class_names), "provenance": json.dumps(self.provenance)},
         )
-
-
-def class_weights(labels: Tensor, num_classes: int, path: Path) -> Tensor:
-    """(N, K) float32 class weights, from those or from (N,) class numbers.
-
-    Raises:
-        UserError: they do not fit the number of classes.
-    """
-    if labels.ndim == 2 and labels.shape[1] == num_classes:
-        return labels.float()
-    numbers = labels.flatten() if labels.ndim == 2 and labels.shape[1] == 1 else labels
-    if numbers.ndim != 1 or not torch.equal(numbers.double(), numbers.double().round()):
-        raise UserError(f"{path}: labels of shape {tuple(labels.shape)}; there are {num_classes} classes")
-    if len(numbers) == 0 or numbers.min() < 0 or numbers.max() >= num_classes:
-        raise UserError(f"{path}: labels are not all in 0..{num_classes - 1}; check --dataset")
-    return F.one_hot(numbers.long(), num_classes).float()
 
 
 def _contrast(preprocess: Preprocess, zca_reg: float) -> float:

@@ -14,7 +14,7 @@ from framework.data.preprocess import Preprocess, Standardise
 from framework.data.splits import RealData
 from framework.distilled.foreign import from_foreign
 from framework.distilled.formats import Stored
-from framework.distilled.labels import with_classes_of
+from framework.distilled.labels import class_weights, with_classes_of
 from framework.distilled.load import from_stored, open_stored
 from framework.distilled.set import Distilled
 from framework.errors import UserError
@@ -26,7 +26,7 @@ from framework.report.tables import judgement_table, write_judgement
 from framework.run.distributed import resolve_device
 from framework.run.interrupt import StopRequest
 
-FOREIGN = ("dataset", "preprocess", "pixel_range", "mean", "std", "zca_reg", "im_size", "labels")
+FOREIGN = ("dataset", "preprocess", "pixel_range", "mean", "std", "zca_reg", "im_size", "labels", "label_kind")
 """Flags about files of other programs."""
 
 
@@ -40,7 +40,7 @@ def evaluate(args: argparse.Namespace) -> None:
     device = resolve_device(args.device)
     configure_process(device, "float32")
     distilled, real = _open(args, device)
-    recipe = make_recipe(args.recipe, distilled, tuple(args.eval_steps) if args.eval_steps else None)
+    recipe = make_recipe(args.recipe, distilled, tuple(args.eval_steps) if args.eval_steps else None, args.inner_lr)
     names = args.eval_arch or [distilled.config.arch]
     nets = {name: judge.build(name, distilled, args.width, device) for name in names}
     runs = args.num_train_eval or distilled.config.num_train_eval
@@ -92,9 +92,11 @@ def _open_foreign(stored: Stored, args: argparse.Namespace, device: torch.device
     info = registry.describe(args.dataset, args.root or Path(config.root), args.im_size)
     if args.mean is not None and len(args.mean) != info.channels:
         raise UserError(f"--mean: {args.dataset} has {info.channels} channel(s); give that many")
+    if info.num_classes is not None and "folders" not in stored.metadata:
+        class_weights(stored.tensors["labels"], info.num_classes, args.set)  # a mistake is told before images are read
     real = load_for(config, device, root=args.root, preprocess=preprocess)
-    pixels = args.preprocess == "pixels"
-    return from_foreign(stored, args.set, real, config, pixels=pixels, white=args.pixel_range), real
+    pixels, kind = args.preprocess == "pixels", args.label_kind or "auto"
+    return from_foreign(stored, args.set, real, config, pixels=pixels, white=args.pixel_range, label_kind=kind), real
 
 
 def _statistics(args: argparse.Namespace) -> Preprocess | None:

@@ -11,7 +11,7 @@ from framework.errors import UserError
 from framework.inner.augment import Augmentation
 from framework.inner.names import MOMENTUM, WEIGHT_DECAY
 from framework.inner.optimizers import SGD, Optimizer, State, make_optimizer
-from framework.inner.plan import ClassSampler, Plan
+from framework.inner.plan import ClassSampler, Plan, UniformSampler
 
 PAPERS_LENGTHS = (300, 600, 1000, 3000)
 
@@ -28,7 +28,7 @@ class Recipe:
 
     name: str
     rule: Optimizer
-    sampler: "ClassSampler | EpochSampler"
+    sampler: "ClassSampler | EpochSampler | UniformSampler"
     lengths: tuple[int, ...]
     """Training lengths in steps; the best is chosen on the selection split."""
     text: str
@@ -74,7 +74,9 @@ class EpochSampler:
         return Plan(order.reshape(-1, batch)[:steps], self.augmentation.draw(steps, batch, gen))
 
 
-def make_recipe(name: str, distilled: Distilled, eval_steps: tuple[int, ...] | None) -> Recipe:
+def make_recipe(
+    name: str, distilled: Distilled, eval_steps: tuple[int, ...] | None, inner_lr: float | None = None
+) -> Recipe:
     """The recipe for a set.
 
     ``dc`` is the evaluation of dataset condensation (Zhao, Mopuri and Bilen 2021, arXiv 2006.05929), with the
@@ -87,6 +89,7 @@ def make_recipe(name: str, distilled: Distilled, eval_steps: tuple[int, ...] | N
         name: one of ``names.RECIPES``.
         distilled: the set.
         eval_steps: training lengths instead of the recipe's own.
+        inner_lr: the learning rate instead of the recipe's own, for sets made with a learnt one.
 
     Raises:
         UserError: the recipe does not fit the set.
@@ -103,15 +106,23 @@ def make_recipe(name: str, distilled: Distilled, eval_steps: tuple[int, ...] | N
             len(distilled.images), batches, Augmentation(strategy, False, distilled.images.shape[-1])
         )
         rate = f"a tenth of the rate from step {decay_at:,} on"
-        text = f"SGD {DC_LR}, momentum {MOMENTUM}, weight decay {WEIGHT_DECAY:g}, {rate}; {strategy}"
-        return Recipe(name, DecayedSGD(DC_LR, decay_at=decay_at), sampler, (total,), text)
+        lr = DC_LR if inner_lr is None else inner_lr
+        text = f"SGD {lr:g}, momentum {MOMENTUM}, weight decay {WEIGHT_DECAY:g}, {rate}; {strategy}"
+        return Recipe(name, DecayedSGD(lr, decay_at=decay_at), sampler, (total,), text)
     counts = distilled.labels.argmax(1).bincount(minlength=distilled.num_classes)
     uneven = distilled.hard_labels is not None and counts.unique().numel() > 1
-    if uneven or len(distilled.images) % distilled.num_classes:
+    if uneven or (distilled.by_class and len(distilled.images) % distilled.num_classes):
         raise UserError(
             f"--recipe {name} draws batches by class, and {distilled.source} has not as many images of each; give "
             "--recipe dc"
         )
     lengths = eval_steps or (PAPERS_LENGTHS if name == "papers" else c.eval_steps)
-    text = f"{c.inner_optim} {c.inner_lr:g}; {c.syn_strategy}; {c.batch_per_class} image(s) of a class drawn per step"
-    return Recipe(name, make_optimizer(c.inner_optim, c.inner_lr), distilled.sampler, lengths, text)
+    lr = c.inner_lr if inner_lr is None else inner_lr
+    drawn = f"{c.batch_per_class} image(s) of a class drawn per step"
+    sampler_: ClassSampler | UniformSampler = distilled.sampler
+    if not distilled.by_class:
+        batch = min(len(distilled.images), c.batch_per_class * (c.task_sampler_nc or distilled.num_classes))
+        sampler_ = UniformSampler(len(distilled.images), batch, distilled.augmentation)
+        drawn = f"{batch} image(s) drawn per step, of any class"
+    text = f"{c.inner_optim} {lr:g}; {c.syn_strategy}; {drawn}"
+    return Recipe(name, make_optimizer(c.inner_optim, lr), sampler_, lengths, text)

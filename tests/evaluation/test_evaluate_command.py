@@ -33,6 +33,7 @@ from framework.evaluation.scores import score
 from framework.inner.augment import Augmentation
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import SGD, Adam, State
+from framework.inner.plan import UniformSampler
 from framework.networks.flat import FlatNetwork
 from framework.records import Judgement, Row
 from framework.report.tables import percent, top1_rows
@@ -274,10 +275,41 @@ def test_pixels_in_0_to_1_are_those_in_0_to_255(digits: RealData, tmp_path: Path
 
 def test_learnt_labels_of_another_program_keep_their_order(digits: RealData, tmp_path: Path) -> None:
     gen = generator(0)
-    weights = torch.rand(20, 10, generator=gen)
+    weights = torch.rand(20, 10, generator=gen) + 2 * torch.eye(10).repeat_interleave(2, 0)
     path = as_pair(torch.randn(20, 1, 8, 8, generator=gen), weights, tmp_path)
-    found = from_foreign(open_stored(path), path, digits, Config(dataset="digits"), pixels=False)
+    found = from_foreign(open_stored(path), path, digits, Config(dataset="digits"), pixels=False, label_kind="weights")
     assert torch.equal(found.labels, weights)
+
+
+def test_soft_labels_out_of_order_are_sorted_by_the_heaviest(
+    digits: RealData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = (torch.eye(10) * 5).softmax(1).repeat(2, 1)  # 0..9, 0..9
+    images = torch.arange(20.0).view(20, 1, 1, 1).expand(-1, 1, 8, 8)
+    path = as_pair(images, weights, tmp_path)
+    found = from_foreign(open_stored(path), path, digits, Config(dataset="digits"), pixels=False)
+    assert found.images[:4, 0, 0, 0].tolist() == [0, 10, 1, 11]
+    assert found.labels.argmax(1).tolist() == [k for k in range(10) for _ in range(2)]
+    assert "sorted by the heaviest label" in capsys.readouterr().err
+
+
+def test_soft_labels_of_uneven_classes_are_drawn_uniformly(
+    digits: RealData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = (torch.eye(10) * 5).softmax(1)[[0, 0, *range(1, 10)]]
+    path = as_pair(torch.randn(11, 1, 8, 8, generator=generator(0)), weights, tmp_path)
+    found = from_foreign(open_stored(path), path, digits, Config(dataset="digits"), pixels=False)
+    recipe = make_recipe("inner", found, (5,), inner_lr=0.25)
+    assert isinstance(recipe.sampler, UniformSampler)
+    assert recipe.sampler.size == 11
+    assert "drawn uniformly" in capsys.readouterr().err
+
+
+def test_a_learnt_learning_rate_is_taken_in_every_recipe(finished_run: Path) -> None:
+    distilled = load_distilled(finished_run)
+    assert make_recipe("dc", distilled, (20,), 0.25).rule == DecayedSGD(0.25, decay_at=10)
+    assert make_recipe("inner", distilled, None, 0.25).rule == make_recipe("papers", distilled, None, 0.25).rule
+    assert make_recipe("inner", distilled, None, 0.25).rule == Adam(0.25)
 
 
 def test_the_same_set_gives_the_same_result_as_ours_and_as_theirs(run: Path, tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def _imagenet_tree(root: Path) -> Path:
                 f"and put its images into {part}/WNID/"
             )
     for part in (base / "train", base / "val"):
-        if not folder_names(part):
+        if not any(entry.is_dir() for entry in _listed(part)):
             raise UserError(f"--root {root}: {part} holds no folders; sort its images into {part}/WNID/")
     return base
 
@@ -200,12 +200,18 @@ def picture_paths(folder: Path) -> list[str]:
     return files
 
 
-def _visible(folder: Path) -> list[os.DirEntry[str]]:
+def _listed(folder: Path) -> list[os.DirEntry[str]]:
+    """What is not hidden, by name; raises ``UserError`` where the folder cannot be listed."""
     try:
         with os.scandir(folder) as entries:
-            shown = sorted((e for e in entries if not _hidden(e.name)), key=lambda entry: entry.name)
+            return sorted((e for e in entries if not _hidden(e.name)), key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed ({error.strerror}); check that --root is right") from error
+
+
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    """``_listed``, where all of it is used; raises ``UserError`` where a link leads nowhere, too."""
+    shown = _listed(folder)
     if dangling := [e.name for e in shown if e.is_symlink() and not os.path.exists(e.path)]:
         raise UserError(
             f"{folder}: {len(dangling)} link(s) lead nowhere ({some(dangling)}); restore what they name or remove them"

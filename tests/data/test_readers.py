@@ -178,6 +178,13 @@ def test_describe_counts_an_image_folder(folder_tree: Tree) -> None:
     assert registry.describe("imagefolder", root, 16) == counted
 
 
+def test_a_subset_does_not_look_at_other_classes_of_the_tree(tmp_path: Path) -> None:
+    write_imagenet(tmp_path, [*SUBSETS["imagefruit"]], {"train": 3, "val": 2})
+    (train,) = tmp_path.rglob("train")
+    (train / "n00000001").symlink_to(tmp_path / "gone")
+    assert registry.describe("imagefruit", tmp_path, 64).train_size == 30
+
+
 def test_describe_counts_an_imagenet_subset(tmp_path: Path) -> None:
     write_imagenet(tmp_path, ["n00000001", *SUBSETS["imagefruit"]], {"train": 3, "val": 2})
     counted = replace(DATASETS["imagefruit"], image_size=64, train_size=30, test_size=20)

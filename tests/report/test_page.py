@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import browser
 import pytest
@@ -103,7 +104,7 @@ def test_the_markdown_shows_the_runs_own_pictures(evaluated_run: Path, tmp_path:
     assert main(["report", str(evaluated_run), "--output", str(elsewhere)]) == 0
     shown = re.findall(r"!\[.*\]\(<(.*)>\)", elsewhere.with_suffix(".md").read_text())
     assert [Path(path).name for path in shown] == ["accuracy.png", "truncation.png", "distilled.png"]
-    assert all((elsewhere.parent / path).exists() for path in shown)
+    assert all((elsewhere.parent / unquote(path)).exists() for path in shown)
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -67,7 +67,8 @@ def assemble(c: Config, comm: Comm, device: torch.device) -> Parts:
     real = _load_data(c, comm, device)
     classes, (channels, side, _) = real.num_classes, real.image_shape
     batch_size = min(c.batch_size, len(real.train))
-    execution = _execution(c, real, batch_size, device)
+    bare = bare_network(c, channels, side, classes)
+    execution = _execution(c, real, bare, batch_size, device)
     network = FlatNetwork(build(c.arch, channels, side, classes, **c.network), device)
     loop = InnerLoop(network, make_optimizer(c.inner_optim, c.inner_lr), execution)
     synthetic = _new_set(c, real, device)
@@ -93,7 +94,6 @@ def assemble(c: Config, comm: Comm, device: torch.device) -> Parts:
         start_epoch=c.start_epoch,
         alignment=PatchAlignment(c.psp_patches, c.psp_lambda, classes, c.seed) if c.psp_patches else None,
     )
-    bare = bare_network(c, channels, side, classes)
     memory = Problem(bare, channels, side, classes, len(real.train), execution, comm.size)
     return Parts(real, loop, sampler, synthetic, method, memory, _description(c, real, loop, method))
 
@@ -131,11 +131,11 @@ def execution_for(c: Config, device: torch.device, activations: int, image_steps
     )  # fmt: skip
 
 
-def _execution(c: Config, real: RealData, batch_size: int, device: torch.device) -> Execution:
-    classes, (channels, side, _) = real.num_classes, real.image_shape
-    floats = activation_floats(bare_network(c, channels, side, classes), channels, side)
+def _execution(c: Config, real: RealData, bare: nn.Module, batch_size: int, device: torch.device) -> Execution:
+    channels, side, _ = real.image_shape
     outer_steps = (c.epochs - c.start_epoch) * (len(real.train) // batch_size)
-    return execution_for(c, device, floats, outer_steps * c.longest_window * c.inner_batch(classes) * c.meta_batch)
+    image_steps = outer_steps * c.longest_window * c.inner_batch(real.num_classes) * c.meta_batch
+    return execution_for(c, device, activation_floats(bare, channels, side), image_steps)
 
 
 def bare_network(c: Config, channels: int, side: int, classes: int) -> nn.Module:

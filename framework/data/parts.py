@@ -31,16 +31,9 @@ from tqdm import tqdm
 from framework.errors import UserError, one_line
 
 _FILES_PER_TASK = 16
-
-
-_DECODING = 2  # raised whenever ``open_picture`` makes other pixels of the same file
-
-
-_TELLING = Lock()
-
-
 _IMAGES_PER_RESIZE = 4096
-
+_DECODING = 2  # raised whenever ``open_picture`` makes other pixels of the same file
+_TELLING = Lock()
 
 # What Pillow raises for a file that is no image, or only the beginning of one.
 _PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)

@@ -94,21 +94,9 @@ def make_recipe(
     Raises:
         UserError: the recipe does not fit the set.
     """
-    c = distilled.config
     if name == "dc":
-        batches = -(-len(distilled.images) // DC_BATCH)
-        if eval_steps is not None and len(eval_steps) > 1:
-            raise UserError("--recipe dc has one training length, at which its decay is aimed; give one --eval_steps")
-        total = (DC_EPOCHS + 1) * batches if eval_steps is None else eval_steps[0]
-        decay_at = (DC_EPOCHS // 2 + 2) * batches if eval_steps is None else total // 2
-        strategy = DC_STRATEGY.replace("_flip", "") if DATASETS[c.dataset].upright else DC_STRATEGY
-        sampler = EpochSampler(
-            len(distilled.images), batches, Augmentation(strategy, False, distilled.images.shape[-1])
-        )
-        rate = f"a tenth of the rate from step {decay_at:,} on"
-        lr = DC_LR if inner_lr is None else inner_lr
-        text = f"SGD {lr:g}, momentum {MOMENTUM}, weight decay {WEIGHT_DECAY:g}, {rate}; {strategy}"
-        return Recipe(name, DecayedSGD(lr, decay_at=decay_at), sampler, (total,), text)
+        return _dc(distilled, eval_steps, inner_lr)
+    c = distilled.config
     counts = distilled.labels.argmax(1).bincount(minlength=distilled.num_classes)
     uneven = distilled.hard_labels is not None and counts.unique().numel() > 1
     if uneven or (distilled.by_class and len(distilled.images) % distilled.num_classes):
@@ -126,3 +114,17 @@ def make_recipe(
         drawn = f"{batch} image(s) drawn per step, of any class"
     text = f"{c.inner_optim} {lr:g}; {c.syn_strategy}; {drawn}"
     return Recipe(name, make_optimizer(c.inner_optim, lr), sampler_, lengths, text)
+
+
+def _dc(distilled: Distilled, eval_steps: tuple[int, ...] | None, inner_lr: float | None) -> Recipe:
+    batches = -(-len(distilled.images) // DC_BATCH)
+    if eval_steps is not None and len(eval_steps) > 1:
+        raise UserError("--recipe dc has one training length, at which its decay is aimed; give one --eval_steps")
+    total = (DC_EPOCHS + 1) * batches if eval_steps is None else eval_steps[0]
+    decay_at = (DC_EPOCHS // 2 + 2) * batches if eval_steps is None else total // 2
+    strategy = DC_STRATEGY.replace("_flip", "") if DATASETS[distilled.config.dataset].upright else DC_STRATEGY
+    sampler = EpochSampler(len(distilled.images), batches, Augmentation(strategy, False, distilled.images.shape[-1]))
+    rate = f"a tenth of the rate from step {decay_at:,} on"
+    lr = DC_LR if inner_lr is None else inner_lr
+    text = f"SGD {lr:g}, momentum {MOMENTUM}, weight decay {WEIGHT_DECAY:g}, {rate}; {strategy}"
+    return Recipe("dc", DecayedSGD(lr, decay_at=decay_at), sampler, (total,), text)

@@ -61,7 +61,7 @@ def _evaluate_parser() -> Parser:
     add("--num_train_eval", type=_positive, metavar="N", help="networks per row (default: the run's, or 5)")
     add("--eval_steps", type=_positive, nargs="+", metavar="STEPS", help="training lengths instead of the recipe's")
     add("--inner_lr", type=_rate, metavar="LR",
-        help="learning rate instead of the recipe's, for sets made with a learnt one")  # fmt: skip
+        help="learning rate instead of the recipe's, or of that in lr_best.pt beside images_best.pt")  # fmt: skip
     add("--baselines", nargs="*", choices=tuple(BASELINES), default=[],
         help="rows to add: " + ", ".join(f"{name} ({text})" for name, text in BASELINES.items()))  # fmt: skip
     add("--seed", type=_whole, default=0, help="of every random choice (default: 0)")
@@ -81,7 +81,8 @@ def _evaluate_parser() -> Parser:
     add("--std", type=float, nargs="+", metavar="S", help="the same")
     add("--zca_reg", type=float, help="ZCA regularisation (default: 0.1) [read by zca]")
     add("--im_size", type=_positive, metavar="PIXELS", help="the real images are resized to this")
-    add("--labels", type=Path, metavar="FILE", help="the labels, where RUN_OR_FILE is a .pt file of images alone")
+    add("--labels", type=Path, metavar="FILE",
+        help="the labels of a .pt file of images alone (default: labels_best.pt beside images_best.pt)")  # fmt: skip
     add("--label_kind", choices=tuple(LABEL_KINDS),
         help="what soft labels are: " + "; ".join(f"{name}: {text}" for name, text in LABEL_KINDS.items())
         + " (default: auto)")  # fmt: skip

@@ -1,8 +1,12 @@
 """What a user's mistake is told with."""
 
+import re
 import unicodedata
 
 UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # categories: control characters, bytes that are no text, ends of lines
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+"""Of a terminal: bold, red and so on, as PyTorch has in its messages."""
 
 
 class UserError(ValueError):
@@ -26,6 +30,6 @@ def printable(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's text on one line of at most 160 characters, for use inside another message."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """An error's text on one line of at most 160 characters, for use inside another message; without colours."""
+    text = " ".join(COLOUR.sub("", str(error)).split()) or type(error).__name__
     return text if len(text) <= 160 else text[:157] + "..."

@@ -1,16 +1,18 @@
 """Files that hold a distilled set: safetensors, ``.pt``, ``.npz``, ``.h5`` and image folders, read and written.
 
 All forms but the image folder hold the same named tensors, bit for bit, and the same metadata; so a set that was
-written in one form is whole in any other. Files of other programs hold ``images`` and ``labels`` alone, under the
-names usual in the field, and no metadata.
+written in one form is whole in any other. Files of other programs hold ``images``, ``labels`` and perhaps a learnt
+rate alone, under the names usual in the field or in files beside each other, and no metadata.
 
 Each form's library is imported when such a file is read or written: who only opens a safetensors file needs none.
 """
 
 import io
 import json
+import re
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,23 @@ IMAGE_NAMES = ("images", "data", "image", "x", "images_train")
 LABEL_NAMES = ("labels", "label", "targets", "y", "labels_train")
 
 
+LR = "syn_lr"
+"""A learning rate that was learnt with the images."""
+
+COMPANIONS = (
+    ("images", "labels", "lr"),
+    ("images", "labels", "syn_lr"),
+    ("syn_images", "soft_labels", "syn_lr"),
+)
+"""What stands in the names of files beside each other: images, their labels, their learnt rate. ``images_best.pt`` and
+``images_5000.pt`` of MTT and DATM, ``ema_images_best.pt`` of EDC; ``images.pt`` and ``syn_images.pt`` of DD-Ranking."""
+
+IMAGES = "images.pt"
+"""Of a pair of files in a folder of their own, as ``export --to ddranking`` writes it."""
+
 LABELS = "labels.npy"
+
+H5 = (".h5", ".hdf5")
 
 
 @dataclass(frozen=True)
@@ -38,10 +56,15 @@ class Stored:
 
     ``tensors`` has ``images`` (N, C, H, W) and ``labels``, (N,) class numbers or (N, K) class weights, and in our own
     files the ``preprocess.*`` tensors. ``metadata`` has ``class_names`` and ``provenance`` as JSON, or nothing.
+    Other programs' images may lie otherwise in memory, RaT-BPTT's may lack labels, and there may be ``syn_lr``.
     """
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str] = field(default_factory=dict)
+    companions: dict[str, Path] = field(default_factory=dict)
+    """The files beside that of the images in which ``labels`` and ``syn_lr`` were found."""
+    white: int | None = None
+    """The value of a white pixel, where the form tells it."""
 
     @property
     def ours(self) -> bool:
@@ -50,7 +73,7 @@ class Stored:
 
 
 def read(path: Path, labels: Path | None = None) -> Stored:
-    """Read a distilled set from a file or an image folder (one sub-folder per class).
+    """Read a distilled set from a file, a folder of ``images.pt``, or an image folder (one sub-folder per class).
 
     Args:
         path: its suffix tells the form.
@@ -61,37 +84,53 @@ def read(path: Path, labels: Path | None = None) -> Stored:
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; check the path")
+    if (path / IMAGES).is_file():
+        path = path / IMAGES
     reader = _read_folder if path.is_dir() else READERS.get(path.suffix.lower())
     if labels is not None and reader is not _read_pt:
         raise UserError(f"--labels {labels}: only a .pt file of images has its labels elsewhere; leave it out")
     if reader is None:
         raise UserError(f"{path}: unknown form; give a run's folder, an image folder, or {', '.join(READERS)}")
     try:
-        stored = _read_pt(path, labels) if labels is not None else reader(path)
+        stored = _complete(_read_pt(path, labels) if labels is not None else reader(path), path)
+        finite = all(tensor.isfinite().all() for name, tensor in stored.tensors.items() if name != LR)
     except UserError:
         raise
     except Exception as error:  # whatever the libraries make of a damaged file
         raise UserError(f"{path}: cannot be read ({one_line(error)}); restore it from a copy") from error
-    for name in ("images", "labels"):
-        if name not in stored.tensors:
-            found = ", ".join(stored.tensors) or "nothing"
-            raise UserError(f"{path}: holds no {name} (found {found}); name them images and labels")
-    if not all(tensor.isfinite().all() for tensor in stored.tensors.values()):
+    if not finite:
         raise UserError(f"{path}: holds NaN or infinity; restore it from a copy")
     return stored
 
 
+def _complete(stored: Stored, path: Path) -> Stored:
+    """A set with its images and labels; what other programs keep beside those and the learnt rate is left out.
+
+    Only RaT-BPTT's ``.h5`` may lack labels: it has none where they are not learnt, as its images are sorted by class.
+    """
+    needed = ("images",) if path.suffix.lower() in H5 and not stored.ours else ("images", "labels")
+    if missing := [name for name in needed if name not in stored.tensors]:
+        found = ", ".join(list(stored.tensors)[:5]) or "nothing"
+        raise UserError(f"{path}: holds no {missing[0]} (found {found}); name them images and labels")
+    if stored.ours:
+        return stored
+    kept = ("images", "labels", LR)
+    return replace(stored, tensors={name: stored.tensors[name] for name in kept if name in stored.tensors})
+
+
 def _named(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Tensors under our names, from arrays under any of the usual ones; what is no numbers is left out."""
+    """Tensors under our names, from arrays under any of the usual ones; what is no real numbers is left out."""
     import numpy as np
 
     result = {}
     for name, array in arrays.items():
         ours = "images" if name in IMAGE_NAMES else "labels" if name in LABEL_NAMES else name
-        if isinstance(array, Tensor):
+        if isinstance(array, Tensor) and array.layout == torch.strided and not array.is_complex():
             result[ours] = array.detach()
         elif isinstance(array, np.ndarray | np.generic) and array.dtype.kind in "biuf":
             result[ours] = torch.from_numpy(np.array(array))
+        elif isinstance(array, float) and name == LR:
+            result[ours] = torch.tensor(array)
     return result
 
 
@@ -105,24 +144,60 @@ def _read_safetensors(path: Path) -> Stored:
 
 def _read_pt(path: Path, labels: Path | None = None) -> Stored:
     """A dictionary, a pair of images and labels, or images with their labels in a file of their own."""
-
-    def load(file: Path) -> Any:
-        with torch.serialization.safe_globals(_numpy_scalars()):
-            return torch.load(file, map_location="cpu", weights_only=True)
-
-    content = load(path)
+    content, files = _load_pt(path), {}
     if isinstance(content, dict) and isinstance(content.get("data"), list):  # dataset condensation: one pair per run
         content = content["data"][-1]
     if isinstance(content, Tensor):
-        if labels is None:
+        files = _companions(path) | ({} if labels is None else {"labels": labels})
+        if "labels" not in files:
             raise UserError(f"{path}: holds one tensor, the images; give --labels FILE with theirs")
-        content = (content, load(labels))
+        content = {"images": content, **{name: _load_pt(file) for name, file in files.items()}}
+    elif labels is not None:
+        raise UserError(f"--labels {labels}: {path} has more than images; leave it out")
     if isinstance(content, list | tuple) and len(content) == 2:
         content = {"images": content[0], "labels": content[1]}
     if not isinstance(content, dict):
         raise UserError(f"{path}: neither a pair nor a dictionary of images and labels; save one with torch.save")
-    metadata = content.get("metadata")
-    return Stored(_named(content), metadata if isinstance(metadata, dict) else {})
+    tensors, metadata = _named(content), content.get("metadata")
+    for name, file in files.items():
+        if name not in tensors:
+            raise UserError(f"{file}: holds no tensor but a {type(content[name]).__name__}; save tensors only")
+    if labels is not None:
+        del files["labels"]
+    return Stored(tensors, metadata if isinstance(metadata, dict) else {}, files)
+
+
+def _companions(path: Path) -> dict[str, Path]:
+    """The files beside one of images alone, by what they hold; see ``COMPANIONS``."""
+    found: dict[str, Path] = {}
+    for images, labels, rate in COMPANIONS:
+        for name, stem in (("labels", labels), (LR, rate)):
+            beside = path.with_name(re.sub(rf"(?<![^\W_]){images}(?![^\W_])", stem, path.name))
+            if beside.name != path.name and beside.is_file():
+                found.setdefault(name, beside)
+    return found
+
+
+def _load_pt(file: Path) -> Any:
+    """What ``torch.save`` wrote, on the CPU, without running code from it.
+
+    Raises:
+        UserError: there are objects in it that could run code, or it is damaged.
+    """
+    try:
+        with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols that it may fail on: then it says so
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); check the path") from error
+    except Exception as error:  # pickle's, zip's and the system's alike; torch's texts tell how to run the code
+        if held := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise UserError(
+                f"{file}: holds {held[1]}, which is not read from foreign files; save tensors only"
+            ) from error
+        raise UserError(
+            f"{file}: damaged or not written by torch.save ({type(error).__name__}); restore it from a copy"
+        ) from error
 
 
 def _numpy_scalars() -> list[Any]:
@@ -156,8 +231,8 @@ def _read_h5(path: Path) -> Stored:
 def _read_folder(path: Path) -> Stored:
     """Images as uint8 (N, 3, H, W), or (N, 1, H, W) where all are grey; folders in order of their names.
 
-    A folder's name is the class's number, as in ``7`` or ``00007_dog``, or its name; names are kept in the
-    metadata as ``folders``, for whoever knows the data set's classes. Learnt labels, which folders cannot say, are
+    A folder's name is the class's number, as in ``7``, ``00007_dog`` or ``new007``, or its name; names are kept in
+    the metadata as ``folders``, for whoever knows the data set's classes. Learnt labels, which folders cannot say, are
     in ``labels.npy``, (N, K) in the order of the files.
     """
     import numpy as np
@@ -176,9 +251,10 @@ def _read_folder(path: Path) -> Stored:
     images = stack.unsqueeze(1) if stack.ndim == 3 else stack.permute(0, 3, 1, 2)
     images = images.contiguous()
     if (path / LABELS).exists():
-        return Stored({"images": images, "labels": torch.from_numpy(np.load(path / LABELS, allow_pickle=False))})
+        labels = torch.from_numpy(np.load(path / LABELS, allow_pickle=False))
+        return Stored({"images": images, "labels": labels}, white=255)
     numbers = torch.tensor([number for number, group in enumerate(files) for _ in group])
-    return Stored({"images": images, "labels": numbers}, {"folders": json.dumps(folders)})
+    return Stored({"images": images, "labels": numbers}, {"folders": json.dumps(folders)}, white=255)
 
 
 READERS: dict[str, Callable[[Path], Stored]] = {
@@ -186,8 +262,7 @@ READERS: dict[str, Callable[[Path], Stored]] = {
     ".pt": _read_pt,
     ".pth": _read_pt,
     ".npz": _read_npz,
-    ".h5": _read_h5,
-    ".hdf5": _read_h5,
+    **dict.fromkeys(H5, _read_h5),
 }
 
 

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from framework.distilled.names import LABEL_KINDS
 from framework.distilled.set import Distilled
 from framework.errors import UserError
 
@@ -116,10 +115,10 @@ def _kind(labels: Tensor, path: Path) -> tuple[str, str]:
         return "log", "the exponentials of each row add up to 1"
     if (labels + 1 / classes - F.one_hot(labels.argmax(1), classes)).abs().max() < TOLERANCE:
         return "centred", f"each row is one-hot less 1/{classes}"
-    choices = "|".join(list(LABEL_KINDS)[1:])
     raise UserError(
         f"{path}: labels from {labels.min():.3g} to {labels.max():.3g} whose rows add up to {sums.min():.3g} to "
-        f"{sums.max():.3g} may be logits, centred or weights; say which by --label_kind {choices}"
+        f"{sums.max():.3g} may be several kinds; say which: --label_kind logits (DATM), centred (KIP, FRePo, RFAD), "
+        "log or weights"
     )
 
 

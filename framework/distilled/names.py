@@ -16,7 +16,7 @@ LABEL_KINDS = {
     "weights": "class weights, as they are",
     "logits": "a softmax is applied, as DATM does",
     "log": "logarithms of weights, as DD-Ranking's soft labels",
-    "centred": "1/K is added, as for FRePo's and RFAD's 1 - 1/K and -1/K",
+    "centred": "1/K is added, as for KIP's, FRePo's and RFAD's 1 - 1/K and -1/K",
 }
 """What soft labels of other programs may be; ``labels.interpreted`` reads them."""
 

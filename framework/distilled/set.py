@@ -41,6 +41,8 @@ class Distilled:
     """Where the set comes from: epoch, accuracy, device, versions, and ``best_length``, the steps to train for."""
     by_class: bool = True
     """Batches can be drawn by class: there are equally many images of each."""
+    learnt_lr: float | None = None
+    """The learning rate that another program learnt with the images."""
 
     @property
     def dataset(self) -> TensorDataset:

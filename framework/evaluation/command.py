@@ -2,6 +2,8 @@
 
 import argparse
 import math
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,9 +14,9 @@ from framework.config import Config, validate
 from framework.data import registry
 from framework.data.preprocess import Preprocess, Standardise
 from framework.data.splits import RealData
-from framework.distilled.foreign import from_foreign
+from framework.distilled.foreign import Target, from_foreign, learnt_rate, understood
 from framework.distilled.formats import Stored
-from framework.distilled.labels import class_weights, with_classes_of
+from framework.distilled.labels import with_classes_of
 from framework.distilled.load import from_stored, open_stored
 from framework.distilled.set import Distilled
 from framework.errors import UserError
@@ -92,11 +94,23 @@ def _open_foreign(stored: Stored, args: argparse.Namespace, device: torch.device
     info = registry.describe(args.dataset, args.root or Path(config.root), args.im_size)
     if args.mean is not None and len(args.mean) != info.channels:
         raise UserError(f"--mean: {args.dataset} has {info.channels} channel(s); give that many")
-    if info.num_classes is not None and "folders" not in stored.metadata:
-        class_weights(stored.tensors["labels"], info.num_classes, args.set)  # a mistake is told before images are read
-    real = load_for(config, device, root=args.root, preprocess=preprocess)
-    pixels, kind = args.preprocess == "pixels", args.label_kind or "auto"
-    return from_foreign(stored, args.set, real, config, pixels=pixels, white=args.pixel_range, label_kind=kind), real
+    how = {"pixels": args.preprocess == "pixels", "white": args.pixel_range, "label_kind": args.label_kind or "auto"}
+    learnt = None if args.inner_lr is not None else learnt_rate(stored, args.set)
+
+    def check(info: registry.DatasetInfo, class_names: Sequence[str]) -> None:
+        shape = (info.channels, info.image_size, info.image_size)
+        understood(stored, args.set, Target(info.name, shape, class_names), **how)
+
+    if info.origin == "downloaded" and "folders" not in stored.metadata:  # a mistake is told before a download
+        check(info, [str(number) for number in range(info.num_classes or 0)])
+    real = load_for(
+        config, device, root=args.root, preprocess=preprocess,
+        check=lambda listing: check(listing.info, listing.source.class_names),
+    )  # fmt: skip
+    distilled = from_foreign(stored, args.set, real, config, **how, learnt_lr=None if learnt is None else learnt[0])
+    if learnt is not None:
+        print(learnt[1], file=sys.stderr, flush=True)
+    return distilled, real
 
 
 def _statistics(args: argparse.Namespace) -> Preprocess | None:

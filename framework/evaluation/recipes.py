@@ -89,13 +89,14 @@ def make_recipe(
         name: one of ``names.RECIPES``.
         distilled: the set.
         eval_steps: training lengths instead of the recipe's own.
-        inner_lr: the learning rate instead of the recipe's own, for sets made with a learnt one.
+        inner_lr: the learning rate instead of the recipe's own, or of one that was learnt with the set.
 
     Raises:
         UserError: the recipe does not fit the set.
     """
+    given_lr = distilled.learnt_lr if inner_lr is None else inner_lr
     if name == "dc":
-        return _dc(distilled, eval_steps, inner_lr)
+        return _dc(distilled, eval_steps, given_lr)
     c = distilled.config
     counts = distilled.labels.argmax(1).bincount(minlength=distilled.num_classes)
     uneven = distilled.hard_labels is not None and counts.unique().numel() > 1
@@ -105,7 +106,7 @@ def make_recipe(
             "--recipe dc"
         )
     lengths = eval_steps or (PAPERS_LENGTHS if name == "papers" else c.eval_steps)
-    lr = c.inner_lr if inner_lr is None else inner_lr
+    lr = c.inner_lr if given_lr is None else given_lr
     drawn = f"{c.batch_per_class} image(s) of a class drawn per step"
     sampler_: ClassSampler | UniformSampler = distilled.sampler
     if not distilled.by_class:
@@ -116,7 +117,7 @@ def make_recipe(
     return Recipe(name, make_optimizer(c.inner_optim, lr), sampler_, lengths, text)
 
 
-def _dc(distilled: Distilled, eval_steps: tuple[int, ...] | None, inner_lr: float | None) -> Recipe:
+def _dc(distilled: Distilled, eval_steps: tuple[int, ...] | None, given_lr: float | None) -> Recipe:
     batches = -(-len(distilled.images) // DC_BATCH)
     if eval_steps is not None and len(eval_steps) > 1:
         raise UserError("--recipe dc has one training length, at which its decay is aimed; give one --eval_steps")
@@ -125,6 +126,6 @@ def _dc(distilled: Distilled, eval_steps: tuple[int, ...] | None, inner_lr: floa
     strategy = DC_STRATEGY.replace("_flip", "") if DATASETS[distilled.config.dataset].upright else DC_STRATEGY
     sampler = EpochSampler(len(distilled.images), batches, Augmentation(strategy, False, distilled.images.shape[-1]))
     rate = f"a tenth of the rate from step {decay_at:,} on"
-    lr = DC_LR if inner_lr is None else inner_lr
+    lr = DC_LR if given_lr is None else given_lr
     text = f"SGD {lr:g}, momentum {MOMENTUM}, weight decay {WEIGHT_DECAY:g}, {rate}; {strategy}"
     return Recipe("dc", DecayedSGD(lr, decay_at=decay_at), sampler, (total,), text)

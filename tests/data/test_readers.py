@@ -28,7 +28,6 @@ from framework.data.readers import read_cifar10, read_digits, read_fashion_mnist
 from framework.data.registry import DATASETS, open_source
 from framework.data.subsets import SUBSETS
 from framework.distilled import formats
-from framework.distilled.foreign import _pixel_range
 from framework.errors import UserError, one_line
 
 Tree = Callable[..., Path]
@@ -865,23 +864,3 @@ def test_tiny_imagenet_sorted_into_class_folders(tmp_path: Path, name: str, leve
     (tmp_path / "val" / "images").rmdir()
     found = labels_and_reds(open_source(name, tmp_path, 64)[1].test)
     assert sorted(zip(*found, strict=True)) == sorted(zip(*distributed, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("values", "white"),
-    [([0, 1.0000001], 1), ([0, 0.5], 1), ([-0.001, 1], 1), ([0, 254.7], 255), ([0, 3.0], 255), ([0, 255.0], 255)],
-)
-def test_white_is_1_or_255_where_that_is_certain(values: list[float], white: int) -> None:
-    assert _pixel_range(torch.tensor(values, dtype=torch.float64), Path("set.pt")) == white
-
-
-@pytest.mark.parametrize("values", [[-2.1, 2.3], [0, 1.5], [0, 300.0], [-3.0, 200.0]])
-def test_values_that_are_no_pixels_are_refused(values: list[float]) -> None:
-    with pytest.raises(UserError, match="the --preprocess that made them"):
-        _pixel_range(torch.tensor(values), Path("set.pt"))
-
-
-def test_the_pixel_range_is_as_given() -> None:
-    assert _pixel_range(torch.tensor([0, 1.5]), Path("set.pt"), 255) == 255
-    with pytest.raises(UserError, match=r"in 0..1.5, outside 0..1; give"):
-        _pixel_range(torch.tensor([0, 1.5]), Path("set.pt"), 1)

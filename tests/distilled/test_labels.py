@@ -34,7 +34,9 @@ def test_a_certain_kind_is_recognised_and_told(labels: Tensor, weights: Tensor, 
 
 def test_logits_are_not_guessed_but_given() -> None:
     logits = 5 * WEIGHTS.log() + 3
-    with pytest.raises(UserError, match=r"say which by --label_kind weights\|logits\|log\|centred"):
+    with pytest.raises(
+        UserError, match=r"say which: --label_kind logits \(DATM\), centred \(KIP, FRePo, RFAD\), log or"
+    ):
         interpreted(logits, 3, "auto", SET)
     found, line = interpreted(logits, 3, "logits", SET)
     assert torch.equal(found, logits.softmax(1))

@@ -269,7 +269,7 @@ def test_pixels_in_0_to_1_are_those_in_0_to_255(digits: RealData, tmp_path: Path
         found.append(from_foreign(stored, tmp_path, digits, config, pixels=True).images)
     assert torch.allclose(*found, rtol=0, atol=1e-6)
     torch.save((pixels.float() / 100, torch.arange(10)), tmp_path / "c.pt")
-    with pytest.raises(UserError, match="neither 0..1 nor 0..255"):
+    with pytest.raises(UserError, match="which may be of 0..1 or 0..255"):
         from_foreign(open_stored(tmp_path / "c.pt"), tmp_path, digits, config, pixels=True)
 
 
@@ -369,7 +369,10 @@ MISTAKES = {
     "an unknown network": (["{run}", "--eval_arch", "transformer9000"], "--eval_arch: invalid choice"),
     "an unknown device": (["{run}", "--device", "abacus"], "abacus"),
     "no labels": (["{lonely}", *FOREIGN], "holds one tensor, the images; give --labels FILE"),
-    "a pickle": (["{pickle}", *FOREIGN], "pickle.pt: cannot be read"),
+    "a pickle": (
+        ["{pickle}", *FOREIGN],
+        "pickle.pt: holds pathlib.PosixPath, which is not read from foreign files; save tensors only",
+    ),
     "unequal classes": (["{unequal}", *FOREIGN], "has not as many images of each; give --recipe dc"),
     "labels out of range": (["{range}", *FOREIGN], "labels are not all in 0..9"),
     "labels of a folder": (["{folder}", "--labels", "{lonely}", *FOREIGN], "only a .pt file of images has"),

@@ -120,6 +120,8 @@ def understood(
         lines.append(f"{path}: not in order of the classes; sorted by the heaviest label")
     order = rows if (by_class or hard) and not in_order else None
     if not pixels:
+        if not images.is_floating_point():
+            raise UserError(f"{path}: holds whole numbers, which are pixels; give --preprocess pixels")
         return Understood(images, weights, order, by_class, None, lines)
     white = white or stored.white
     if white is None:

@@ -22,7 +22,7 @@ from framework.distilled.set import Distilled
 from framework.errors import UserError
 from framework.evaluation import judge
 from framework.evaluation.recipes import make_recipe
-from framework.files import EVALUATION, folder_for
+from framework.files import EVALUATION, SET, folder_for
 from framework.inner.execution import configure_process
 from framework.report.tables import judgement_table, write_judgement
 from framework.run.distributed import resolve_device
@@ -61,7 +61,8 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def _output(args: argparse.Namespace) -> Path:
-    beside: Path = args.set / EVALUATION if args.set.is_dir() else Path(f"{args.set}.evaluation")
+    run = (args.set / SET).exists()  # not within an image folder, where every folder is a class
+    beside: Path = args.set / EVALUATION if run else Path(f"{args.set}.evaluation")
     return args.output or beside
 
 

@@ -499,6 +499,7 @@ def test_levels_without_a_range_are_refused(tmp_path: Path, dtype: type, reason:
 
 def test_one_line_is_one_short_line() -> None:
     assert one_line(ValueError("a\n  b\tc")) == "a b c"
+    assert one_line(ValueError("\x1b[1mbold\x1b[0m text")) == "bold text"
     assert one_line(EOFError()) == "EOFError"
     assert len(one_line(ValueError("x" * 500))) == 160
 

@@ -234,6 +234,15 @@ def test_our_export_to_ddranking_is_read_back(soft: bool, tmp_path: Path, capsys
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
 
 
+def test_pairs_of_ddranking_have_logits(tmp_path: Path) -> None:
+    """Its README's ``syn_images.pt``, ``soft_labels.pt`` and ``syn_lr.pt``."""
+    torch.save(IMAGES, tmp_path / "syn_images.pt")
+    torch.save(LOGITS, tmp_path / "soft_labels.pt")
+    torch.save(torch.tensor(0.5), tmp_path / "syn_lr.pt")
+    found = scored(tmp_path / "syn_images.pt", *DIGITS, "--label_kind", "logits")
+    assert found == plain(tmp_path, IMAGES, LOGITS.softmax(1), *DIGITS, "--inner_lr", "0.5")
+
+
 # ---- SRe2L, RDED: trees of pictures ----------------------------------------------------------------
 
 WNIDS = ["n01440764", "n02102040", "n02979186"]
@@ -270,6 +279,15 @@ def test_trees_named_by_wnid_or_number(
     assert ("folders are taken" not in error) if line is None else f"{tmp_path / 'set'}: {line}\n" in error
     assert "taken as pixels" not in error, "pictures are of 0..255"
     assert found == plain(tmp_path, pixels, torch.arange(3).repeat_interleave(2), *flags)
+
+
+def test_a_tree_of_pictures_is_evaluated_again_and_again(tmp_path: Path) -> None:
+    write_coloured_tree(tmp_path / "real", WNIDS)
+    write_pictures(tmp_path / "set", WNIDS)
+    for _ in range(2):
+        assert main(["evaluate", str(tmp_path / "set"), *BUDGET, *folder_flags(tmp_path / "real", "pixels")]) == 0
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == WNIDS
+    assert (tmp_path / "set.evaluation" / "inner.json").is_file()
 
 
 def test_numbers_count_wnids_in_order_but_our_exports_count_labels() -> None:
@@ -326,6 +344,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "too many classes": ((IMAGES, NUMBERS + 1), "set.pt: labels are not all in 0..9; check --dataset"),
     "other classes": ((IMAGES, torch.rand(20, 12)), "set.pt: labels of shape (20, 12); there are 10 classes"),
     "NaN": ((IMAGES / 0, NUMBERS), "set.pt: holds NaN or infinity; restore it from a copy"),
+    "pixels": ((IMAGES.byte(), NUMBERS), "set.pt: holds whole numbers, which are pixels; give --preprocess pixels"),
     "another shape": ((IMAGES[..., :7], NUMBERS), "set.pt: images are 1 x 8 x 7, those of digits 1 x 8 x 8"),
 }
 
@@ -356,7 +375,7 @@ def test_what_is_wrong_is_one_plain_line_before_real_images_are_decoded(
     ],
 )
 def test_damaged_files_are_told_in_one_plain_line(
-    name: str, content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
     (tmp_path / name).write_bytes(content)
     line = refused(["evaluate", str(tmp_path / name), *BUDGET, *DIGITS], capsys)
@@ -364,6 +383,7 @@ def test_damaged_files_are_told_in_one_plain_line(
     assert line[:-1].isprintable()
     assert "\\x1b" not in line
     assert ";" in line, "what to do"
+    assert not [warning for warning in recwarn if "pickle" in str(warning.message)]
 
 
 def test_a_companion_that_holds_no_tensor_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,13 +93,14 @@ def read(path: Path, labels: Path | None = None) -> Stored:
         raise UserError(f"{path}: unknown form; give a run's folder, an image folder, or {', '.join(READERS)}")
     try:
         stored = _complete(_read_pt(path, labels) if labels is not None else reader(path), path)
-        finite = all(tensor.isfinite().all() for name, tensor in stored.tensors.items() if name != LR)
+        broken = [name for name, tensor in stored.tensors.items() if name != LR and not tensor.isfinite().all()]
     except UserError:
         raise
     except Exception as error:  # whatever the libraries make of a damaged file
         raise UserError(f"{path}: cannot be read ({one_line(error)}); restore it from a copy") from error
-    if not finite:
-        raise UserError(f"{path}: holds NaN or infinity; restore it from a copy")
+    if broken:
+        file = labels if broken[0] == "labels" and labels else stored.companions.get(broken[0], path)
+        raise UserError(f"{file}: holds NaN or infinity; restore it from a copy")
     return stored
 
 

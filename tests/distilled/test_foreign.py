@@ -393,6 +393,16 @@ def test_a_companion_that_holds_no_tensor_is_named(tmp_path: Path, capsys: pytes
     assert f"{tmp_path / 'labels_best.pt'}: holds no tensor but a dict; save tensors only\n" in line
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_of_two_files_that_with_nan_is_named(given: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = tmp_path / ("other.pt" if given else "labels_best.pt")
+    torch.save(IMAGES, tmp_path / "images_best.pt")
+    torch.save(LOGITS / 0, labels)
+    flags = ["--labels", str(labels)] if given else []
+    line = refused(["evaluate", str(tmp_path / "images_best.pt"), *flags, *BUDGET, *DIGITS], capsys)
+    assert f"{labels}: holds NaN or infinity; restore it from a copy\n" in line
+
+
 def test_labels_for_a_file_that_has_them_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save((IMAGES, NUMBERS), tmp_path / "set.pt")
     torch.save(NUMBERS, tmp_path / "labels.pt")

@@ -34,13 +34,9 @@ LABEL_NAMES = ("labels", "label", "targets", "y", "labels_train")
 LR = "syn_lr"
 """A learning rate that was learnt with the images."""
 
-COMPANIONS = (
-    ("images", "labels", "lr"),
-    ("images", "labels", "syn_lr"),
-    ("syn_images", "soft_labels", "syn_lr"),
-)
-"""What stands in the names of files beside each other: images, their labels, their learnt rate. ``images_best.pt`` and
-``images_5000.pt`` of MTT and DATM, ``ema_images_best.pt`` of EDC; ``images.pt`` and ``syn_images.pt`` of DD-Ranking."""
+COMPANIONS = {"labels": "labels", LR: "lr"}
+"""What lies beside a file of images alone, and what stands for ``images`` in its name: ``images_best.pt`` and
+``images_5000.pt`` of MTT and DATM, ``ema_images_best.pt`` of FTD, ``images.pt`` of DD-Ranking."""
 
 IMAGES = "images.pt"
 """Of a pair of files in a folder of their own, as ``export --to ddranking`` writes it."""
@@ -170,13 +166,9 @@ def _read_pt(path: Path, labels: Path | None = None) -> Stored:
 
 def _companions(path: Path) -> dict[str, Path]:
     """The files beside one of images alone, by what they hold; see ``COMPANIONS``."""
-    found: dict[str, Path] = {}
-    for images, labels, rate in COMPANIONS:
-        for name, stem in (("labels", labels), (LR, rate)):
-            beside = path.with_name(re.sub(rf"(?<![^\W_]){images}(?![^\W_])", stem, path.name))
-            if beside.name != path.name and beside.is_file():
-                found.setdefault(name, beside)
-    return found
+    names = {held: re.sub(r"(?<![^\W_])images(?![^\W_])", stem, path.name) for held, stem in COMPANIONS.items()}
+    beside = {held: path.with_name(name) for held, name in names.items() if name != path.name}
+    return {held: file for held, file in beside.items() if file.is_file()}
 
 
 def _load_pt(file: Path) -> Any:

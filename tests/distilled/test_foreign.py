@@ -115,18 +115,16 @@ def test_a_learnt_rate_that_is_none_needs_another(
     assert "learnt rate" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("images", "labels", "rate"), [("images_7", "labels_7", "lr_7"), ("syn_images", "soft_labels", "syn_lr")]
-)
-def test_the_rate_of_the_same_name_is_taken(images: str, labels: str, rate: str, tmp_path: Path) -> None:
-    for name, tensor in ((images, IMAGES), (labels, NUMBERS), (rate, torch.tensor(0.5)), ("lr_8", torch.tensor(0.1))):
+def test_the_rate_of_the_same_name_is_taken(tmp_path: Path) -> None:
+    for name, tensor in (("images_7", IMAGES), ("labels_7", NUMBERS), ("lr_7", torch.tensor(0.5)), ("lr_8", IMAGES)):
         torch.save(tensor, tmp_path / f"{name}.pt")
-    stored = read(tmp_path / f"{images}.pt")
-    assert stored.companions == {"labels": tmp_path / f"{labels}.pt", LR: tmp_path / f"{rate}.pt"}
+    stored = read(tmp_path / "images_7.pt")
+    assert stored.companions == {"labels": tmp_path / "labels_7.pt", LR: tmp_path / "lr_7.pt"}
     assert stored.tensors[LR] == 0.5
     torch.save({"images": IMAGES, "labels": NUMBERS, "syn_lr": 0.125}, tmp_path / "dictionary.pt")
     found = foreign.learnt_rate(read(tmp_path / "dictionary.pt"), tmp_path / "dictionary.pt")
-    assert found is not None and found[0] == 0.125
+    assert found is not None
+    assert found[0] == 0.125
 
 
 # ---- RaT-BPTT, KIP, FRePo --------------------------------------------------------------------------
@@ -235,11 +233,12 @@ def test_our_export_to_ddranking_is_read_back(soft: bool, tmp_path: Path, capsys
 
 
 def test_pairs_of_ddranking_have_logits(tmp_path: Path) -> None:
-    """Its README's ``syn_images.pt``, ``soft_labels.pt`` and ``syn_lr.pt``."""
-    torch.save(IMAGES, tmp_path / "syn_images.pt")
-    torch.save(LOGITS, tmp_path / "soft_labels.pt")
-    torch.save(torch.tensor(0.5), tmp_path / "syn_lr.pt")
-    found = scored(tmp_path / "syn_images.pt", *DIGITS, "--label_kind", "logits")
+    """Its README's ``images.pt``, ``labels.pt`` and ``lr.pt`` in one folder."""
+    (tmp_path / "syn").mkdir()
+    torch.save(IMAGES, tmp_path / "syn" / "images.pt")
+    torch.save(LOGITS, tmp_path / "syn" / "labels.pt")
+    torch.save(torch.tensor(0.5), tmp_path / "syn" / "lr.pt")
+    found = scored(tmp_path / "syn", *DIGITS, "--label_kind", "logits")
     assert found == plain(tmp_path, IMAGES, LOGITS.softmax(1), *DIGITS, "--inner_lr", "0.5")
 
 

@@ -2,12 +2,15 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from framework.config import Config
+from framework.data.load import Listing
+from framework.data.preprocess import Preprocess, Standardise
 from framework.data.splits import RealData
 from framework.distilled.formats import Stored
 from framework.distilled.labels import interpreted, sorted_by_class
@@ -18,7 +21,7 @@ from framework.errors import UserError
 def from_foreign(
     stored: Stored,
     path: Path,
-    real: RealData,
+    data: Listing | RealData,
     config: Config,
     *,
     pixels: bool,
@@ -28,28 +31,27 @@ def from_foreign(
     """A set of another program, for the real data that it was made from; a line on stderr says what was not plain.
 
     It is sorted by class, by the heaviest where labels are learnt; where soft labels have not equally many images
-    of each class, batches are drawn uniformly.
+    of each class, batches are drawn uniformly. No real image is needed: pixels are left as uint8, for ``preprocessed``.
 
     Args:
         stored: its file's content.
         path: for messages.
-        real: with the preprocessing that the set is to be seen in.
+        data: the real data.
         config: the inner recipe to use.
-        pixels: the images are pixels, 0..255 or floating point in [0, 1] (which are rounded to 8 bits), to be
-            preprocessed like the real ones.
+        pixels: the images are pixels, 0..255 or floating point in [0, 1] (which are rounded to 8 bits).
         white: the largest value of a pixel, 1 or 255 (None: as the values tell).
         label_kind: one of ``names.LABEL_KINDS``.
 
     Raises:
         UserError: shapes or labels do not fit the data set.
     """
-    images = _placed(stored.tensors["images"], path, real, pixels=pixels)
+    images = _placed(stored.tensors["images"], path, data, pixels=pixels)
     labels = stored.tensors["labels"]
     if "folders" in stored.metadata:
-        labels = _folder_classes(json.loads(stored.metadata["folders"]), real.class_names, path)[labels]
+        labels = _folder_classes(json.loads(stored.metadata["folders"]), data.class_names, path)[labels]
     if len(images) != len(labels) or len(images) == 0:
         raise UserError(f"{path}: {len(images)} images but {len(labels)} labels; give the files of one set")
-    weights, line = interpreted(labels, real.num_classes, label_kind, path)
+    weights, line = interpreted(labels, len(data.class_names), label_kind, path)
     lines = [] if line is None else [line]
     (by_class, rows), hard = sorted_by_class(weights), bool((weights.amax(1) == 1).all())
     if not (by_class or hard):
@@ -61,25 +63,34 @@ def from_foreign(
         print("\n".join(lines), file=sys.stderr, flush=True)
     if pixels:
         high = _pixel_range(images, path, white)
-        images = real.preprocess((images * (255 / high)).round().clamp(0, 255).to(torch.uint8))
-    images = images.float().contiguous()
-    return Distilled(path, images, weights, real.class_names, real.preprocess, config, {}, by_class=by_class)
+        images = (images * (255 / high)).round().clamp(0, 255).to(torch.uint8)
+    else:
+        images = images.float()
+    channels = images.shape[1]
+    unknown = Standardise(torch.zeros(channels), torch.ones(channels))  # until ``preprocessed``
+    return Distilled(path, images, weights, data.class_names, unknown, config, {}, by_class=by_class)
 
 
-def _placed(images: Tensor, path: Path, real: RealData, *, pixels: bool) -> Tensor:
+def preprocessed(distilled: Distilled, preprocess: Preprocess) -> Distilled:
+    """The set in the real data's preprocessing: uint8 pixels go through it, other images are seen in it already."""
+    images = distilled.images if distilled.images.dtype != torch.uint8 else preprocess(distilled.images)
+    return replace(distilled, images=images.contiguous(), preprocess=preprocess)
+
+
+def _placed(images: Tensor, path: Path, data: Listing | RealData, *, pixels: bool) -> Tensor:
     """A set's images as (N, C, H, W) of the real data's shape.
 
     Raises:
         UserError: they have another.
     """
-    shape, (channels, height, width) = tuple(images.shape[1:]), real.image_shape
-    if shape != real.image_shape and shape == (height, width, channels):
+    shape, (channels, height, width) = tuple(images.shape[1:]), data.image_shape
+    if shape != data.image_shape and shape == (height, width, channels):
         images = images.permute(0, 3, 1, 2)
     elif shape == (1, height, width) and channels == 3 and pixels:
         images = images.expand(-1, 3, -1, -1)
-    elif shape != real.image_shape:
+    elif shape != data.image_shape:
         raise UserError(
-            f"{path}: images are {' x '.join(map(str, shape))}, those of {real.name} {channels} x {height} x {width}; "
+            f"{path}: images are {' x '.join(map(str, shape))}, those of {data.name} {channels} x {height} x {width}; "
             "give another --dataset or --im_size"
         )
     return images

@@ -21,7 +21,7 @@ from framework import load_distilled
 from framework.config import FLAGS, Config
 from framework.data.preprocess import Standardise, Zca
 from framework.data.splits import RealData
-from framework.distilled.foreign import from_foreign
+from framework.distilled.foreign import from_foreign, preprocessed
 from framework.distilled.formats import write_safetensors
 from framework.distilled.load import open_stored
 from framework.distilled.set import Distilled
@@ -255,8 +255,28 @@ def test_an_image_folder_is_understood(names: list[str], digits: RealData, tmp_p
         Image.fromarray(image[0].numpy()).save(tmp_path / names[i // 2] / f"{i:02d}.png")
     config = Config(dataset="digits")
     found = from_foreign(open_stored(tmp_path), tmp_path, digits, config, pixels=True)
+    found = preprocessed(found, digits.preprocess)
     assert torch.equal(found.images, digits.preprocess(pixels))
     assert found.hard_labels.tolist() == [k for k in range(10) for _ in range(2)]
+
+
+def test_what_systems_leave_in_an_image_folder_is_skipped_and_no_other_file(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (8, 8)).save(tmp_path / name / "0.png")
+        for junk in ("Thumbs.db", "desktop.ini", ".DS_Store", "._0.png"):
+            (tmp_path / name / junk).write_bytes(b"junk")
+    assert len(open_stored(tmp_path).tensors["images"]) == 2
+    (tmp_path / "dog" / "notes.txt").write_text("which dog this is")
+    with pytest.raises(UserError, match=r"dog/notes\.txt: not a readable image \(.*\); replace or remove it$"):
+        open_stored(tmp_path)
+
+
+def test_a_set_may_be_judged_on_images_from_the_disk(run: Path, tmp_path: Path) -> None:
+    """With --data_cache and --cache_dir as in a run, instead of the run's own."""
+    streamed = evaluated(run, *EVALUATE, "--data_cache", "disk", "--cache_dir", str(tmp_path / "cache"))
+    assert [path.suffix for path in sorted((tmp_path / "cache").glob("images-*"))].count(".uint8") == 2
+    assert streamed["results"] == evaluated(run, *EVALUATE, output=tmp_path / "held")["results"]
 
 
 def test_pixels_in_0_to_1_are_those_in_0_to_255(digits: RealData, tmp_path: Path) -> None:
@@ -266,7 +286,8 @@ def test_pixels_in_0_to_1_are_those_in_0_to_255(digits: RealData, tmp_path: Path
     for name, images in (("a", pixels), ("b", pixels.float() / 255)):
         torch.save((images, torch.arange(10)), tmp_path / f"{name}.pt")
         stored = open_stored(tmp_path / f"{name}.pt")
-        found.append(from_foreign(stored, tmp_path, digits, config, pixels=True).images)
+        read = from_foreign(stored, tmp_path, digits, config, pixels=True)
+        found.append(preprocessed(read, digits.preprocess).images)
     assert torch.allclose(*found, rtol=0, atol=1e-6)
     torch.save((pixels.float() / 100, torch.arange(10)), tmp_path / "c.pt")
     with pytest.raises(UserError, match="neither 0..1 nor 0..255"):

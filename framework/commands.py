@@ -177,8 +177,8 @@ class Command(NamedTuple):
 COMMANDS = {
     "evaluate": Command(
         _evaluate_parser, _check_evaluate, _evaluate,
-        "leave out --baselines full, give smaller networks by --eval_arch and --width, or another --device "
-        "(cpu has the machine's own memory)",
+        "leave out --baselines full, give --data_cache disk, smaller networks by --eval_arch and --width, or another "
+        "--device (cpu has the machine's own memory)",
     ),
     "export": Command(_export_parser, _check_export, _export, "free memory, or give another form by --to"),
     "report": Command(_report_parser, _check_report, _report, "free memory, or give fewer runs"),

@@ -219,7 +219,7 @@ def test_failing_decomposition_is_a_user_error(monkeypatch: pytest.MonkeyPatch) 
         raise torch.linalg.LinAlgError("did not\nconverge")
 
     monkeypatch.setattr(torch.linalg, "eigh", fail)
-    with pytest.raises(UserError, match=r"--zca: the 108x108 covariance failed on cpu \(did not converge\)"):
+    with pytest.raises(UserError, match=r"ZCA: the 108x108 covariance failed on cpu \(did not converge\)"):
         Zca.fit(natural_images(), 0.1, CPU)
 
 

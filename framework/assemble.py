@@ -1,6 +1,5 @@
 """From flags to objects: everything a run is made of."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,8 +8,7 @@ import torch
 from torch import nn
 
 from framework.config import Config, resolve_patience
-from framework.data.load import DataSpec, Listing, load
-from framework.data.preprocess import Preprocess
+from framework.data.load import DataSpec, Listing, list_data, load_listed
 from framework.data.splits import RealData, Split, require_random_real
 from framework.distill_higher import BackpropThroughTime, make_engine
 from framework.errors import UserError
@@ -167,9 +165,9 @@ def check_listing(c: Config, listing: Listing, processes: int = 1) -> None:
     Raises:
         UserError: naming the flag.
     """
-    check_against_data(c, len(listing.source.class_names), listing.info.image_size)
+    check_against_data(c, len(listing.class_names), listing.info.image_size)
     if "random" in c.baselines:
-        require_random_real(listing.counts, listing.source.class_names, c.num_per_class)
+        require_random_real(listing.counts, listing.class_names, c.num_per_class)
     if (batch_size := min(c.batch_size, len(listing.train))) < processes:
         raise UserError(f"--batch_size {batch_size} cannot be shared by {processes} processes: raise it")
 
@@ -210,26 +208,11 @@ def make_policy(c: Config) -> Policy:
     return make(c.policy, settings)
 
 
-def load_for(
-    c: Config, device: torch.device, *, root: Path | None = None, preprocess: Preprocess | None = None,
-    progress: bool = True, check: Callable[[Listing], None] | None = None,
-) -> RealData:  # fmt: skip
-    """``load`` what a run's flags describe.
-
-    Args:
-        c: the flags.
-        device: where the tensors go.
-        root: instead of the flags' own.
-        preprocess, progress, check: see ``load``.
-    """
-    return load(data_spec(c, root), device, preprocess=preprocess, progress=progress, check=check)
-
-
-def data_spec(c: Config, root: Path | None = None) -> DataSpec:
-    """What a run's flags have loaded, from ``root`` instead of the flags' own."""
+def data_spec(c: Config) -> DataSpec:
+    """What a run's flags have loaded."""
     return DataSpec(
         c.dataset,
-        root or Path(c.root),
+        Path(c.root),
         zca=c.zca,
         zca_reg=c.zca_reg,
         im_size=c.im_size,
@@ -245,7 +228,9 @@ def _load_data(c: Config, comm: Comm, device: torch.device) -> RealData:
     """Rank 0 reads first, so that downloads and caches are made once."""
     for turn in (True, False):
         if comm.main is turn:
-            real = load_for(c, device, progress=comm.main, check=lambda found: check_listing(c, found, comm.size))
+            listing = list_data(data_spec(c))
+            check_listing(c, listing, comm.size)
+            real = load_listed(listing, device, progress=comm.main)
         comm.barrier()
     return real
 

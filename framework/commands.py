@@ -66,7 +66,11 @@ def _evaluate_parser() -> Parser:
         help="rows to add: " + ", ".join(f"{name} ({text})" for name, text in BASELINES.items()))  # fmt: skip
     add("--seed", type=_whole, default=0, help="of every random choice (default: 0)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    add("--root", type=Path, metavar="DIR", help="folder of the data set's files (default: the run's, or ./dataset)")
+    add("--root", metavar="DIR", help="folder of the data set's files (default: the run's, or ./dataset)")
+    add("--data_cache", choices=FLAGS["data_cache"].choices,
+        help="where real images are kept, as in a run (default: the run's, or auto)")  # fmt: skip
+    add("--cache_dir", metavar="DIR", help="where ZCA matrices and decoded images are kept for later (default: the "
+        "run's, or at-bptt in the user's cache folder)")  # fmt: skip
     add("--output", type=Path, metavar="DIR",
         help="where table, JSON and TensorBoard events go (default: RUN/evaluation, or FILE.evaluation)")  # fmt: skip
     foreign = parser.add_argument_group("what files of other programs do not say")
@@ -174,8 +178,8 @@ class Command(NamedTuple):
 COMMANDS = {
     "evaluate": Command(
         _evaluate_parser, _check_evaluate, _evaluate,
-        "leave out --baselines full, give smaller networks by --eval_arch and --width, or another --device "
-        "(cpu has the machine's own memory)",
+        "leave out --baselines full, give --data_cache disk, smaller networks by --eval_arch and --width, or another "
+        "--device (cpu has the machine's own memory)",
     ),
     "export": Command(_export_parser, _check_export, _export, "free memory, or give another form by --to"),
     "report": Command(_report_parser, _check_report, _report, "free memory, or give fewer runs"),

@@ -84,9 +84,9 @@ def _described(c: Config, processes: int) -> DatasetInfo:
     if at_hand(c.dataset, Path(c.root)):
         listing = list_data(data_spec(c))
         check_listing(c, listing, processes)
-        source = listing.source
+        source, classes = listing.source, len(listing.class_names)
         counts = (len(source.train.labels), len(source.test.labels))
-        return replace(listing.info, num_classes=len(source.class_names), train_size=counts[0], test_size=counts[1])
+        return replace(listing.info, num_classes=classes, train_size=counts[0], test_size=counts[1])
     info = describe(c.dataset, Path(c.root), c.im_size)
     check_against_data(c, info.num_classes, info.image_size)
     if info.num_classes is not None and info.train_size is not None:

@@ -2,6 +2,8 @@
 
 import re
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # categories: control characters, bytes that are no text, ends of lines
 
@@ -19,6 +21,18 @@ class UserError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+
+
+MAY_READ = "give yourself the right to read it"
+
+
+@contextmanager
+def reachable() -> Iterator[None]:
+    """Where files of the user are looked for: raises ``UserError`` for one that this user may not reach."""
+    try:
+        yield
+    except PermissionError as error:
+        raise UserError(f"{error.filename}: cannot be reached ({error.strerror}); {MAY_READ}") from error
 
 
 def printable(text: str) -> str:

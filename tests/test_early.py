@@ -1,13 +1,21 @@
-"""What can be known before the first step is told before it: by a run before it decodes an image, and by --dry_run."""
+"""What can be known before the first step is told before it: by runs and ``evaluate`` before an image is decoded, and
+by --dry_run."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from cli import TINY, refused
+from PIL import Image
 
-from framework.config import parse
+from framework.config import Config, parse
+from framework.data.preprocess import Standardise
+from framework.distilled.formats import write_safetensors
+from framework.distilled.set import Distilled
 from framework.dry_run import preview
 from framework.errors import UserError
 
@@ -27,9 +35,9 @@ def tree(root: Path, counts: dict[str, int]) -> list[str]:
 FLAGS: list[tuple[list[str], str]] = [
     (
         ["--baselines", "random", "--num_per_class", "3"],
-        "--baselines random: class owl has only 2 real images for --num_p",
+        "--baselines random: class owl has only 2 real image(s), fewer than the 3 distilled one(s) of a class; drop",
     ),
-    (["--baselines", "random", "--num_per_class", "2", "--limit_train", "5"], "has only 1 real images"),
+    (["--baselines", "random", "--num_per_class", "2", "--limit_train", "5"], "has only 1 real image(s)"),
     (["--task_sampler_nc", "4"], "--task_sampler_nc 4 is more than the 3 classes"),
     (["--limit_train", "2"], "--limit_train 2: it takes at least one image for each of 3 classes"),
     (["--depth", "4"], "depth 4"),
@@ -58,6 +66,93 @@ def test_flags_are_compared_with_the_data_before_it_is_decoded(
 def test_the_images_were_there_to_be_tried(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tree(tmp_path / "data", {"cat": 8, "dog": 8, "owl": 4})
     assert "not a readable image" in refused([*SMALL, *root, "--save_dir", str(tmp_path / "run")], capsys)
+
+
+CLASSES = ("cat", "dog", "owl")
+STATED = ["--preprocess", "standardise", "--im_size", "8"]
+
+
+def ours(path: Path, names: tuple[str, ...] = CLASSES, channels: int = 3) -> Path:
+    """A set of this program: an image of each of 3 classes."""
+    config = Config(dataset="imagefolder", im_size=8, depth=1, width=4, eval_steps=(3,))
+    facts = {"best_length": 3, "config": json.loads(config.to_json())}
+    images, scale = torch.zeros(3, channels, 8, 8), Standardise(torch.zeros(channels), torch.ones(channels))
+    write_safetensors(Distilled(path, images, torch.eye(3), names, scale, config, facts).stored(), path)
+    return path
+
+
+def theirs(path: Path, counts: tuple[int, ...] = (1, 1, 1)) -> Path:
+    """A set of another program."""
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    torch.save((torch.zeros(len(labels), 3, 8, 8), labels), path)
+    return path
+
+
+def pictures(path: Path, names: tuple[str, ...]) -> Path:
+    """A set as an image folder."""
+    for name in names:
+        (path / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path / name / "0.png")
+    return path
+
+
+EVALUATED: dict[str, tuple[Callable[[Path], list[str]], str]] = {
+    "classes": (
+        lambda at: [str(ours(at / "s.safetensors", ("cat", "dog", "barn owl")))],
+        "its classes are not the data's (only there: 'barn owl'; only in the data: 'owl')",
+    ),
+    "channels": (
+        lambda at: [str(ours(at / "s.safetensors", channels=1))],
+        "images are 1 x 8 x 8, those of imagefolder 3 x 8 x 8",
+    ),
+    "images for random": (
+        lambda at: [str(theirs(at / "s.pt", (5, 5, 5))), *STATED, "--baselines", "random"],
+        "--baselines random: class owl has only 3 real image(s), fewer than the 5 distilled",
+    ),
+    "size": (
+        lambda at: [str(theirs(at / "s.pt")), *STATED, "--im_size", "16"],
+        "images are 3 x 8 x 8, those of imagefolder 3 x 16 x 16",
+    ),
+    "labels": (lambda at: [str(theirs(at / "s.pt", (1, 1, 1, 1))), *STATED], "labels are not all in 0..2"),
+    "even classes": (lambda at: [str(theirs(at / "s.pt", (1, 2, 1))), *STATED], "has not as many images of each"),
+    "folders": (
+        lambda at: [str(pictures(at / "s", ("cat", "dog", "eagle"))), "--preprocess", "pixels", "--im_size", "8"],
+        "folders are named neither like classes nor by their numbers",
+    ),
+    "network": (
+        lambda at: [str(theirs(at / "s.pt")), *STATED, "--eval_arch", "convnet5"],
+        "--eval_arch convnet5: ",
+    ),
+    "output": (
+        lambda at: [str(ours(at / "s.safetensors")), "--output", str(at / "s.safetensors")],
+        "s.safetensors: cannot make this folder",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", EVALUATED)
+def test_a_set_is_compared_with_the_data_before_it_is_decoded(
+    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tree(tmp_path / "data", {"cat": 8, "dog": 8, "owl": 4})
+    (tmp_path / "sets").mkdir()
+    make, said = EVALUATED[what]
+    arguments = make(tmp_path / "sets")
+    known = root[2:] if arguments[0].endswith(".safetensors") else root
+    before = sorted(tmp_path.rglob("*"))
+    (line,) = refused(["evaluate", *arguments, *known, "--device", "cpu"], capsys).splitlines()
+    assert said in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_images_were_there_to_be_tried_by_evaluate_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tree(tmp_path / "data", {"cat": 8, "dog": 8, "owl": 4})
+    for arguments in (
+        [str(ours(tmp_path / "s.safetensors")), *root[2:]],
+        [str(theirs(tmp_path / "s.pt")), *STATED, *root],
+    ):
+        assert "not a readable image" in refused(["evaluate", *arguments, "--device", "cpu"], capsys)
+    assert not list(tmp_path.glob("*.evaluation"))
 
 
 def tiny_imagenet(root: Path) -> None:

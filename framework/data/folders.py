@@ -11,7 +11,7 @@ import torch
 
 from framework.data.parts import FilePart, Source
 from framework.data.subsets import SUBSETS
-from framework.errors import UserError, one_line
+from framework.errors import MAY_READ, UserError, one_line
 
 
 def read_cub(root: Path, size: int) -> Source:
@@ -206,7 +206,8 @@ def _listed(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return sorted((e for e in entries if not _hidden(e.name)), key=lambda entry: entry.name)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be listed ({error.strerror}); check that --root is right") from error
+        remedy = MAY_READ if isinstance(error, PermissionError) else "check the path"
+        raise UserError(f"{folder}: cannot be listed ({error.strerror}); {remedy}") from error
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:

@@ -1,16 +1,15 @@
 """Real data: splits, preprocessing and placement.
 
-``load`` reads a data set once and splits it. Where it fits, it is left whole on the device as float32 tensors, so
-that a batch is an index and nothing in a hot loop waits for a disk or a copy; where it does not, it is streamed from
-``store``'s memory-mapped uint8 images. Both give the same numbers, to the last bit. What a split holds depends on the
-data and the flags, never on the run's seed: all runs share their validation images.
+``list_data`` lists a data set and splits it, ``load_listed`` reads it once. Where it fits, it is left whole on the
+device as float32 tensors, so that a batch is an index and nothing in a hot loop waits for a disk or a copy; where it
+does not, it is streamed from ``store``'s memory-mapped uint8 images. Both give the same numbers, to the last bit. What
+a split holds depends on the data and the flags, never on the run's seed: all runs share their validation images.
 """
 
 import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,6 +81,7 @@ class DataSpec:
 class Listing:
     """A data set listed and split; none of its images is decoded yet."""
 
+    spec: DataSpec
     info: DatasetInfo
     source: Source
     train: torch.Tensor
@@ -90,44 +90,61 @@ class Listing:
     """(m,) int64: which of the training or validation part select."""
 
     @property
+    def name(self) -> str:
+        """The data set's."""
+        return self.spec.name
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In label order."""
+        return self.source.class_names
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        return self.info.channels, self.info.image_size, self.info.image_size
+
+    @property
     def counts(self) -> torch.Tensor:
         """(K,) int64: training images of each class."""
-        return self.source.train.labels[self.train].bincount(minlength=len(self.source.class_names))
+        return self.source.train.labels[self.train].bincount(minlength=len(self.class_names))
 
 
 def list_data(spec: DataSpec) -> Listing:
-    """List and split a data set; raises ``UserError`` as ``load`` does, but for what decoding finds."""
+    """List and split a data set.
+
+    Several processes may call this at once, but a data set that torchvision still has to download should
+    be listed by one of them first.
+
+    Raises:
+        UserError: a flag is wrong, or what is known of a file before it is decoded.
+    """
     info, source = open_source(spec.name, spec.root, spec.im_size)
-    return Listing(info, source, *_train_and_val(spec, source))
+    return Listing(spec, info, source, *_train_and_val(spec, source))
 
 
 def load(
-    spec: DataSpec,
-    device: torch.device,
-    *,
-    preprocess: Preprocess | None = None,
-    progress: bool = True,
-    check: Callable[[Listing], None] | None = None,
+    spec: DataSpec, device: torch.device, *, preprocess: Preprocess | None = None, progress: bool = True
 ) -> RealData:
-    """Read, split and preprocess a data set, and place it on ``device`` or stream it from disk.
+    """``load_listed`` after ``list_data``, where there is nothing to check in between."""
+    return load_listed(list_data(spec), device, preprocess=preprocess, progress=progress)
 
-    Several processes may call this at once, but a data set that torchvision still has to download should
-    be loaded by one of them first.
+
+def load_listed(
+    listing: Listing, device: torch.device, *, preprocess: Preprocess | None = None, progress: bool = True
+) -> RealData:
+    """Read and preprocess a listed data set, and place it on ``device`` or stream it from disk.
 
     Args:
-        spec: what to load.
+        listing: what to load.
         device: where the tensors go.
         preprocess: to be used instead of one fitted on the training images.
         progress: show progress bars on stderr.
-        check: called before any image is decoded; may raise ``UserError``.
 
     Raises:
-        UserError: a flag or a file is wrong, or the tensors would not fit in memory.
+        UserError: an image cannot be decoded, or the tensors would not fit in memory.
     """
-    listing = list_data(spec)
-    if check is not None:
-        check(listing)
-    info, source, train, val = listing.info, listing.source, listing.train, listing.val
+    spec, info, source, train, val = listing.spec, listing.info, listing.source, listing.train, listing.val
     val_part = source.train if source.val is None else source.val
     test = torch.arange(len(source.test.labels))
     count = len(train) + len(test) + (0 if val is None else len(val))
@@ -264,10 +281,10 @@ def _require_memory(num_images: int, info: DatasetInfo, zca: bool, device: torch
         if free is not None and need > free:
             shape = f"{info.channels}x{info.image_size}x{info.image_size}"
             if matrices > need // 2:
-                subject, remedy = f"the ZCA matrices of {shape} images", "lower --im_size or leave out --zca"
+                subject = f"the ZCA matrices of {shape} images"
+                remedy = "take smaller images, or standardise them instead of ZCA"
             else:
-                subject = f"{num_images} images of {shape}"
-                remedy = "give --data_cache disk, or lower --im_size or --limit_train"
+                subject, remedy = f"{num_images} images of {shape}", "give --data_cache disk"
             raise UserError(
                 f"--device {device}: {subject} need {need / 1e9:.1f} GB on {place}, where {free / 1e9:.1f} GB are "
                 f"free; {remedy}"

@@ -220,12 +220,12 @@ class Zca(Preprocess):
             eigenvalues, vectors = torch.linalg.eigh(covariance.div_(len(images)))
         except RuntimeError as error:
             raise UserError(
-                f"--zca: the {size}x{size} covariance failed on {work} ({one_line(error)}); lower --im_size"
+                f"ZCA: the {size}x{size} covariance failed on {work} ({one_line(error)}); take smaller images"
             ) from error
         # Rounding leaves the zero eigenvalues at about +-1e-18.
         eigenvalues = eigenvalues.clamp(min=0)
         if eigenvalues.sum() == 0:
-            raise UserError("--zca: every training image is a single flat colour; leave out --zca")
+            raise UserError("ZCA: every training image is a single flat colour; standardise them instead")
         scale = (eigenvalues + reg * eigenvalues.mean()).sqrt()
         whiten = (vectors / scale) @ vectors.T
         colour = (vectors * scale) @ vectors.T

@@ -11,7 +11,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from framework.data.subsets import SUBSETS
-from framework.errors import UserError
+from framework.errors import UserError, reachable
 
 if TYPE_CHECKING:
     from framework.data.parts import Reader, Source
@@ -82,9 +82,10 @@ def describe(name: str, root: Path, im_size: int | None) -> DatasetInfo:
         UserError: unknown ``name``, ``im_size`` below 1, or such a ``root`` that is not laid out as it should.
     """
     info = _registered(name, im_size)
-    if info.train_size is not None or not root.exists():
-        return info
-    source = _reader(info)(root, info.image_size)
+    with reachable():
+        if info.train_size is not None or not root.exists():
+            return info
+        source = _reader(info)(root, info.image_size)
     return replace(
         info,
         num_classes=len(source.class_names),
@@ -96,13 +97,15 @@ def describe(name: str, root: Path, im_size: int | None) -> DatasetInfo:
 def at_hand(name: str, root: Path) -> bool:
     """Whether a data set can be listed as it is, without a download."""
     info = DATASETS[name]
-    return info.origin == "embedded" or any((root / trace).exists() for trace in info.traces)
+    with reachable():
+        return info.origin == "embedded" or any((root / trace).exists() for trace in info.traces)
 
 
 def open_source(name: str, root: Path, im_size: int | None) -> "tuple[DatasetInfo, Source]":
     """List data set ``name`` under ``root``; raises ``UserError`` as ``describe`` and its reader do."""
     info = _registered(name, im_size)
-    return info, _reader(info)(root, info.image_size)
+    with reachable():
+        return info, _reader(info)(root, info.image_size)
 
 
 def _registered(name: str, im_size: int | None) -> DatasetInfo:

@@ -159,8 +159,8 @@ def require_random_real(counts: torch.Tensor, class_names: tuple[str, ...], ipc:
     for count, name in zip(counts.tolist(), class_names, strict=True):
         if count < ipc:
             raise UserError(
-                f"--baselines random: class {name} has only {count} real images for --num_per_class {ipc}; "
-                "drop the baseline"
+                f"--baselines random: class {name} has only {count} real image(s), fewer than the {ipc} distilled "
+                "one(s) of a class; drop the baseline"
             )
 
 

@@ -144,7 +144,7 @@ class _Store:
         if need > free:
             raise UserError(
                 f"--cache_dir {self.path.parent}: decoded images need {need / 1e9:.1f} GB there, {free / 1e9:.1f} GB "
-                f"are free; give another folder, lower --im_size, or give --data_cache device"
+                f"are free; free space, give another folder, or give --data_cache device"
             )
         with (
             open(self.path, "r+b") as pixels,

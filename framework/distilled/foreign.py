@@ -4,14 +4,14 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from framework.config import Config
-from framework.data.splits import RealData
+from framework.data.preprocess import Preprocess, Standardise
 from framework.data.subsets import SUBSETS
 from framework.distilled.formats import LR, Stored
 from framework.distilled.labels import interpreted, sorted_by_class
@@ -51,41 +51,50 @@ class Understood:
 def from_foreign(
     stored: Stored,
     path: Path,
-    real: RealData,
+    target: Target,
     config: Config,
     *,
     pixels: bool,
     white: int | None = None,
     label_kind: str = "auto",
-    learnt_lr: float | None = None,
+    learnt: bool = True,
 ) -> Distilled:
-    """A set of another program, for the real data that it was made from; a line on stderr says what was not plain.
+    """A set of another program, for the data that it was made from; lines on stderr say what was not plain.
 
     It is sorted by class, by the heaviest where labels are learnt; where soft labels have not equally many images
-    of each class, batches are drawn uniformly.
+    of each class, batches are drawn uniformly. No real image is needed: pixels are left as uint8, for ``preprocessed``.
 
     Args:
         stored: its file's content.
         path: for messages.
-        real: with the preprocessing that the set is to be seen in.
+        target: the data.
         config: the inner recipe to use.
         pixels, white, label_kind: see ``understood``.
-        learnt_lr: see ``learnt_rate``.
+        learnt: take the learning rate that was learnt with the set, if there is one.
 
     Raises:
-        UserError: see ``understood``.
+        UserError: see ``understood`` and ``learnt_rate``.
     """
-    target = Target(real.name, real.image_shape, real.class_names)
+    rate = learnt_rate(stored, path) if learnt else None
     found = understood(stored, path, target, pixels=pixels, white=white, label_kind=label_kind)
-    for line in found.lines:
+    for line in found.lines if rate is None else [*found.lines, rate[1]]:
         print(line, file=sys.stderr, flush=True)
     images, weights = found.images, found.weights
     if found.rows is not None:
         images, weights = images[found.rows], weights[found.rows]
-    if found.white is not None:
-        images = real.preprocess((images * (255 / found.white)).round().clamp(0, 255).to(torch.uint8))
-    images = images.float().contiguous()
-    return Distilled(path, images, weights, real.class_names, real.preprocess, config, {}, found.by_class, learnt_lr)
+    if found.white is None:
+        images = images.float()
+    else:
+        images = (images * (255 / found.white)).round().clamp(0, 255).to(torch.uint8)
+    names, channels, learnt_lr = tuple(target.class_names), target.shape[0], None if rate is None else rate[0]
+    unknown = Standardise(torch.zeros(channels), torch.ones(channels))  # until ``preprocessed``
+    return Distilled(path, images, weights, names, unknown, config, {}, found.by_class, learnt_lr)
+
+
+def preprocessed(distilled: Distilled, preprocess: Preprocess) -> Distilled:
+    """The set in the real data's preprocessing: uint8 pixels go through it, other images are seen in it already."""
+    images = distilled.images if distilled.images.dtype != torch.uint8 else preprocess(distilled.images)
+    return replace(distilled, images=images.contiguous(), preprocess=preprocess)
 
 
 def understood(

@@ -10,7 +10,7 @@ from framework.distilled import formats
 from framework.distilled.formats import Stored
 from framework.distilled.labels import class_weights
 from framework.distilled.set import Distilled
-from framework.errors import UserError
+from framework.errors import UserError, reachable
 from framework.files import CONFIG, SET
 from framework.networks.registry import build_bare
 
@@ -39,10 +39,11 @@ def from_stored(stored: Stored, path: Path) -> Distilled:
     class_names, provenance = _metadata(stored, path)
     config = Config.from_json(provenance["config"], path)
     images, labels = stored.tensors["images"].float(), class_weights(stored.tensors["labels"], len(class_names), path)
-    if images.ndim != 4 or images.shape[2] != images.shape[3] or len(images) != len(labels) or len(images) == 0:
+    per_class, rest = divmod(len(images), len(class_names))
+    if images.ndim != 4 or images.shape[2] != images.shape[3] or len(images) != len(labels) or not per_class or rest:
         raise UserError(
-            f"{path}: images of shape {tuple(images.shape)} and {len(labels)} labels are no set of this program; "
-            "restore it from a copy"
+            f"{path}: images of shape {tuple(images.shape)} and {len(labels)} labels are no set of {len(class_names)} "
+            "classes by this program; restore it from a copy"
         )
     try:
         preprocess = Preprocess.from_tensors(stored.tensors)
@@ -80,7 +81,7 @@ def _check_flags(d: Distilled) -> None:
         UserError: naming the file and the flag.
     """
     wrong, per_class, c = None, len(d.images) // d.num_classes, d.config
-    if len(d.images) % d.num_classes == 0 and c.batch_per_class > per_class:
+    if c.batch_per_class > per_class:
         wrong = f"--batch_per_class {c.batch_per_class} is more than the {per_class} image(s) of each class"
     elif c.task_sampler_nc is not None and c.task_sampler_nc > d.num_classes:
         wrong = f"--task_sampler_nc {c.task_sampler_nc} is more than the {d.num_classes} classes"
@@ -96,9 +97,11 @@ def _check_flags(d: Distilled) -> None:
 
 def open_stored(path: Path, labels: Path | None = None) -> Stored:
     """Read a set; ``path`` may also be a run's folder. See ``formats.read``."""
-    if path.is_dir() and (path / SET).exists():
+    with reachable():
+        ours, without = (path.is_dir() and (path / name).exists() for name in (SET, CONFIG))
+    if ours:
         return formats.read(path / SET)
-    if path.is_dir() and (path / CONFIG).exists():
+    if without:
         raise UserError(
             f"{path}: a run without {SET}, which its first evaluation writes; let the run go on, or give another"
         )

@@ -18,6 +18,7 @@ from framework.files import write_atomically
 
 FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
 TILE = 128  # pixels a side of a picture in the grid, about
+HIGHEST = 16_384  # pixels of a grid: many viewers, and GPUs, open nothing higher
 
 
 def natural_images(images: Tensor, preprocess: Preprocess, contrast: float) -> Tensor:
@@ -37,6 +38,8 @@ def image_grid(
 ) -> None:
     """Draw pictures (K * ipc, C, H, W) in [0, 1] as a PNG: one row per class with its name.
 
+    The first classes are drawn, as many as fit into ``HIGHEST`` pixels; a last line counts the others.
+
     Args:
         pictures: sorted by class.
         class_names: K of them.
@@ -45,25 +48,29 @@ def image_grid(
         columns: pictures shown of each class, the first ones.
     """
     class_names = [_drawable(name) for name in class_names]
-    rows, side = len(class_names), pictures.shape[-1]
+    classes, side = len(class_names), pictures.shape[-1]
     enlarge = max(1, TILE // side)  # whole numbers, so that every pixel is shown alike
     size, mode = (side * enlarge, "nearest") if side <= TILE else (TILE, "area")
-    by_class = pictures.cpu().unflatten(0, (rows, -1))[:, :columns].mul(255).round()
-    per_class = by_class.shape[1]
+    right, down, last = size + 8, size + (8 if labels is None else 36), 32
+    rows = min(classes, (HIGHEST - 8 - last) // down)
+    by_class = pictures.cpu().unflatten(0, (classes, -1))[:rows, :columns].mul(255).round()
+    per_class, more = by_class.shape[1], classes - rows
+    note = f"and {more:,} more class(es), not shown" if more else ""
     # Drawn with PIL: matplotlib takes minutes for the labels of a thousand classes.
     large, small = ImageFont.truetype(FONT, 14), ImageFont.truetype(FONT, 10)
-    right, down = size + 8, size + (8 if labels is None else 36)
-    margin = 16 + math.ceil(max(large.getbbox(name)[2] for name in class_names))
-    sheet = Image.new("RGB", (margin + per_class * right, 8 + rows * down), "white")
+    margin = 16 + math.ceil(max(large.getbbox(name)[2] for name in class_names[:rows]))
+    width = max(margin + per_class * right, 16 + math.ceil(large.getbbox(note)[2]))
+    sheet = Image.new("RGB", (width, 8 + rows * down + (last if more else 0)), "white")
     draw = ImageDraw.Draw(sheet)
-    for row, name in enumerate(class_names):
+    draw.text((8, 8 + rows * down + last // 2), note, fill="black", font=large, anchor="lm")
+    for row, name in enumerate(class_names[:rows]):
         y = 8 + row * down
         draw.text((margin - 8, y + size // 2), name, fill="black", font=large, anchor="rm")
         for column, tile in enumerate(F.interpolate(by_class[row], (size, size), mode=mode)):
             x = margin + column * right
             sheet.paste(Image.fromarray(tile.expand(3, -1, -1).byte().permute(1, 2, 0).numpy()), (x, y))
             if labels is not None:
-                draw.text((x, y + size + 2), _top_classes(labels[row * (len(labels) // rows) + column], class_names),
+                draw.text((x, y + size + 2), _top_classes(labels[row * (len(labels) // classes) + column], class_names),
                           fill="black", font=small)  # fmt: skip
     write_atomically(path, lambda file: sheet.save(file, format="PNG"))
 

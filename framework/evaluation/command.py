@@ -2,19 +2,19 @@
 
 import argparse
 import math
-import sys
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from framework.assemble import load_for
+from framework.assemble import data_spec
 from framework.config import Config, validate
-from framework.data import registry
+from framework.data.load import Listing, list_data, load_listed
 from framework.data.preprocess import Preprocess, Standardise
-from framework.data.splits import RealData
-from framework.distilled.foreign import Target, from_foreign, learnt_rate, understood
+from framework.data.registry import DATASETS, DatasetInfo
+from framework.data.splits import require_random_real
+from framework.distilled.foreign import Target, from_foreign, preprocessed
 from framework.distilled.formats import Stored
 from framework.distilled.labels import with_classes_of
 from framework.distilled.load import from_stored, open_stored
@@ -31,6 +31,9 @@ from framework.run.interrupt import StopRequest
 FOREIGN = ("dataset", "preprocess", "pixel_range", "mean", "std", "zca_reg", "im_size", "labels", "label_kind")
 """Flags about files of other programs."""
 
+PLACES = ("root", "data_cache", "cache_dir")
+"""Flags about the real images, which take the place of a run's own."""
+
 
 def evaluate(args: argparse.Namespace) -> None:
     """Train fresh networks on the set, print their scores on the real test images, and write them into a folder.
@@ -41,14 +44,18 @@ def evaluate(args: argparse.Namespace) -> None:
     """
     device = resolve_device(args.device)
     configure_process(device, "float32")
-    distilled, real = _open(args, device)
-    recipe = make_recipe(args.recipe, distilled, tuple(args.eval_steps) if args.eval_steps else None, args.inner_lr)
-    names = args.eval_arch or [distilled.config.arch]
-    nets = {name: judge.build(name, distilled, args.width, device) for name in names}
-    runs = args.num_train_eval or distilled.config.num_train_eval
-    rows = judge.candidates(distilled, real, recipe, tuple(args.baselines), runs, args.seed, device)
-    total = runs * len(nets) * len(rows) * recipe.lengths[-1]
-    with folder_for(_output(args)) as folder:  # before hours of training, not after
+    opened, listing, preprocess = _open(args)
+    recipe = make_recipe(args.recipe, opened, tuple(args.eval_steps) if args.eval_steps else None, args.inner_lr)
+    names = args.eval_arch or [opened.config.arch]
+    nets = {name: judge.build(name, opened, args.width, device) for name in names}
+    if "random" in args.baselines:
+        require_random_real(listing.counts, listing.class_names, opened.sampler.per_class)
+    with folder_for(_output(args)) as folder:  # before images are decoded and networks trained, not after
+        real = load_listed(listing, device, preprocess=preprocess)
+        distilled = preprocessed(opened, real.preprocess)
+        runs = args.num_train_eval or distilled.config.num_train_eval
+        rows = judge.candidates(distilled, real, recipe, tuple(args.baselines), runs, args.seed, device)
+        total = runs * len(nets) * len(rows) * recipe.lengths[-1]
         with tqdm(total=total, desc="evaluating", unit="step", dynamic_ncols=True) as bar:
 
             def tick(steps: int) -> None:
@@ -66,19 +73,30 @@ def _output(args: argparse.Namespace) -> Path:
     return args.output or beside
 
 
-def _open(args: argparse.Namespace, device: torch.device) -> tuple[Distilled, RealData]:
-    """The set, and the real data in its preprocessing."""
+def _open(args: argparse.Namespace) -> tuple[Distilled, Listing, Preprocess | None]:
+    """The set, the listed real data, and the preprocessing of both where it need not be fitted to real images."""
     stored = open_stored(args.set, args.labels)
     if not stored.ours:
-        return _open_foreign(stored, args, device)
+        return _open_foreign(stored, args)
     if given := [name for name in FOREIGN if getattr(args, name) is not None]:
         raise UserError(f"--{given[0]}: {args.set} is a file of this program and says that itself; leave it out")
     distilled = from_stored(stored, args.set)
-    real = load_for(distilled.config, device, root=args.root, preprocess=distilled.preprocess)
-    return with_classes_of(distilled, real.class_names), real
+    listing = _listed(distilled.config, args)
+    if (shape := tuple(distilled.images.shape[1:])) != listing.image_shape:
+        raise UserError(
+            f"{args.set}: images are {' x '.join(map(str, shape))}, those of {listing.name} "
+            f"{' x '.join(map(str, listing.image_shape))}; restore it from a copy"
+        )
+    return with_classes_of(distilled, listing.class_names), listing, distilled.preprocess
 
 
-def _open_foreign(stored: Stored, args: argparse.Namespace, device: torch.device) -> tuple[Distilled, RealData]:
+def _listed(config: Config, args: argparse.Namespace) -> Listing:
+    """The real data of a set, from where the flags say."""
+    given = {name: getattr(args, name) for name in PLACES if getattr(args, name) is not None}
+    return list_data(data_spec(replace(config, **given)))
+
+
+def _open_foreign(stored: Stored, args: argparse.Namespace) -> tuple[Distilled, Listing, Preprocess | None]:
     for name in ("dataset", "preprocess"):
         if getattr(args, name) is None:
             raise UserError(f"{args.set}: a file of another program does not say its {name}; give --{name}")
@@ -92,26 +110,27 @@ def _open_foreign(stored: Stored, args: argparse.Namespace, device: torch.device
     given_too = {name: getattr(args, name) for name in ("width", "zca_reg") if getattr(args, name) is not None}
     config = Config(**settings, **given_too, inner_optim="Adam", inner_lr=0.001, num_train_eval=5)
     validate(config)
-    info = registry.describe(args.dataset, args.root or Path(config.root), args.im_size)
+    info = DATASETS[args.dataset]
     if args.mean is not None and len(args.mean) != info.channels:
         raise UserError(f"--mean: {args.dataset} has {info.channels} channel(s); give that many")
-    how = {"pixels": args.preprocess == "pixels", "white": args.pixel_range, "label_kind": args.label_kind or "auto"}
-    learnt = None if args.inner_lr is not None else learnt_rate(stored, args.set)
-
-    def check(info: registry.DatasetInfo, class_names: Sequence[str]) -> None:
-        shape = (info.channels, info.image_size, info.image_size)
-        understood(stored, args.set, Target(info.name, shape, class_names), **how)
-
-    if info.origin == "downloaded" and "folders" not in stored.metadata:  # a mistake is told before a download
-        check(info, [str(number) for number in range(info.num_classes or 0)])
-    real = load_for(
-        config, device, root=args.root, preprocess=preprocess,
-        check=lambda listing: check(listing.info, listing.source.class_names),
+    target, listing = _before_download(info, args.im_size, stored), None
+    if target is None:
+        listing = _listed(config, args)
+        target = Target(listing.name, listing.image_shape, listing.class_names)
+    found = from_foreign(
+        stored, args.set, target, config, pixels=args.preprocess == "pixels", white=args.pixel_range,
+        label_kind=args.label_kind or "auto", learnt=args.inner_lr is None,
     )  # fmt: skip
-    distilled = from_foreign(stored, args.set, real, config, **how, learnt_lr=None if learnt is None else learnt[0])
-    if learnt is not None:
-        print(learnt[1], file=sys.stderr, flush=True)
-    return distilled, real
+    listing = listing or _listed(config, args)
+    return replace(found, class_names=listing.class_names), listing, preprocess
+
+
+def _before_download(info: DatasetInfo, im_size: int | None, stored: Stored) -> Target | None:
+    """What a set is compared with before a download; None where there is none, or where classes' names matter."""
+    if info.origin != "downloaded" or info.num_classes is None or "folders" in stored.metadata:
+        return None
+    size = im_size or info.image_size
+    return Target(info.name, (info.channels, size, size), [str(number) for number in range(info.num_classes)])
 
 
 def _statistics(args: argparse.Namespace) -> Preprocess | None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from framework.data.registry import DATASETS
+from framework.distilled.labels import sorted_by_class
 from framework.distilled.set import Distilled
 from framework.errors import UserError
 from framework.inner.augment import Augmentation
@@ -98,9 +99,8 @@ def make_recipe(
     if name == "dc":
         return _dc(distilled, eval_steps, given_lr)
     c = distilled.config
-    counts = distilled.labels.argmax(1).bincount(minlength=distilled.num_classes)
-    uneven = distilled.hard_labels is not None and counts.unique().numel() > 1
-    if uneven or (distilled.by_class and len(distilled.images) % distilled.num_classes):
+    equal, _ = sorted_by_class(distilled.labels)
+    if distilled.hard_labels is not None and not equal:
         raise UserError(
             f"--recipe {name} draws batches by class, and {distilled.source} has not as many images of each; give "
             "--recipe dc"

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from framework.distilled.pictures import HIGHEST
 from framework.errors import UserError
 from framework.files import BOARD, CURVES, METRICS, WINDOWS, CannotWrite, finite, write_text
 from framework.records import Entry
@@ -23,6 +24,7 @@ from framework.report.tables import percent
 from framework.run.chores import Seldom
 from framework.run.progress import Best, Progress
 
+GRID_COLUMNS = 8  # of TensorBoard's grids of images
 PLOTS_SHARE, PLOTS_PAUSE = 0.001, 120.0  # of a run's time for plots, and seconds between two at least
 
 
@@ -118,7 +120,9 @@ class Reporter:
         cast(Any, self.board.file_writer).add_summary(Summary(value=event), step)
 
     def pictures(self, name: str, images: Tensor, step: int) -> None:
-        """Show (N, C, H, W) images in [0, 1] in TensorBoard."""
+        """Show (N, C, H, W) images in [0, 1] in TensorBoard, some of them evenly spread where all would be too high."""
+        most = GRID_COLUMNS * (HIGHEST // images.shape[2])
+        images = images[:: -(-len(images) // most)]
         with self._writing():
             self.board.add_images(name, images, step)
 

@@ -207,7 +207,7 @@ def test_flat_images_stay_zero() -> None:
 
 
 def test_zca_user_errors() -> None:
-    with pytest.raises(UserError, match="--zca: every training image is a single flat colour"):
+    with pytest.raises(UserError, match="ZCA: every training image is a single flat colour"):
         Zca.fit(torch.full((5, 3, 4, 4), 9, dtype=torch.uint8), 0.1, CPU)
     for reg in (0.0, -1.0, float("nan")):
         with pytest.raises(UserError, match="--zca_reg"):
@@ -219,7 +219,7 @@ def test_failing_decomposition_is_a_user_error(monkeypatch: pytest.MonkeyPatch) 
         raise torch.linalg.LinAlgError("did not\nconverge")
 
     monkeypatch.setattr(torch.linalg, "eigh", fail)
-    with pytest.raises(UserError, match=r"--zca: the 108x108 covariance failed on cpu \(did not converge\)"):
+    with pytest.raises(UserError, match=r"ZCA: the 108x108 covariance failed on cpu \(did not converge\)"):
         Zca.fit(natural_images(), 0.1, CPU)
 
 
@@ -474,7 +474,7 @@ def test_memory_is_checked_before_anything_is_decoded(tmp_path: Path, monkeypatc
     root = write_tree(tmp_path)
     monkeypatch.setattr(parts, "decode_image", lambda *_: pytest.fail("decoded an image"))
     monkeypatch.setattr(load, "free_memory", lambda _: 1000)
-    message = r"--device cpu: 34 images of 3x6x6 need .* GB on cpu, where .* lower --im_size or --limit_train"
+    message = r"--device cpu: 34 images of 3x6x6 need .* GB on cpu, where .* free; give --data_cache disk$"
     with pytest.raises(UserError, match=message):
         load_tree(root, data_cache="device")
 
@@ -501,7 +501,7 @@ def test_memory_needed(monkeypatch: pytest.MonkeyPatch) -> None:
         check({"cpu": 5 * values}, "cpu", zca=True)
     info = registry.describe("imagenet", Path(), 224)
     with pytest.raises(
-        UserError, match="the ZCA matrices of 3x224x224 images need .*; lower --im_size or leave out --zca$"
+        UserError, match="the ZCA matrices of 3x224x224 images need .*; take smaller images, or standardise them inst"
     ):
         check({"cpu": 10**11}, "cpu", zca=True)
 

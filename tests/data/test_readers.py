@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
+from shutil import rmtree
+from typing import Any
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+from cli import refused
 from loading import loaded
 from PIL import Image
 from scipy.io import savemat
@@ -458,8 +461,41 @@ def test_unlistable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("os.scandir", denied)
-    with pytest.raises(UserError, match=r"train: cannot be listed \(Permission denied\)"):
+    with pytest.raises(
+        UserError, match=r"train: cannot be listed \(Permission denied\); give yourself the right to read it$"
+    ):
         read_imagefolder(tmp_path, 4)
+
+
+def test_a_class_folder_that_is_not_there(tmp_path: Path) -> None:
+    write_tiny_imagenet(tmp_path)
+    rmtree(tmp_path / "train" / "n02")
+    with pytest.raises(UserError, match=r"train/n02: cannot be listed \(No such file or directory\); check the path$"):
+        read_tiny_imagenet(tmp_path, 4)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["--dry_run"], ["--save_dir", "{run}"], ["evaluate", "{root}/set.pt"]],
+    ids=["dry run", "run", "evaluate"],
+)
+def test_a_folder_that_may_not_be_reached(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As below a folder of another user; the tests' own may be allowed everything."""
+    root, stat = tmp_path / "locked" / "data", Path.stat
+
+    def denied(path: Path, **options: Any) -> Any:
+        if tmp_path / "locked" in path.parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", denied)
+    given = [word.format(run=tmp_path / "run", root=root) for word in command]
+    flags = [] if "evaluate" in given else ["--dataset", "imagefolder", "--root", str(root)]
+    said = refused([*given, *flags], capsys)
+    assert f"{root}" in said and said.count("\n") == 1
+    assert said.endswith(": cannot be reached (Permission denied); give yourself the right to read it\n")
 
 
 # ---- decoding one image

@@ -301,7 +301,9 @@ def test_too_small_a_disk_is_noticed_before_anything_is_decoded(
 ) -> None:
     usage = store.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(store.shutil, "disk_usage", lambda _: usage._replace(free=COUNT * 108 - 1))
-    with pytest.raises(UserError, match=r"--cache_dir .*: decoded images need 0\.0 GB there, .* lower --im_size"):
+    with pytest.raises(
+        UserError, match=r"--cache_dir .*: decoded images need 0\.0 GB there, .* free; free space, give"
+    ):
         opened(part, tmp_path)
     assert decoded == []
     monkeypatch.setattr(store.shutil, "disk_usage", lambda _: usage._replace(free=COUNT * 108))

@@ -352,7 +352,7 @@ def test_random_real_images_are_of_the_right_class_and_drawn_anew_for_each_netwo
 
 def test_too_few_real_images_of_a_class_are_reported_by_name(real: RealData) -> None:
     sampler = ClassSampler(CLASSES, 11, CLASSES, 1, Augmentation("none", False, SIDE))
-    with pytest.raises(UserError, match=r"--baselines random: class a has only 10 .* --num_per_class 11"):
+    with pytest.raises(UserError, match=r"--baselines random: class a has only 10 real image.*11 distilled"):
         random_real(real, sampler, 2, (3,), 0)
 
 

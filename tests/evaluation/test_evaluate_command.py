@@ -21,7 +21,7 @@ from framework import load_distilled
 from framework.config import FLAGS, Config
 from framework.data.preprocess import Standardise, Zca
 from framework.data.splits import RealData
-from framework.distilled.foreign import from_foreign
+from framework.distilled.foreign import Target, from_foreign, preprocessed
 from framework.distilled.formats import write_safetensors
 from framework.distilled.load import open_stored
 from framework.distilled.set import Distilled
@@ -234,13 +234,17 @@ def as_npz(images: Tensor, labels: Tensor, path: Path) -> Path:
     return path / "set.npz"
 
 
+def as_target(real: RealData) -> Target:
+    return Target(real.name, real.image_shape, real.class_names)
+
+
 @pytest.mark.parametrize("write", [as_pair, as_dictionary, as_condensation, as_h5, as_npz])
 def test_a_set_of_another_program_is_understood(
     write: Callable[[Tensor, Tensor, Path], Path], digits: RealData, finished_run: Path, tmp_path: Path
 ) -> None:
     original = load_distilled(finished_run)
     path = write(*shuffled(original), tmp_path)
-    found = from_foreign(open_stored(path), path, digits, original.config, pixels=False)
+    found = from_foreign(open_stored(path), path, as_target(digits), original.config, pixels=False)
     assert torch.equal(found.images, original.images)
     assert torch.equal(found.labels, original.labels)
     assert found.class_names == original.class_names
@@ -254,9 +258,29 @@ def test_an_image_folder_is_understood(names: list[str], digits: RealData, tmp_p
         (tmp_path / names[i // 2]).mkdir(exist_ok=True)
         Image.fromarray(image[0].numpy()).save(tmp_path / names[i // 2] / f"{i:02d}.png")
     config = Config(dataset="digits")
-    found = from_foreign(open_stored(tmp_path), tmp_path, digits, config, pixels=True)
+    found = from_foreign(open_stored(tmp_path), tmp_path, as_target(digits), config, pixels=True)
+    found = preprocessed(found, digits.preprocess)
     assert torch.equal(found.images, digits.preprocess(pixels))
     assert found.hard_labels.tolist() == [k for k in range(10) for _ in range(2)]
+
+
+def test_what_systems_leave_in_an_image_folder_is_skipped_and_no_other_file(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (8, 8)).save(tmp_path / name / "0.png")
+        for junk in ("Thumbs.db", "desktop.ini", ".DS_Store", "._0.png"):
+            (tmp_path / name / junk).write_bytes(b"junk")
+    assert len(open_stored(tmp_path).tensors["images"]) == 2
+    (tmp_path / "dog" / "notes.txt").write_text("which dog this is")
+    with pytest.raises(UserError, match=r"dog/notes\.txt: not a readable image \(.*\); replace or remove it$"):
+        open_stored(tmp_path)
+
+
+def test_a_set_may_be_judged_on_images_from_the_disk(run: Path, tmp_path: Path) -> None:
+    """With --data_cache and --cache_dir as in a run, instead of the run's own."""
+    streamed = evaluated(run, *EVALUATE, "--data_cache", "disk", "--cache_dir", str(tmp_path / "cache"))
+    assert [path.suffix for path in sorted((tmp_path / "cache").glob("images-*"))].count(".uint8") == 2
+    assert streamed["results"] == evaluated(run, *EVALUATE, output=tmp_path / "held")["results"]
 
 
 def test_pixels_in_0_to_1_are_those_in_0_to_255(digits: RealData, tmp_path: Path) -> None:
@@ -266,18 +290,21 @@ def test_pixels_in_0_to_1_are_those_in_0_to_255(digits: RealData, tmp_path: Path
     for name, images in (("a", pixels), ("b", pixels.float() / 255)):
         torch.save((images, torch.arange(10)), tmp_path / f"{name}.pt")
         stored = open_stored(tmp_path / f"{name}.pt")
-        found.append(from_foreign(stored, tmp_path, digits, config, pixels=True).images)
+        read = from_foreign(stored, tmp_path, as_target(digits), config, pixels=True)
+        found.append(preprocessed(read, digits.preprocess).images)
     assert torch.allclose(*found, rtol=0, atol=1e-6)
     torch.save((pixels.float() / 100, torch.arange(10)), tmp_path / "c.pt")
     with pytest.raises(UserError, match="which may be of 0..1 or 0..255"):
-        from_foreign(open_stored(tmp_path / "c.pt"), tmp_path, digits, config, pixels=True)
+        from_foreign(open_stored(tmp_path / "c.pt"), tmp_path, as_target(digits), config, pixels=True)
 
 
 def test_learnt_labels_of_another_program_keep_their_order(digits: RealData, tmp_path: Path) -> None:
     gen = generator(0)
     weights = torch.rand(20, 10, generator=gen) + 2 * torch.eye(10).repeat_interleave(2, 0)
     path = as_pair(torch.randn(20, 1, 8, 8, generator=gen), weights, tmp_path)
-    found = from_foreign(open_stored(path), path, digits, Config(dataset="digits"), pixels=False, label_kind="weights")
+    found = from_foreign(
+        open_stored(path), path, as_target(digits), Config(dataset="digits"), pixels=False, label_kind="weights"
+    )
     assert torch.equal(found.labels, weights)
 
 
@@ -287,7 +314,7 @@ def test_soft_labels_out_of_order_are_sorted_by_the_heaviest(
     weights = (torch.eye(10) * 5).softmax(1).repeat(2, 1)  # 0..9, 0..9
     images = torch.arange(20.0).view(20, 1, 1, 1).expand(-1, 1, 8, 8)
     path = as_pair(images, weights, tmp_path)
-    found = from_foreign(open_stored(path), path, digits, Config(dataset="digits"), pixels=False)
+    found = from_foreign(open_stored(path), path, as_target(digits), Config(dataset="digits"), pixels=False)
     assert found.images[:4, 0, 0, 0].tolist() == [0, 10, 1, 11]
     assert found.labels.argmax(1).tolist() == [k for k in range(10) for _ in range(2)]
     assert "sorted by the heaviest label" in capsys.readouterr().err
@@ -298,7 +325,7 @@ def test_soft_labels_of_uneven_classes_are_drawn_uniformly(
 ) -> None:
     weights = (torch.eye(10) * 5).softmax(1)[[0, 0, *range(1, 10)]]
     path = as_pair(torch.randn(11, 1, 8, 8, generator=generator(0)), weights, tmp_path)
-    found = from_foreign(open_stored(path), path, digits, Config(dataset="digits"), pixels=False)
+    found = from_foreign(open_stored(path), path, as_target(digits), Config(dataset="digits"), pixels=False)
     recipe = make_recipe("inner", found, (5,), inner_lr=0.25)
     assert isinstance(recipe.sampler, UniformSampler)
     assert recipe.sampler.size == 11

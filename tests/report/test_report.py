@@ -94,6 +94,15 @@ def test_tensorboard_holds_every_number_and_picture(tmp_path: Path, open_reporte
     assert EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()["images"] == ["distilled"]
 
 
+def test_tensorboard_shows_a_grid_that_can_be_opened(tmp_path: Path, open_reporter: Callable[..., Reporter]) -> None:
+    reporter = open_reporter()
+    levels = torch.linspace(0, 1, 20_000)
+    reporter.pictures("distilled", levels.view(-1, 1, 1, 1).expand(-1, 1, 8, 8), 3)
+    reporter.close()
+    (event,) = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Images("distilled")
+    assert (event.width, event.height) == (64, 10_000), "every second one"
+
+
 def test_resuming_drops_the_records_of_steps_that_are_taken_again(
     tmp_path: Path, open_reporter: Callable[..., Reporter]
 ) -> None:
@@ -288,6 +297,39 @@ def test_a_grid_with_labels_still_has_one_row_per_class(tmp_path: Path) -> None:
     bare = picture(tmp_path / "bare.png")
     assert len(pixels) > len(bare), "the labels have room of their own"
     assert ((pixels < 128).all(-1)).sum() > ((bare < 128).all(-1)).sum() + 50, "and are written there"
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_grid_of_many_classes_stays_low_enough_to_be_opened(soft: bool, tmp_path: Path) -> None:
+    """The first classes as they always are, and a line that counts the others."""
+    names, shade = [str(k) for k in range(1200)], torch.rand(1200, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    images, labels = shade.expand(-1, -1, 6, 6), torch.eye(1200) if soft else None
+    image_grid(images, names, tmp_path / "all.png", labels)
+    shown = picture(tmp_path / "all.png")
+    drawn = (16384 - 40) // (126 + (36 if soft else 8))
+    assert len(shown) == 8 + drawn * (126 + (36 if soft else 8)) + 32 <= 16384
+    image_grid(images[:drawn], names[:drawn], tmp_path / "first.png", None if labels is None else labels[:drawn])
+    first = picture(tmp_path / "first.png")
+    assert np.array_equal(shown[: len(first) - 8, : first.shape[1]], first[:-8])
+    assert (shown[len(first) :, :200] < 128).all(-1).sum() > 100, "the last line"
+    assert np.array_equal(first[-8:], np.full_like(first[-8:], 255))
+
+
+def test_the_last_line_of_a_grid_counts_the_classes_that_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    draw = pictures.ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        pictures.ImageDraw.ImageDraw,
+        "text",
+        lambda self, at, text, **kw: written.append(text) or draw(self, at, text, **kw),
+    )
+    for classes in (121, 122, 1200):
+        image_grid(torch.zeros(classes, 3, 6, 6), [str(k) for k in range(classes)], tmp_path / "grid.png")
+    assert [text for text in written if not text.isdecimal()] == [
+        "", "and 1 more class(es), not shown", "and 1,079 more class(es), not shown",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("side", [1, 28, 64, 128, 224])

@@ -215,6 +215,7 @@ def data_spec(c: Config) -> DataSpec:
         Path(c.root),
         zca=c.zca,
         zca_reg=c.zca_reg,
+        zca_pixels=c.zca_pixels,
         im_size=c.im_size,
         val_fraction=c.val_fraction if c.select == "val" else 0.0,
         limit_train=c.limit_train,

@@ -76,9 +76,10 @@ def _evaluate_parser() -> Parser:
     foreign = parser.add_argument_group("what files of other programs do not say")
     add = foreign.add_argument
     add("--dataset", choices=DATASETS, help="real data set that the set was made from")
-    add("--preprocess", choices=("standardise", "zca", "pixels"),
+    add("--preprocess", choices=("standardise", "zca", "zca_pixels", "pixels"),
         help="how its images were made: standardised per channel (with the training images' mean and deviation, or "
-        "--mean and --std), whitened by ZCA, or pixels (0..255, or 0..1, rounded to 8 bits)")  # fmt: skip
+        "--mean and --std), whitened by the ZCA of RaT-BPTT and AT-BPTT (zca) or that of MTT, FTD and DATM "
+        "(zca_pixels), or pixels (0..255, or 0..1, rounded to 8 bits)")  # fmt: skip
     add("--pixel_range", type=int, choices=(1, 255),
         help="the value of white (default: as the values tell, where they are certain) [read by pixels]")  # fmt: skip
     add("--mean", type=float, nargs="+", metavar="M", help="of each channel, in 0..1 [read by standardise]")

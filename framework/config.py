@@ -49,9 +49,12 @@ class Config:
         metavar="DIR", resume="free", read_by="all but digits", reads=lambda c: c.dataset != "digits")
     im_size: int | None = flag(None, "data", "resize images to this many pixels a side (default: the data set's own)",
         kind=int, minimum=1, metavar="PIXELS")
-    zca: bool = flag(False, "data", "whiten with regularised ZCA instead of standardising each channel")
+    zca: bool = flag(False, "data", "whiten with the regularised ZCA of RaT-BPTT and AT-BPTT, which normalises each "
+        "image first, instead of standardising each channel")
     zca_reg: float = flag(0.1, "data", "ZCA regularisation, as a fraction of the mean eigenvalue",
         above=0, read_by="--zca", reads=lambda c: c.zca)
+    zca_pixels: bool = flag(False, "data",
+        "whiten with the ZCA of MTT, FTD and DATM, of pixels about the mean image, instead")
     val_fraction: float = flag(0.1, "data",
         "share of the real training images kept apart to select snapshot and training length",
         minimum=0, maximum=0.9, read_by="--select val", reads=lambda c: c.select == "val")
@@ -66,7 +69,8 @@ class Config:
         choices=("auto", "device", "disk"), resume="free")
     cache_dir: str | None = flag(None, "data", "where ZCA matrices and decoded images are kept for later runs "
         "(default: at-bptt in the user's cache folder)", kind=str, metavar="DIR", resume="free",
-        read_by="--zca, --data_cache auto and disk", reads=lambda c: c.zca or c.data_cache != "device")
+        read_by="--zca, --zca_pixels, --data_cache auto and disk",
+        reads=lambda c: c.zca or c.zca_pixels or c.data_cache != "device")
 
     # Network
     arch: str = flag("convnet", "network",
@@ -403,6 +407,8 @@ def validate(config: Config) -> list[str]:
     _check_strategy("real_strategy", config.real_strategy)
 
     c = config
+    if c.zca and c.zca_pixels:
+        raise UserError("--zca and --zca_pixels are two preprocessings: give one of them")
     if c.policy != "bptt" and c.window > c.totwindow:
         raise UserError(f"--window {c.window} is larger than --totwindow {c.totwindow}: a window cannot be longer "
                         "than the trajectory; lower --window or raise --totwindow")  # fmt: skip

@@ -31,7 +31,7 @@ OURS = """
 --resume --ckpt_epochs --ckpt_minutes --dry_run --device --nproc --dist_url --dist_backend --engine
 --norm --act --pool --psp_patches --psp_lambda --meta_batch --chunk --precision --channels_last --accelerate
 --lowrank_rank --lowrank_oversampling --lowrank_power_iters --lowrank_refresh --lowrank_metric --lowrank_random
---data_cache --cache_dir
+--data_cache --cache_dir --zca_pixels
 --max_bad_steps --deterministic
 """
 AUTOMATIC = """
@@ -85,8 +85,9 @@ def test_giving_a_flag_its_default_changes_nothing_and_warns_of_nothing(name: st
 
 def test_switches_are_off_until_given() -> None:
     assert not any(getattr(DEFAULTS, name) for name in SWITCHES)
-    on, _ = parse([f"--{name}" for name in SWITCHES])
-    assert all(getattr(on, name) for name in SWITCHES)
+    for names in (set(SWITCHES) - {"zca"}, {"zca"}):  # --zca and --zca_pixels exclude each other
+        on, _ = parse([f"--{name}" for name in names])
+        assert {name for name in SWITCHES if getattr(on, name)} == names
 
 
 @pytest.mark.parametrize(
@@ -366,6 +367,7 @@ def test_what_the_parser_refuses_is_one_line_and_code_2(
     [
         ("root", "--root elsewhere"),
         ("zca_reg", "--zca_reg 0.2"),
+        ("zca_reg", "--zca_reg 0.2 --zca_pixels"),
         ("val_fraction", "--val_fraction 0.2 --select test"),
         ("workers", "--workers 2 --dataset cifar10"),
         ("cache_dir", "--cache_dir x --data_cache device"),
@@ -412,6 +414,7 @@ def test_a_flag_that_cannot_matter_gets_one_warning(flag: str, line: str) -> Non
         "--workers 2 --dataset imagefolder",
         "--workers 2 --dataset imagewoof --data_cache disk --cache_dir x",
         "--zca --data_cache device --cache_dir x",
+        "--zca_pixels --data_cache device --cache_dir x",
         "--comp_aug --comp_aug_real",
         "--ddtype curriculum --cctype 1 --minwindow 3 --window 5",
         "--truncation rat-bptt --complete_random --window 5 --minwindow 3",

@@ -10,6 +10,7 @@ import hashlib
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from framework.data.parts import Part, Source
-from framework.data.preprocess import Pixels, Preprocess, Standardise, Zca, chunks
+from framework.data.preprocess import Pixels, Preprocess, Standardise, Zca, ZcaPixels, chunks
 from framework.data.registry import DatasetInfo, open_source
 from framework.data.splits import RealData, Split, StreamedImages, balanced_subset, validation_split
 from framework.data.store import StoredImages, open_store
@@ -30,7 +31,8 @@ _DEVICE_SHARE = 0.5
 """Of the free memory, what images may take under ``--data_cache auto``; the rest is for networks and windows."""
 
 _CACHE_VERSION = "zca-1"
-"""Part of a cache file's name: to be raised when the same images would give other matrices."""
+_PIXELS_CACHE_VERSION = "zca_pixels-1"
+"""Parts of a cache file's name: to be raised when the same images would give other matrices."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class DataSpec:
     Args:
         name: one of ``registry.DATASETS``.
         root: folder that holds the data set's files; each reader's docstring says where.
-        zca: whiten with regularised ZCA instead of standardising each channel.
-        zca_reg: ZCA regularisation, as a share of the mean eigenvalue.
+        zca: whiten with ``Zca`` instead of standardising each channel.
+        zca_reg: its regularisation, as a share of the mean eigenvalue.
+        zca_pixels: whiten with ``ZcaPixels`` instead.
         im_size: pixels a side (default: the data set's own).
         val_fraction: share of each class's training images kept apart as validation images, in [0, 1); 0
             gives none. A validation part that comes with an ``imagefolder`` is used instead of a share.
@@ -58,6 +61,7 @@ class DataSpec:
     root: Path
     zca: bool = False
     zca_reg: float = 0.1
+    zca_pixels: bool = False
     im_size: int | None = None
     val_fraction: float = 0.1
     limit_train: int | None = None
@@ -70,6 +74,8 @@ class DataSpec:
             raise UserError(f"--val_fraction {self.val_fraction}: it must be at least 0 and below 1")
         if self.zca and not self.zca_reg > 0:
             raise UserError(f"--zca_reg {self.zca_reg}: it must be positive")
+        if self.zca and self.zca_pixels:
+            raise UserError("--zca and --zca_pixels are two preprocessings: give one of them")
 
     @property
     def cache(self) -> Path:
@@ -149,7 +155,8 @@ def load_listed(
     test = torch.arange(len(source.test.labels))
     count = len(train) + len(test) + (0 if val is None else len(val))
     streamed = streams(spec.data_cache, count, info, device)
-    _require_memory(0 if streamed else count, info, spec.zca and preprocess is None, device)
+    fit = _fit_bytes(spec, info, len(train)) if preprocess is None else 0
+    _require_memory(0 if streamed else count, info, fit, device)
     if streamed and progress:
         print(f"{spec.name}: streaming images from {spec.cache} (--data_cache)", file=sys.stderr)
     images = _Images(spec, info, streamed, progress)
@@ -210,25 +217,35 @@ class _Images:
 def _fit(spec: DataSpec, images: Pixels, device: torch.device, progress: bool) -> Preprocess:
     """The preprocessing that the spec asks for, fitted on training images."""
     if spec.zca:
-        return _cached_zca(images, spec.zca_reg, device, spec.cache, spec.name, progress)
+        return _cached(Zca, (_CACHE_VERSION, tuple(images.shape), spec.zca_reg), images, spec,
+                       lambda: Zca.fit(images, spec.zca_reg, device, progress))  # fmt: skip
+    if spec.zca_pixels:
+        return _cached(ZcaPixels, (_PIXELS_CACHE_VERSION, tuple(images.shape), ZcaPixels.EPS), images, spec,
+                       lambda: ZcaPixels.fit(images, device))  # fmt: skip
     return Standardise.fit(images)
 
 
-def _cached_zca(images: Pixels, reg: float, device: torch.device, folder: Path, name: str, progress: bool) -> Zca:
-    """``Zca.fit``, unless a file in ``folder`` holds its result for the very same images and ``reg``."""
-    digest = hashlib.blake2b(repr((_CACHE_VERSION, tuple(images.shape), reg)).encode(), digest_size=16)
+def _cached(
+    kind: type[Zca | ZcaPixels],
+    about: tuple[object, ...],
+    images: Pixels,
+    spec: DataSpec,
+    fit: Callable[[], Zca | ZcaPixels],
+) -> Zca | ZcaPixels:
+    """``fit()``, unless a file in the cache holds its result for the very same images and what ``about`` says."""
+    digest = hashlib.blake2b(repr(about).encode(), digest_size=16)
     for rows in chunks(images):
         digest.update(images[rows].contiguous().numpy().data)
-    path = folder / f"zca-{name}-{digest.hexdigest()}.safetensors"
+    path = spec.cache / f"{kind.kind}-{spec.name}-{digest.hexdigest()}.safetensors"
     try:
         if path.exists():
             stored = Preprocess.from_tensors(load_file(path))
-            if isinstance(stored, Zca) and len(stored.whiten) == images.shape[1:].numel():
+            if isinstance(stored, kind) and len(stored.whiten) == images.shape[1:].numel():
                 return stored
             raise UserError("it holds something else")
     except (OSError, SafetensorError, UserError) as error:
         print(f"{path}: unreadable cache file, computing ZCA again ({one_line(error)})", file=sys.stderr)
-    fitted = Zca.fit(images, reg, device, progress)
+    fitted = fit()
     try:
         _write_atomically(fitted.tensors(), path)
     except (OSError, SafetensorError) as error:
@@ -255,32 +272,39 @@ def streams(data_cache: str, num_images: int, info: DatasetInfo, device: torch.d
     """
     if data_cache != "auto":
         return data_cache == "disk"
-    needs = _needs(num_images, info, zca=False, device=device).items()
+    needs = _needs(num_images, info, fit=0, device=device).items()
     return any(need > _DEVICE_SHARE * free for place, need in needs if (free := free_memory(place)) is not None)
 
 
-def _needs(num_images: int, info: DatasetInfo, zca: bool, device: torch.device) -> dict[torch.device, int]:
-    """Bytes that resident images take: uint8 pixels in memory while they are read, and float32 on ``device``."""
+def _needs(num_images: int, info: DatasetInfo, fit: int, device: torch.device) -> dict[torch.device, int]:
+    """Bytes that resident images take: uint8 pixels in memory while they are read, and float32 on ``device``.
+
+    ``fit`` are those that fitting the preprocessing takes there.
+    """
     values = num_images * info.channels * info.image_size**2
-    on_device = 4 * values + _matrix_bytes(info, zca)
+    on_device = 4 * values + fit
     if device.type == "cpu":
         return {device: values + on_device}
     return {torch.device("cpu"): values, device: on_device}
 
 
-def _matrix_bytes(info: DatasetInfo, zca: bool) -> int:
-    """Covariance, eigenvectors, and two products of them, in float64."""
-    return 4 * 8 * (info.channels * info.image_size**2) ** 2 if zca else 0
+def _fit_bytes(spec: DataSpec, info: DatasetInfo, num_train: int) -> int:
+    """What fitting ZCA takes, in float64."""
+    size = info.channels * info.image_size**2
+    if spec.zca:
+        return 4 * 8 * size**2  # covariance, eigenvectors, and two products of them
+    if spec.zca_pixels:
+        return 8 * (2 * num_train * size + 6 * size**2)  # images and centred images; covariance, U, V, and products
+    return 0
 
 
-def _require_memory(num_images: int, info: DatasetInfo, zca: bool, device: torch.device) -> None:
-    """Raise ``UserError`` if ``num_images`` resident images and the ZCA matrices would not fit."""
-    matrices = _matrix_bytes(info, zca)
-    for place, need in _needs(num_images, info, zca, device).items():
+def _require_memory(num_images: int, info: DatasetInfo, fit: int, device: torch.device) -> None:
+    """Raise ``UserError`` if ``num_images`` resident images and ``fit`` bytes of fitting ZCA would not fit."""
+    for place, need in _needs(num_images, info, fit, device).items():
         free = free_memory(place)
         if free is not None and need > free:
             shape = f"{info.channels}x{info.image_size}x{info.image_size}"
-            if matrices > need // 2:
+            if fit > need // 2:
                 subject = f"the ZCA matrices of {shape} images"
                 remedy = "take smaller images, or standardise them instead of ZCA"
             else:

@@ -40,7 +40,9 @@ class Preprocess(ABC):
     matrices of 64x64 images would otherwise hold 1.2 GB of device memory that only streamed images need for long.
     """
 
-    kind: ClassVar[Literal["standardise", "zca"]]
+    kind: ClassVar[Literal["standardise", "zca", "zca_pixels"]]
+    NAMES: ClassVar[tuple[str, ...]]
+    """Of its tensors in files: ``preprocess.``, the kind, and the field that holds it."""
 
     def __call__(self, images: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
         """Preprocess (N, C, H, W) uint8 images; returns float32 of the same shape.
@@ -86,36 +88,34 @@ class Preprocess(ABC):
         The result is on the device of ``images``.
         """
 
-    @abstractmethod
     def tensors(self) -> dict[str, torch.Tensor]:
         """What ``from_tensors`` rebuilds this from, bit for bit: CPU tensors under ``preprocess.`` names."""
+        return {name: getattr(self, name.rpartition(".")[2]) for name in self.NAMES}
 
     @abstractmethod
     def _forward_on(self, device: torch.device) -> Map:
         """Return the map from pixels 0..255 to preprocessed images, both float64, with its tensors moved."""
+
+    @abstractmethod
+    def _fits_together(self) -> bool:
+        """Whether the tensors' shapes are those that their descriptions say."""
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, torch.Tensor]) -> "Preprocess":
         """Rebuild what ``tensors()`` gave; other names in ``tensors`` are ignored.
 
         Raises:
-            UserError: the tensors of neither kind are there, or they are not of the right shape or finite.
+            UserError: the tensors of no kind are there, or they are not of the right shape or finite.
         """
         own = {name: tensor.cpu() for name, tensor in tensors.items() if name.startswith("preprocess.")}
-        if set(own) == set(Standardise.NAMES):
-            mean, std = (own[name] for name in Standardise.NAMES)
-            sound = mean.ndim == 1 and mean.shape == std.shape
-            built: Preprocess = Standardise(mean, std)
-        elif set(own) == set(Zca.NAMES):
-            whiten, colour, image_mean, image_norm = (own[name] for name in Zca.NAMES)
-            sound = whiten.ndim == 2 and whiten.shape == whiten.T.shape == colour.shape
-            sound = sound and image_mean.ndim == image_norm.ndim == 0
-            built = Zca(whiten, colour, image_mean, image_norm)
-        else:
-            raise UserError(f"preprocessing: expected the tensors of one kind, found {sorted(own) or 'none'}")
-        if not sound or not all(t.dtype == torch.float32 and t.isfinite().all() for t in own.values()):
-            raise UserError(f"preprocessing ({built.kind}): stored tensors are damaged; write the file again")
-        return built
+        for kind in (Standardise, Zca, ZcaPixels):
+            if set(own) == set(kind.NAMES):
+                built: Preprocess = kind(*(own[name] for name in kind.NAMES))
+                sound = all(t.dtype == torch.float32 and t.isfinite().all() for t in own.values())
+                if not (sound and built._fits_together()):
+                    raise UserError(f"preprocessing ({built.kind}): stored tensors are damaged; write the file again")
+                return built
+        raise UserError(f"preprocessing: expected the tensors of one kind, found {sorted(own) or 'none'}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,13 +156,12 @@ class Standardise(Preprocess):
         natural = images.detach().float() * std + mean
         return natural.clamp(0, 1) if clip else natural
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """See ``Preprocess.tensors``."""
-        return dict(zip(self.NAMES, (self.mean, self.std), strict=True))
-
     def _forward_on(self, device: torch.device) -> Map:
         mean, std = (t.view(-1, 1, 1).to(device, torch.float64) for t in (self.mean, self.std))
         return lambda pixels: (pixels / 255 - mean) / std
+
+    def _fits_together(self) -> bool:
+        return self.mean.ndim == 1 and self.mean.shape == self.std.shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,21 +237,91 @@ class Zca(Preprocess):
         natural = flat * self.image_norm.to(images.device) + self.image_mean.to(images.device)
         return (natural.clamp(0, 1) if clip else natural).view(images.shape)
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """See ``Preprocess.tensors``."""
-        return dict(zip(self.NAMES, (self.whiten, self.colour, self.image_mean, self.image_norm), strict=True))
-
     def _forward_on(self, device: torch.device) -> Map:
         # In float64 so that a TF32 setting made elsewhere cannot change the data.
         whiten = self.whiten.to(device, torch.float64)
+        return _in_blocks(lambda flat: _unit_images(flat).unit @ whiten)
 
-        def forward(pixels: torch.Tensor) -> torch.Tensor:
-            # Always whole blocks: the last bits of a matrix product and of a mean depend on its shape.
-            padded = F.pad(pixels.flatten(1), (0, 0, 0, -len(pixels) % _ZCA_BLOCK))
-            blocks = [_unit_images(block).unit @ whiten for block in padded.split(_ZCA_BLOCK)]
-            return torch.cat(blocks)[: len(pixels)].view(pixels.shape)
+    def _fits_together(self) -> bool:
+        return _square(self.whiten, self.colour) and self.image_mean.ndim == self.image_norm.ndim == 0
 
-        return forward
+
+@dataclass(frozen=True, eq=False)
+class ZcaPixels(Preprocess):
+    """ZCA whitening of pixels: of the training images X (N, D) in [0, 1] with mean m and covariance U diag(S) U^T,
+    divided by N - 1, an image x becomes (x - m) U diag((S + eps)^-1/2) U^T. No image is normalised by itself, so that
+    the inverse is exact.
+
+    Source: ``get_dataset`` of MTT (Cazenavette et al., 2022, https://arxiv.org/abs/2203.11932), which FTD and DATM
+    kept: kornia's ``ZCAWhitening`` with eps = 0.1.
+    """
+
+    whiten: torch.Tensor
+    """(D, D) float32 with D = C*H*W, symmetric."""
+    colour: torch.Tensor
+    """(D, D) float32, the inverse of ``whiten``: U diag((S + eps)^1/2) U^T."""
+    mean: torch.Tensor
+    """(D,) float32: the mean training image, in [0, 1] scale."""
+
+    kind = "zca_pixels"
+    NAMES: ClassVar = ("preprocess.zca_pixels.whiten", "preprocess.zca_pixels.colour", "preprocess.zca_pixels.mean")
+    EPS: ClassVar = 0.1
+
+    @classmethod
+    def fit(cls, images: Pixels, device: torch.device) -> "ZcaPixels":
+        """Whiten by the covariance of (N, C, H, W) uint8 training images, in float64 on ``device``.
+
+        All of them lie there at once: kornia takes them in one tensor and centres a copy.
+
+        Raises:
+            UserError: there is one image alone, or images and the (D, D) matrices are too large.
+        """
+        from kornia.enhance import ZCAWhitening  # late: whoever only applies a preprocessing needs no kornia
+
+        if len(images) < 2:
+            raise UserError("ZCA of pixels: one training image has no covariance; give more, or standardise it instead")
+        work = _float64_device(device)
+        size = images.shape[1:].numel()
+        try:
+            flat = torch.empty(len(images), size, dtype=torch.float64, device=work)
+            for rows in chunks(images):
+                flat[rows] = images[rows].to(work).flatten(1).double() / 255
+            fitted = ZCAWhitening(eps=cls.EPS, compute_inv=True).fit(flat)
+        except RuntimeError as error:
+            raise UserError(
+                f"ZCA of pixels: the {size}x{size} covariance failed on {work} ({one_line(error)}); take smaller images"
+            ) from error
+        found = (fitted.transform_matrix, fitted.transform_inv, fitted.mean_vector.flatten())
+        return cls(*(t.to(torch.float32).cpu().contiguous() for t in found))
+
+    def inverse(self, images: torch.Tensor, clip: bool = True) -> torch.Tensor:
+        """See ``Preprocess.inverse``; exact for preprocessed images, up to float32 rounding."""
+        flat = images.detach().float().flatten(1) @ self.colour.to(images.device)
+        natural = flat + self.mean.to(images.device)
+        return (natural.clamp(0, 1) if clip else natural).view(images.shape)
+
+    def _forward_on(self, device: torch.device) -> Map:
+        whiten, mean = (t.to(device, torch.float64) for t in (self.whiten, self.mean))
+        return _in_blocks(lambda flat: (flat / 255 - mean) @ whiten)
+
+    def _fits_together(self) -> bool:
+        return _square(self.whiten, self.colour) and self.mean.shape == self.whiten.shape[:1]
+
+
+def _square(whiten: torch.Tensor, colour: torch.Tensor) -> bool:
+    return whiten.ndim == 2 and whiten.shape == whiten.T.shape == colour.shape
+
+
+def _in_blocks(whitened: Map) -> Map:
+    """The map of images (n, C, H, W) that ``whitened`` makes of rows (``_ZCA_BLOCK``, D)."""
+
+    def forward(pixels: torch.Tensor) -> torch.Tensor:
+        # Always whole blocks: the last bits of a matrix product and of a mean depend on its shape.
+        padded = F.pad(pixels.flatten(1), (0, 0, 0, -len(pixels) % _ZCA_BLOCK))
+        blocks = [whitened(block) for block in padded.split(_ZCA_BLOCK)]
+        return torch.cat(blocks)[: len(pixels)].view(pixels.shape)
+
+    return forward
 
 
 class _UnitImages(NamedTuple):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from framework.config import Config
-from framework.data.preprocess import Preprocess, Zca
+from framework.data.preprocess import Preprocess, Zca, ZcaPixels
 from framework.distilled.formats import Stored
 from framework.inner.augment import Augmentation, apply
 from framework.inner.names import MOMENTUM, WEIGHT_DECAY
@@ -123,10 +123,12 @@ class Distilled:
 def _contrast(preprocess: Preprocess, zca_reg: float) -> float:
     """The standard deviation of real preprocessed images, which ``natural_images`` stretches to.
 
-    Standardising makes it 1. With ZCA the images have norm 1 before they are whitened, so their D eigenvalues sum
-    to 1; the whitened covariance I - reg / D W^2 has the mean diagonal 1 - reg / D^2 ||W||^2.
+    Standardising makes it 1. ZCA with the matrix W = (S + r)^-1/2 makes the covariance S that it was fitted to
+    I - r W^2, which has the mean diagonal 1 - r ||W||^2 / D. ``ZcaPixels`` has r = eps; under ``Zca`` the images have
+    norm 1 before they are whitened, so that their D eigenvalues sum to 1, and r is reg / D.
     """
-    if not isinstance(preprocess, Zca):
+    if not isinstance(preprocess, Zca | ZcaPixels):
         return 1.0
     size = len(preprocess.whiten)
-    return float((1 - zca_reg * preprocess.whiten.double().square().sum() / size**2).sqrt())
+    added = zca_reg / size if isinstance(preprocess, Zca) else ZcaPixels.EPS
+    return float((1 - added * preprocess.whiten.double().square().sum() / size).sqrt())

@@ -106,7 +106,8 @@ def _open_foreign(stored: Stored, args: argparse.Namespace) -> tuple[Distilled, 
     if args.pixel_range is not None and args.preprocess != "pixels":
         raise UserError(f"--pixel_range is not read by --preprocess {args.preprocess}; leave it out")
     # Optimiser and augmentation of both papers' commands, for want of a run's own.
-    settings = {"dataset": args.dataset, "im_size": args.im_size, "zca": args.preprocess == "zca"}
+    whitening = {kind: args.preprocess == kind for kind in ("zca", "zca_pixels")}
+    settings = {"dataset": args.dataset, "im_size": args.im_size, **whitening}
     given_too = {name: getattr(args, name) for name in ("width", "zca_reg") if getattr(args, name) is not None}
     config = Config(**settings, **given_too, inner_optim="Adam", inner_lr=0.001, num_train_eval=5)
     validate(config)

@@ -133,7 +133,7 @@ class RunFolder:
         steps = self.records["step"]
         own = {name: value for name, value in c.network.items() if value != getattr(DEFAULTS, name)}
         facts = {
-            "data set": f"{c.dataset}{', ZCA' if c.zca else ''}",
+            "data set": f"{c.dataset}{', ZCA' if c.zca else ', ZCA of pixels' if c.zca_pixels else ''}",
             "method": f"{c.policy}, W {c.window}, T {c.totwindow}",
             "images per class": f"{c.num_per_class}{', learnt labels' if c.train_y else ''}",
             "network": ", ".join([c.arch, *(f"{name} {value}" for name, value in own.items())]),

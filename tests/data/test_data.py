@@ -23,8 +23,9 @@ from safetensors.torch import load_file, save_file
 
 from framework import machine
 from framework.data import load, parts, preprocess, registry, splits, store
+from framework.data.load import DataSpec
 from framework.data.parts import decode_image
-from framework.data.preprocess import Preprocess, Standardise, Zca
+from framework.data.preprocess import Preprocess, Standardise, Zca, ZcaPixels
 from framework.data.readers import read_digits
 from framework.data.splits import RealData, Split, StreamedImages, epoch_batches
 from framework.errors import UserError
@@ -223,13 +224,71 @@ def test_failing_decomposition_is_a_user_error(monkeypatch: pytest.MonkeyPatch) 
         Zca.fit(natural_images(), 0.1, CPU)
 
 
-# ---- what both kinds share
+# ---- ZCA of pixels
 
 
-@pytest.fixture(params=["standardise", "zca"])
+def oracle_zca_pixels(
+    train: npt.NDArray[np.uint8], images: npt.NDArray[np.uint8], eps: float = 0.1
+) -> npt.NDArray[np.float64]:
+    """Whitened ``images``, from singular values of the centred data in [0, 1] scale."""
+    x, y = (part.reshape(len(part), -1).astype(np.float64) / 255 for part in (train, images))
+    mean = x.mean(0)
+    _, singular, vt = np.linalg.svd(x - mean, full_matrices=True)
+    variances = np.zeros(x.shape[1])
+    variances[: len(singular)] = singular[: x.shape[1]] ** 2 / (len(x) - 1)
+    return ((y - mean) @ vt.T @ np.diag(1 / np.sqrt(variances + eps)) @ vt).reshape(images.shape)
+
+
+@pytest.mark.parametrize("count", [40, 300], ids=["fewer images than pixels", "more"])
+def test_zca_of_pixels_against_svd(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preprocess, "_CHUNK_VALUES", 1000)  # so that there are many chunks
+    train, test = natural_images(count), natural_images(30, seed=1)
+    train[:, 1, 2, 3] = 99  # a constant pixel
+    fitted = ZcaPixels.fit(train, CPU)
+    for images in (train, test):
+        expected = oracle_zca_pixels(train.numpy(), images.numpy())
+        result = fitted(images)
+        assert result.dtype == torch.float32
+        np.testing.assert_allclose(result.numpy(), expected, atol=1e-6 * np.abs(expected).max(), rtol=0)
+        np.testing.assert_allclose(fitted.inverse(result).numpy(), images.numpy() / 255, atol=2e-6, rtol=0)
+    assert fitted(train)[:, 1, 2, 3].abs().max() < 1e-6
+
+
+def test_digits_zca_of_pixels_against_svd() -> None:
+    """Many pixels at the digits' border are always black."""
+    source = read_digits(Path(), 8)
+    train, test = (part.read(torch.arange(len(part.labels))) for part in (source.train, source.test))
+    expected = oracle_zca_pixels(train.numpy(), test.numpy())
+    result = ZcaPixels.fit(train, CPU)(test)
+    np.testing.assert_allclose(result.numpy(), expected, atol=1e-6 * np.abs(expected).max(), rtol=0)
+
+
+def test_zca_of_pixels_user_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kornia.enhance import ZCAWhitening
+
+    with pytest.raises(UserError, match="ZCA of pixels: one training image has no covariance"):
+        ZcaPixels.fit(natural_images(1), CPU)
+
+    def fail(*_: object) -> None:
+        raise torch.linalg.LinAlgError("did not\nconverge")
+
+    monkeypatch.setattr(ZCAWhitening, "fit", fail)
+    with pytest.raises(UserError, match=r"ZCA of pixels: the 108x108 covariance failed on cpu \(did not converge\)"):
+        ZcaPixels.fit(natural_images(), CPU)
+
+
+# ---- what all kinds share
+
+
+@pytest.fixture(params=["standardise", "zca", "zca_pixels"])
 def fitted(request: pytest.FixtureRequest) -> Preprocess:
     images = natural_images()
-    return Standardise.fit(images) if request.param == "standardise" else Zca.fit(images, 0.1, CPU)
+    kinds = {
+        "standardise": lambda: Standardise.fit(images),
+        "zca": lambda: Zca.fit(images, 0.1, CPU),
+        "zca_pixels": lambda: ZcaPixels.fit(images, CPU),
+    }
+    return kinds[request.param]()
 
 
 def test_preprocessing_survives_a_file(fitted: Preprocess, tmp_path: Path) -> None:
@@ -263,6 +322,9 @@ def test_damaged_tensors_are_refused(fitted: Preprocess) -> None:
         Preprocess.from_tensors({name: tensor for name, tensor in tensors.items() if name != first})
     with pytest.raises(UserError, match="preprocessing: expected the tensors of one kind, found none"):
         Preprocess.from_tensors({})
+    last = list(tensors)[-1]
+    with pytest.raises(UserError, match="stored tensors are damaged"):
+        Preprocess.from_tensors({**tensors, last: tensors[last].unsqueeze(0)})
     for damaged in (tensors[first].unsqueeze(0), tensors[first] * torch.nan, tensors[first].double()):
         with pytest.raises(UserError, match=rf"preprocessing \({fitted.kind}\): stored tensors are damaged"):
             Preprocess.from_tensors({**tensors, first: damaged})
@@ -401,15 +463,15 @@ def test_im_size_resizes(im_size: int) -> None:
     assert real.test.images.shape == (360, 1, im_size, im_size)
 
 
-@pytest.mark.parametrize("zca", [False, True])
-def test_preprocessing_never_sees_test_or_validation_images(tmp_path: Path, zca: bool) -> None:
+@pytest.mark.parametrize("whitening", [{}, {"zca": True}, {"zca_pixels": True}], ids=str)
+def test_preprocessing_never_sees_test_or_validation_images(tmp_path: Path, whitening: dict[str, bool]) -> None:
     sizes = {"train": 12, "test": 5, "val": 4}
-    one = load_tree(write_tree(tmp_path / "one", parts=sizes), zca=zca, cache_dir=tmp_path)
+    one = load_tree(write_tree(tmp_path / "one", parts=sizes), **whitening, cache_dir=tmp_path)
     other_root = write_tree(tmp_path / "other", parts=sizes)
     for part in ("test", "val"):
         for path in (other_root / part).glob("*/*.png"):
             Image.new("RGB", (6, 6), (255, 255, 255)).save(path)
-    other = load_tree(other_root, zca=zca, cache_dir=tmp_path / "elsewhere")
+    other = load_tree(other_root, **whitening, cache_dir=tmp_path / "elsewhere")
     assert one.val is not None
     assert (len(one.train), len(one.val), len(one.test)) == (24, 8, 10)
     assert same_tensors(one.preprocess, other.preprocess)
@@ -452,6 +514,7 @@ def test_limit_train_decodes_no_more_than_it_keeps(tmp_path: Path, monkeypatch: 
         ({"val_fraction": 1.0}, "--val_fraction 1.0: it must be"),
         ({"val_fraction": float("nan")}, "--val_fraction nan: it must be"),
         ({"zca": True, "zca_reg": 0.0}, "--zca_reg 0.0: it must be positive"),
+        ({"zca": True, "zca_pixels": True}, "--zca and --zca_pixels are two preprocessings: give one of them"),
         ({"im_size": -3}, "--im_size -3:"),
         ({"limit_train": 1}, "--limit_train 1:"),
     ],
@@ -483,9 +546,10 @@ def test_memory_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     info = registry.describe("cifar10", Path(), None)
     values = 60000 * 3072
 
-    def check(free: dict[str, int | None], device: str, zca: bool = False) -> None:
+    def check(free: dict[str, int | None], device: str, **whitening: bool) -> None:
         monkeypatch.setattr(load, "free_memory", lambda device: free[device.type])
-        load._require_memory(60000, info, zca, torch.device(device))
+        spec = DataSpec(info.name, Path(), **whitening)
+        load._require_memory(60000, info, load._fit_bytes(spec, info, 50000), torch.device(device))
 
     check({"cpu": 5 * values}, "cpu")
     check({"cpu": None}, "cpu")
@@ -499,6 +563,12 @@ def test_memory_needed(monkeypatch: pytest.MonkeyPatch) -> None:
         check({"cpu": values, "cuda": 4 * values - 1}, "cuda")
     with pytest.raises(UserError, match="on cpu"):
         check({"cpu": 5 * values}, "cpu", zca=True)
+    kornias = 16 * 50000 * 3072 + 6 * 8 * 3072**2
+    check({"cpu": values, "cuda": 4 * values + kornias}, "cuda", zca_pixels=True)
+    with pytest.raises(
+        UserError, match="the ZCA matrices of 3x32x32 images need .*, or standardise them instead of ZCA$"
+    ):
+        check({"cpu": values, "cuda": 4 * values + kornias - 1}, "cuda", zca_pixels=True)
     info = registry.describe("imagenet", Path(), 224)
     with pytest.raises(
         UserError, match="the ZCA matrices of 3x224x224 images need .*; take smaller images, or standardise them inst"
@@ -554,6 +624,18 @@ def test_cache_name_depends_on_images_and_parameters(cached: Cached) -> None:
     other = load_tree(root, zca=True, cache_dir=file.parent)
     assert len(list(file.parent.iterdir())) == 5
     assert not same_tensors(first.preprocess, other.preprocess)
+
+
+def test_the_kinds_of_zca_do_not_share_a_cache(cached: Cached, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, first, file = cached
+    pixels = load_tree(root, zca_pixels=True, cache_dir=file.parent)
+    (other,) = set(file.parent.iterdir()) - {file}
+    assert re.fullmatch(r"zca_pixels-imagefolder-[0-9a-f]{32}\.safetensors", other.name)
+    monkeypatch.setattr(ZcaPixels, "fit", lambda *_: pytest.fail("fitted again"))
+    again = load_tree(root, zca_pixels=True, cache_dir=file.parent)
+    assert same_tensors(pixels.preprocess, again.preprocess)
+    assert torch.equal(pixels.test.images, again.test.images)
+    assert same_tensors(load_tree(root, zca=True, cache_dir=file.parent).preprocess, first.preprocess)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "other", "nan", "folder"])
@@ -654,16 +736,20 @@ def same_split(one: Split | None, other: Split | None) -> bool:
     return torch.equal(one.labels, other.labels) and all(torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("zca", [False, True])
+@pytest.mark.parametrize("whitening", [{}, {"zca": True}, {"zca_pixels": True}], ids=str)
 @pytest.mark.parametrize("parts", [{"train": 12, "test": 5}, {"train": 12, "val": 3, "test": 5}], ids=["share", "own"])
 @pytest.mark.parametrize("options", [{}, {"limit_train": 9}, {"val_fraction": 0.0}], ids=str)
 def test_streamed_data_is_the_same_to_the_last_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zca: bool, parts: dict[str, int], options: dict[str, float]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whitening: dict[str, bool],
+    parts: dict[str, int],
+    options: dict[str, float],
 ) -> None:
     monkeypatch.setattr(preprocess, "_CHUNK_VALUES", 1000)  # so that there are many chunks
     monkeypatch.setattr(store, "_BLOCK", 7)
     root = write_tree(tmp_path / "data", parts=parts)
-    common = {"zca": zca, **options}
+    common = {**whitening, **options}
     held = load_tree(root, data_cache="device", cache_dir=tmp_path / "one", **common)
     streamed = load_tree(root, data_cache="disk", cache_dir=tmp_path / "other", **common)
     assert isinstance(held.train.images, torch.Tensor)
@@ -682,11 +768,11 @@ def test_an_image_is_whitened_alike_in_every_batch(threads: int) -> None:
     torch.set_num_threads(threads)
     try:
         images = natural_images(600, (3, 16, 16))
-        fitted = Zca.fit(images[:300], 0.1, CPU)
-        whole = fitted(images)
-        order = torch.randperm(600, generator=generator(1))
-        assert torch.equal(fitted(images[order]), whole[order])
-        assert all(torch.equal(fitted(images[:n]), whole[:n]) for n in (1, 2, 31, 255, 256, 257))
+        for fitted in (Zca.fit(images[:300], 0.1, CPU), ZcaPixels.fit(images[:300], CPU)):
+            whole = fitted(images)
+            order = torch.randperm(600, generator=generator(1))
+            assert torch.equal(fitted(images[order]), whole[order])
+            assert all(torch.equal(fitted(images[:n]), whole[:n]) for n in (1, 2, 31, 255, 256, 257))
     finally:
         torch.set_num_threads(before)
 

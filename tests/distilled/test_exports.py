@@ -13,11 +13,11 @@ import pytest
 import torch
 from cli import ROOT, difference, refused
 from PIL import Image
-from sets import CLASSES, SIDE, made_up
+from sets import CLASSES, KINDS, SIDE, made_up
 
 from framework import load_distilled
 from framework.config import Config
-from framework.data.preprocess import Preprocess, Standardise, Zca
+from framework.data.preprocess import Standardise
 from framework.distilled import formats
 from framework.distilled.exports import export
 from framework.distilled.formats import write_safetensors
@@ -37,10 +37,10 @@ def written(distilled: Distilled, form: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("soft", [False, True])
-@pytest.mark.parametrize("zca", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", LOSSLESS)
-def test_a_lossless_form_is_read_back_bit_for_bit(form: str, zca: bool, soft: bool, tmp_path: Path) -> None:
-    distilled = made_up(zca=zca, soft=soft)
+def test_a_lossless_form_is_read_back_bit_for_bit(form: str, kind: str, soft: bool, tmp_path: Path) -> None:
+    distilled = made_up(kind, soft=soft)
     back = load_distilled(written(distilled, form, tmp_path))
     assert difference(back.images, distilled.images) is None
     assert difference(back.labels, distilled.labels) is None
@@ -77,17 +77,17 @@ def test_other_tools_find_images_and_labels_under_the_usual_names(form: str, sof
     assert np.array_equal(labels, expected)
 
 
-@pytest.mark.parametrize("zca", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pictures_are_within_half_a_level_of_the_natural_colours(zca: bool, channels: int, tmp_path: Path) -> None:
-    distilled = made_up(zca=zca, channels=channels, scale=0.4)
+def test_pictures_are_within_half_a_level_of_the_natural_colours(kind: str, channels: int, tmp_path: Path) -> None:
+    distilled = made_up(kind, channels=channels, scale=0.4)
     stored = formats.read(written(distilled, "images", tmp_path))
     assert stored.tensors["images"].dtype == torch.uint8
     natural = distilled.preprocess.inverse(distilled.images)
     assert (stored.tensors["images"] / 255 - natural).abs().max() <= 0.5 / 255 + 1e-6
     assert stored.tensors["labels"].tolist() == [0, 0, 1, 1, 2, 2]
     assert json.loads(stored.metadata["folders"]) == ["00000_a-cat", "00001_b-..-c", "00002_-é-"]
-    if not zca:  # in what networks see, half a level of each channel's deviation, where nothing was clipped
+    if kind == "standardise":  # in what networks see, half a level of each channel's deviation where none was clipped
         again = distilled.preprocess(stored.tensors["images"])
         inside = distilled.preprocess.inverse(distilled.images, clip=False) == natural
         bound = 0.5 / 255 / distilled.preprocess.tensors()["preprocess.standardise.std"].view(-1, 1, 1)
@@ -271,17 +271,17 @@ def test_a_set_knows_how_to_train_on_it() -> None:
     assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.003, 0.9, 5e-4)
 
 
-@pytest.mark.parametrize("zca", [False, True])
-def test_pictures_are_stretched_to_the_contrast_of_real_images(zca: bool) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_pictures_are_stretched_to_the_contrast_of_real_images(kind: str) -> None:
     """The contrast is known from the preprocessing alone; here against the pixels it was fitted on."""
     gen = torch.Generator().manual_seed(0)
     smooth = torch.nn.functional.interpolate(torch.rand(500, 3, 2, 2, generator=gen), size=(6, 6), mode="bilinear")
     pixels = (255 * smooth).to(torch.uint8)
-    preprocess: Preprocess = Zca.fit(pixels, 0.1, torch.device("cpu")) if zca else Standardise.fit(pixels)
+    preprocess = KINDS[kind](pixels)
     from framework.distilled.set import _contrast
 
     assert _contrast(preprocess, 0.1) == pytest.approx(float(preprocess(pixels).double().std()), rel=2e-3)
-    distilled = replace(made_up(zca=False), preprocess=Standardise.fit(pixels))
+    distilled = replace(made_up(), preprocess=Standardise.fit(pixels))
     assert distilled.pictures.min() >= 0
     assert distilled.pictures.max() <= 1
 

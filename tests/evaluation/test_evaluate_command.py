@@ -19,7 +19,7 @@ from torch import Tensor
 
 from framework import load_distilled
 from framework.config import FLAGS, Config
-from framework.data.preprocess import Standardise, Zca
+from framework.data.preprocess import Standardise, Zca, ZcaPixels
 from framework.data.splits import RealData
 from framework.distilled.foreign import Target, from_foreign, preprocessed
 from framework.distilled.formats import write_safetensors
@@ -343,9 +343,14 @@ def test_the_same_set_gives_the_same_result_as_ours_and_as_theirs(run: Path, tmp
     """Of the recipe, only what a foreign file cannot say differs: so it is given to both."""
     original = load_distilled(run)
     mean, std = (str(float(t)) for t in original.preprocess.tensors().values())
+    assert_judged_alike(original, tmp_path, *FOREIGN, "--mean", mean, "--std", std)
+
+
+def assert_judged_alike(original: Distilled, tmp_path: Path, *foreign: str) -> None:
+    """As it is, and as a pair of tensors of which ``foreign`` says what it is."""
     steps = ["--eval_steps", "20", "--recipe", "dc", "--num_train_eval", "2", "--eval_arch", "convnet"]
     path = as_pair(original.images, original.hard_labels, tmp_path)
-    theirs = evaluated(path, *steps, "--width", "4", *FOREIGN, "--mean", mean, "--std", std)
+    theirs = evaluated(path, *steps, "--width", "4", *foreign)
     deeper = replace(original.config, depth=None)
     stored = original.stored(numbers=False)
     stored.metadata["provenance"] = json.dumps({**original.provenance, "config": json.loads(deeper.to_json())})
@@ -362,8 +367,24 @@ def test_whitened_sets_are_judged_on_whitened_images(run: Path, tmp_path: Path) 
     path = as_pair(original.images, original.hard_labels, tmp_path)
     zca = ["--dataset", "digits", "--preprocess", "zca", "--zca_reg", "0.2", *EVALUATE, "--eval_arch", "convnet"]
     plain = [*FOREIGN, *EVALUATE, "--eval_arch", "convnet"]
-    one, two = (evaluated(path, *flags, "--width", "4") for flags in (zca, plain))
-    assert one["results"]["convnet"]["distilled"]["loss"] != two["results"]["convnet"]["distilled"]["loss"]
+    pixels = ["--dataset", "digits", "--preprocess", "zca_pixels", *EVALUATE, "--eval_arch", "convnet"]
+    found = [evaluated(path, *flags, "--width", "4") for flags in (zca, pixels, plain)]
+    assert len({result["results"]["convnet"]["distilled"]["loss"] for result in found}) == 3
+
+
+def test_a_set_of_whitened_pixels_is_ours_and_another_programs_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run, stopped and continued; its set judged as it is and as a pair of tensors that says nothing of itself."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    line = [*TINY, "--zca_pixels"]
+    assert main([*line, "--save_dir", str(tmp_path / "whole")]) == 0
+    assert main([*line, "--save_dir", str(tmp_path / "run"), "--epochs", "1"]) == 0
+    assert main([*line, "--save_dir", str(tmp_path / "run"), "--resume"]) == 0
+    original = load_distilled(tmp_path / "run")
+    assert isinstance(original.preprocess, ZcaPixels)
+    assert torch.equal(original.images, load_distilled(tmp_path / "whole").images)
+    assert_judged_alike(original, tmp_path, "--dataset", "digits", "--preprocess", "zca_pixels")
 
 
 def test_images_and_labels_may_be_two_files(run: Path, tmp_path: Path) -> None:
@@ -460,7 +481,7 @@ def test_real_data_are_loaded_in_a_given_preprocessing(zca: bool, tmp_path: Path
 
 def test_the_inverse_without_clipping_is_exact_outside_0_and_1() -> None:
     pixels = torch.randint(256, (50, 3, 4, 4), generator=generator(0), dtype=torch.uint8)
-    for preprocess in (Standardise.fit(pixels), Zca.fit(pixels, 0.1, CPU)):
+    for preprocess in (Standardise.fit(pixels), Zca.fit(pixels, 0.1, CPU), ZcaPixels.fit(pixels, CPU)):
         images = 5 * torch.randn(4, 3, 4, 4, generator=generator(1))
         free, clipped = (preprocess.inverse(images, clip=clip) for clip in (False, True))
         assert free.min() < 0

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,29 @@ from framework.distilled.formats import Stored
 from framework.distilled.labels import interpreted, sorted_by_class
 from framework.distilled.set import Distilled
 from framework.errors import UserError
+
+
+class Target(NamedTuple):
+    """What is known of the real data before they are read."""
+
+    name: str
+    class_names: tuple[str, ...]
+    """In label order."""
+    image_shape: tuple[int, int, int]
+    """(C, H, W)."""
+
+
+class Arranged(NamedTuple):
+    """A set's images and labels as they fit its data."""
+
+    images: Tensor
+    """(N, C, H, W) as the file has them, sorted by class where there are equally many of each."""
+    weights: Tensor
+    """(N, K) float32."""
+    by_class: bool
+    """There are equally many images of each class by their heaviest label."""
+    lines: list[str]
+    """What was not plain."""
 
 
 def from_foreign(
@@ -43,20 +67,8 @@ def from_foreign(
     Raises:
         UserError: shapes or labels do not fit the data set.
     """
-    images = _placed(stored.tensors["images"], path, real, pixels=pixels)
-    labels = stored.tensors["labels"]
-    if "folders" in stored.metadata:
-        labels = _folder_classes(json.loads(stored.metadata["folders"]), real.class_names, path)[labels]
-    if len(images) != len(labels) or len(images) == 0:
-        raise UserError(f"{path}: {len(images)} images but {len(labels)} labels; give the files of one set")
-    weights, line = interpreted(labels, real.num_classes, label_kind, path)
-    lines = [] if line is None else [line]
-    (by_class, rows), hard = sorted_by_class(weights), bool((weights.amax(1) == 1).all())
-    if not (by_class or hard):
-        lines.append(f"{path}: not as many images of each class by their heaviest label; batches are drawn uniformly")
-    elif not torch.equal(rows, torch.arange(len(rows))):
-        images, weights = images[rows], weights[rows]
-        lines += [] if labels.ndim == 1 else [f"{path}: not in order of the classes; sorted by the heaviest label"]
+    target = Target(real.name, real.class_names, real.image_shape)
+    images, weights, by_class, lines = arranged(stored, path, target, pixels=pixels, label_kind=label_kind)
     if lines:
         print("\n".join(lines), file=sys.stderr, flush=True)
     if pixels:
@@ -66,21 +78,44 @@ def from_foreign(
     return Distilled(path, images, weights, real.class_names, real.preprocess, config, {}, by_class=by_class)
 
 
-def _placed(images: Tensor, path: Path, real: RealData, *, pixels: bool) -> Tensor:
+def arranged(stored: Stored, path: Path, target: Target, *, pixels: bool, label_kind: str = "auto") -> Arranged:
+    """A set of another program in the shapes and the order that its data ask for; see ``from_foreign``.
+
+    Raises:
+        UserError: shapes or labels do not fit the data set.
+    """
+    images = _placed(stored.tensors["images"], path, target, pixels=pixels)
+    labels = stored.tensors["labels"]
+    if "folders" in stored.metadata:
+        labels = _folder_classes(json.loads(stored.metadata["folders"]), target.class_names, path)[labels]
+    if len(images) != len(labels) or len(images) == 0:
+        raise UserError(f"{path}: {len(images)} images but {len(labels)} labels; give the files of one set")
+    weights, line = interpreted(labels, len(target.class_names), label_kind, path)
+    lines = [] if line is None else [line]
+    (by_class, rows), hard = sorted_by_class(weights), bool((weights.amax(1) == 1).all())
+    if not (by_class or hard):
+        lines.append(f"{path}: not as many images of each class by their heaviest label; batches are drawn uniformly")
+    elif not torch.equal(rows, torch.arange(len(rows))):
+        images, weights = images[rows], weights[rows]
+        lines += [] if labels.ndim == 1 else [f"{path}: not in order of the classes; sorted by the heaviest label"]
+    return Arranged(images, weights, by_class, lines)
+
+
+def _placed(images: Tensor, path: Path, target: Target, *, pixels: bool) -> Tensor:
     """A set's images as (N, C, H, W) of the real data's shape.
 
     Raises:
         UserError: they have another.
     """
-    shape, (channels, height, width) = tuple(images.shape[1:]), real.image_shape
-    if shape != real.image_shape and shape == (height, width, channels):
+    shape, (channels, height, width) = tuple(images.shape[1:]), target.image_shape
+    if shape != target.image_shape and shape == (height, width, channels):
         images = images.permute(0, 3, 1, 2)
     elif shape == (1, height, width) and channels == 3 and pixels:
         images = images.expand(-1, 3, -1, -1)
-    elif shape != real.image_shape:
+    elif shape != target.image_shape:
         raise UserError(
-            f"{path}: images are {' x '.join(map(str, shape))}, those of {real.name} {channels} x {height} x {width}; "
-            "give another --dataset or --im_size"
+            f"{path}: images are {' x '.join(map(str, shape))}, those of {target.name} {channels} x {height} x {width};"
+            " give another --dataset or --im_size"
         )
     return images
 

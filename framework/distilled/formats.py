@@ -36,8 +36,9 @@ LABELS = "labels.npy"
 class Stored:
     """What a file holds.
 
-    ``tensors`` has ``images`` (N, C, H, W) and ``labels``, (N,) class numbers or (N, K) class weights, and in our own
-    files the ``preprocess.*`` tensors. ``metadata`` has ``class_names`` and ``provenance`` as JSON, or nothing.
+    ``tensors`` has ``images`` (N, C, H, W) and ``labels``, (N,) class numbers or (N, K) class weights, where the file
+    has them, and in our own files the ``preprocess.*`` tensors. ``metadata`` has ``class_names`` and ``provenance`` as
+    JSON, or nothing.
     """
 
     tensors: dict[str, Tensor]
@@ -49,12 +50,13 @@ class Stored:
         return {"class_names", "provenance"} <= self.metadata.keys()
 
 
-def read(path: Path, labels: Path | None = None) -> Stored:
+def read(path: Path, labels: Path | None = None, *, needs_labels: bool = True) -> Stored:
     """Read a distilled set from a file or an image folder (one sub-folder per class).
 
     Args:
         path: its suffix tells the form.
         labels: a second ``.pt`` file, where ``path`` is one that holds the images alone.
+        needs_labels: images alone are a mistake.
 
     Raises:
         UserError: the file is missing, damaged, or of no form that is known here.
@@ -67,12 +69,12 @@ def read(path: Path, labels: Path | None = None) -> Stored:
     if reader is None:
         raise UserError(f"{path}: unknown form; give a run's folder, an image folder, or {', '.join(READERS)}")
     try:
-        stored = _read_pt(path, labels) if labels is not None else reader(path)
+        stored = _read_pt(path, labels, needs_labels) if reader is _read_pt else reader(path)
     except UserError:
         raise
     except Exception as error:  # whatever the libraries make of a damaged file
         raise UserError(f"{path}: cannot be read ({one_line(error)}); restore it from a copy") from error
-    for name in ("images", "labels"):
+    for name in ("images", "labels") if needs_labels else ("images",):
         if name not in stored.tensors:
             found = ", ".join(stored.tensors) or "nothing"
             raise UserError(f"{path}: holds no {name} (found {found}); name them images and labels")
@@ -103,7 +105,7 @@ def _read_safetensors(path: Path) -> Stored:
         raise UserError(f"{path}: not a readable .safetensors file ({one_line(error)}); check the path") from error
 
 
-def _read_pt(path: Path, labels: Path | None = None) -> Stored:
+def _read_pt(path: Path, labels: Path | None = None, needs_labels: bool = True) -> Stored:
     """A dictionary, a pair of images and labels, or images with their labels in a file of their own."""
 
     def load(file: Path) -> Any:
@@ -114,9 +116,9 @@ def _read_pt(path: Path, labels: Path | None = None) -> Stored:
     if isinstance(content, dict) and isinstance(content.get("data"), list):  # dataset condensation: one pair per run
         content = content["data"][-1]
     if isinstance(content, Tensor):
-        if labels is None:
+        if labels is None and needs_labels:
             raise UserError(f"{path}: holds one tensor, the images; give --labels FILE with theirs")
-        content = (content, load(labels))
+        content = {"images": content} if labels is None else (content, load(labels))
     if isinstance(content, list | tuple) and len(content) == 2:
         content = {"images": content[0], "labels": content[1]}
     if not isinstance(content, dict):

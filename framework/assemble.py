@@ -11,6 +11,8 @@ from framework.config import Config, resolve_patience
 from framework.data.load import DataSpec, Listing, list_data, load_listed
 from framework.data.splits import RealData, Split, require_random_real
 from framework.distill_higher import BackpropThroughTime, make_engine
+from framework.distilled.foreign import Target
+from framework.distilled.start import read_start
 from framework.errors import UserError
 from framework.inner.augment import Augmentation
 from framework.inner.execution import choose
@@ -27,7 +29,6 @@ from framework.outer.policies.policy import Policy
 from framework.outer.policies.registry import Settings, make
 from framework.outer.synthetic import SyntheticSet, noise_images, one_hot_labels
 from framework.rng import generator
-from framework.run.checkpoint import load_tensors
 from framework.run.distributed import Comm
 from framework.run.memory import Problem
 
@@ -69,7 +70,7 @@ def assemble(c: Config, comm: Comm, device: torch.device) -> Parts:
     execution = _execution(c, real, bare, batch_size, device)
     network = FlatNetwork(build(c.arch, channels, side, classes, **c.network), device)
     loop = InnerLoop(network, make_optimizer(c.inner_optim, c.inner_lr), execution)
-    synthetic = _new_set(c, real, device)
+    synthetic, lines = _new_set(c, real, device)
     sampler = ClassSampler(
         num_classes=classes,
         per_class=c.num_per_class,
@@ -93,7 +94,7 @@ def assemble(c: Config, comm: Comm, device: torch.device) -> Parts:
         alignment=PatchAlignment(c.psp_patches, c.psp_lambda, classes, c.seed) if c.psp_patches else None,
     )
     memory = Problem(bare, channels, side, classes, len(real.train), execution, comm.size)
-    return Parts(real, loop, sampler, synthetic, method, memory, _description(c, real, loop, method))
+    return Parts(real, loop, sampler, synthetic, method, memory, lines + _description(c, real, loop, method))
 
 
 def _description(c: Config, real: RealData, loop: InnerLoop, method: BackpropThroughTime) -> list[str]:
@@ -170,6 +171,9 @@ def check_listing(c: Config, listing: Listing, processes: int = 1) -> None:
         require_random_real(listing.counts, listing.class_names, c.num_per_class)
     if (batch_size := min(c.batch_size, len(listing.train))) < processes:
         raise UserError(f"--batch_size {batch_size} cannot be shared by {processes} processes: raise it")
+    if c.ckptname != "none":
+        shape = (listing.info.channels, listing.info.image_size, listing.info.image_size)
+        read_start(Path(c.ckptname), Target(c.dataset, shape, listing.source.class_names), c.num_per_class)
 
 
 def check_packages(c: Config) -> None:
@@ -236,24 +240,17 @@ def _load_data(c: Config, comm: Comm, device: torch.device) -> RealData:
     return real
 
 
-def _new_set(c: Config, real: RealData, device: torch.device) -> SyntheticSet:
-    """The synthetic set before the first step: noise and one-hot labels, or those of --ckptname."""
+def _new_set(c: Config, real: RealData, device: torch.device) -> tuple[SyntheticSet, list[str]]:
+    """The synthetic set before the first step: noise and one-hot labels, or those of --ckptname; lines about these."""
     classes = real.num_classes
     images = noise_images(classes, c.num_per_class, real.image_shape, generator(c.seed, "synthetic images"))
-    labels = one_hot_labels(classes, c.num_per_class)
+    labels, lines = one_hot_labels(classes, c.num_per_class), []
     if c.ckptname != "none":
-        loaded = load_tensors(Path(c.ckptname))
-        for name, expected in (("images", images), ("labels", labels)):
-            found = tuple(loaded[name].shape) if name in loaded else "none"
-            if found != tuple(expected.shape):
-                raise UserError(
-                    f"--ckptname {c.ckptname}: needs {name} of shape {tuple(expected.shape)}, found {found}; "
-                    "give a set of the same data set and --num_per_class"
-                )
-            if not loaded[name].isfinite().all():
-                raise UserError(f"--ckptname {c.ckptname}: {name} hold NaN or infinity; give another file")
-        images, labels = loaded["images"].float(), loaded["labels"].float()
-    return SyntheticSet(
+        target = Target(real.name, real.image_shape, real.class_names)
+        start = read_start(Path(c.ckptname), target, c.num_per_class)
+        images, line = start.images_under(real.preprocess)
+        labels, lines = start.labels, [*start.lines, *([] if line is None else [line])]
+    synthetic = SyntheticSet(
         images.to(device),
         labels.to(device),
         learn_labels=c.train_y,
@@ -264,3 +261,4 @@ def _new_set(c: Config, real: RealData, device: torch.device) -> SyntheticSet:
         weight_decay=c.wd,
         ema_decay=c.clip_coef,
     )
+    return synthetic, lines

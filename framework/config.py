@@ -95,7 +95,8 @@ class Config:
     num_per_class: int = flag(1, "synthetic set", "synthetic images per class (IPC)", minimum=1)
     train_y: bool = flag(False, "synthetic set", "learn soft labels too; they start one-hot and stay >= 0")
     ckptname: str = flag("none", "synthetic set",
-        "start from the images (and labels) of this distilled .safetensors file instead of noise", metavar="FILE")
+        "start from this distilled set instead of noise: a run's folder, or a file or image folder of this program or "
+        "another, as evaluate reads them; brought into the run's preprocessing", metavar="FILE")
 
     # Inner loop
     inner_optim: str = flag("SGD", "inner loop",

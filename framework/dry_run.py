@@ -15,6 +15,7 @@ from framework.assemble import (
 from framework.config import Config
 from framework.data.load import list_data, streams
 from framework.data.registry import DatasetInfo, at_hand, describe
+from framework.distilled.load import open_stored
 from framework.errors import UserError
 from framework.files import cache_folder, can_hold
 from framework.networks.flat import activation_floats
@@ -89,6 +90,8 @@ def _described(c: Config, processes: int) -> DatasetInfo:
         return replace(listing.info, num_classes=classes, train_size=counts[0], test_size=counts[1])
     info = describe(c.dataset, Path(c.root), c.im_size)
     check_against_data(c, info.num_classes, info.image_size)
+    if c.ckptname != "none":
+        open_stored(Path(c.ckptname), needs_labels=False)  # whether it fits is known once the data are here
     if info.num_classes is not None and info.train_size is not None:
         _check_sizes(c, info.num_classes, _train_sizes(c, info.train_size)[1])
     return info

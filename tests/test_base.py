@@ -12,12 +12,11 @@ import torch
 from cli import HANGS, TINY, difference, run_signalled, start
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tries import tried
 
 from framework.data.preprocess import Preprocess
 from framework.run import checkpoint
-from framework.run.checkpoint import load_tensors
 from main import main
 
 
@@ -79,7 +78,7 @@ def test_metrics_hold_every_step_epoch_and_evaluation(finished: Path) -> None:
 def test_the_exported_set_is_the_best_snapshot_not_the_last(finished: Path) -> None:
     """Ancestors' fault 15: the last images were written over the best ones."""
     best, last = checkpoint.load(finished / "best.pt"), checkpoint.load(finished / "last.pt")
-    tensors = load_tensors(finished / "distilled.safetensors")
+    tensors = load_file(finished / "distilled.safetensors")
     assert torch.equal(tensors["images"], best["images"])
     assert torch.equal(tensors["labels"], best["labels"])
     assert difference(last["progress"]["best"], {k: v for k, v in best.items() if k != "config"}) is None
@@ -184,7 +183,7 @@ def test_ckptname_is_where_the_set_starts(finished: Path, tmp_path: Path) -> Non
     """Ancestors' fault 13: the images were loaded and dropped."""
     flags = ["--train_y", "--epochs", "1", "--lr", "1e-12", "--ckptname", str(finished / "distilled.safetensors")]
     assert main([*TINY, *flags, "--save_dir", str(tmp_path / "run")]) == 0
-    given = load_tensors(finished / "distilled.safetensors")
+    given = load_file(finished / "distilled.safetensors")
     ended = checkpoint.load(tmp_path / "run" / "last.pt")["set"]
     assert torch.allclose(given["images"], ended["images"], atol=1e-9)
     assert torch.allclose(given["labels"], ended["labels"], atol=1e-9)
@@ -316,7 +315,7 @@ def test_a_damaged_checkpoint(damage: str, tmp_path: Path, finished: Path, capsy
 
 
 def test_nan_in_the_starting_images(tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tensors = load_tensors(finished / "distilled.safetensors")
+    tensors = load_file(finished / "distilled.safetensors")
     tensors["images"][3, 0, 0, 0] = float("nan")
     save_file(tensors, tmp_path / "nan.safetensors")
     line = refused(capsys, "--ckptname", tmp_path / "nan.safetensors", "--save_dir", tmp_path / "run")

@@ -70,16 +70,29 @@ class Preprocess(ABC):
             result = torch.empty(images.shape, dtype=torch.float32, device=device)
             for rows in chunks(images):
                 # Moved as bytes: converted first, eight times as much would have to be moved.
-                chunk = forward(images[rows].to(work).double()).to(torch.float32)
-                if not chunk.isfinite().all():
-                    raise UserError(
-                        f"preprocessing ({self.kind}): images became infinite or NaN; "
-                        f"its tensors are damaged, or --zca_reg is too small"
-                    )
-                result[rows] = chunk.to(device)
+                result[rows] = self._finite(forward(images[rows].to(work).double())).to(device)
             return result
 
         return preprocessed
+
+    def of_natural(self, images: torch.Tensor) -> torch.Tensor:
+        """Preprocess float (N, C, H, W) images in natural colours, whose values may lie outside [0, 1]; float32.
+
+        Raises:
+            UserError: see ``__call__``.
+        """
+        work = _float64_device(images.device)
+        return self._finite(self._forward_on(work)(images.to(work).double() * 255)).to(images.device)
+
+    def _finite(self, images: torch.Tensor) -> torch.Tensor:
+        """The images as float32, if they are finite."""
+        result = images.to(torch.float32)
+        if not result.isfinite().all():
+            raise UserError(
+                f"preprocessing ({self.kind}): images became infinite or NaN; "
+                f"its tensors are damaged, or --zca_reg is too small"
+            )
+        return result
 
     @abstractmethod
     def inverse(self, images: torch.Tensor, clip: bool = True) -> torch.Tensor:

@@ -68,12 +68,13 @@ class Stored:
         return {"class_names", "provenance"} <= self.metadata.keys()
 
 
-def read(path: Path, labels: Path | None = None) -> Stored:
+def read(path: Path, labels: Path | None = None, *, needs_labels: bool = True) -> Stored:
     """Read a distilled set from a file, a folder of ``images.pt``, or an image folder (one sub-folder per class).
 
     Args:
         path: its suffix tells the form.
         labels: a second ``.pt`` file, where ``path`` is one that holds the images alone.
+        needs_labels: images alone are a mistake, but in an ``.h5``.
 
     Raises:
         UserError: the file is missing, damaged, or of no form that is known here.
@@ -88,7 +89,8 @@ def read(path: Path, labels: Path | None = None) -> Stored:
     if reader is None:
         raise UserError(f"{path}: unknown form; give a run's folder, an image folder, or {', '.join(READERS)}")
     try:
-        stored = _complete(_read_pt(path, labels) if labels is not None else reader(path), path)
+        stored = _read_pt(path, labels, needs_labels) if reader is _read_pt else reader(path)
+        stored = _complete(stored, path, needs_labels)
         broken = [name for name, tensor in stored.tensors.items() if name != LR and not tensor.isfinite().all()]
     except UserError:
         raise
@@ -100,12 +102,13 @@ def read(path: Path, labels: Path | None = None) -> Stored:
     return stored
 
 
-def _complete(stored: Stored, path: Path) -> Stored:
+def _complete(stored: Stored, path: Path, needs_labels: bool) -> Stored:
     """A set with its images and labels; what other programs keep beside those and the learnt rate is left out.
 
     Only RaT-BPTT's ``.h5`` may lack labels: it has none where they are not learnt, as its images are sorted by class.
     """
-    needed = ("images",) if path.suffix.lower() in H5 and not stored.ours else ("images", "labels")
+    alone = not stored.ours and (path.suffix.lower() in H5 or not needs_labels)
+    needed = ("images",) if alone else ("images", "labels")
     if missing := [name for name in needed if name not in stored.tensors]:
         found = ", ".join(list(stored.tensors)[:5]) or "nothing"
         raise UserError(f"{path}: holds no {missing[0]} (found {found}); name them images and labels")
@@ -139,14 +142,14 @@ def _read_safetensors(path: Path) -> Stored:
         raise UserError(f"{path}: not a readable .safetensors file ({one_line(error)}); check the path") from error
 
 
-def _read_pt(path: Path, labels: Path | None = None) -> Stored:
+def _read_pt(path: Path, labels: Path | None = None, needs_labels: bool = True) -> Stored:
     """A dictionary, a pair of images and labels, or images with their labels in a file of their own."""
     content, files = _load_pt(path), {}
     if isinstance(content, dict) and isinstance(content.get("data"), list):  # dataset condensation: one pair per run
         content = content["data"][-1]
     if isinstance(content, Tensor):
         files = _companions(path) | ({} if labels is None else {"labels": labels})
-        if "labels" not in files:
+        if "labels" not in files and needs_labels:
             raise UserError(f"{path}: holds one tensor, the images; give --labels FILE with theirs")
         content = {"images": content, **{name: _load_pt(file) for name, file in files.items()}}
     elif labels is not None:

@@ -80,6 +80,10 @@ def class_weights(labels: Tensor, num_classes: int, path: Path) -> Tensor:
     return F.one_hot(numbers.long(), num_classes).float()
 
 
+class UnclearLabels(UserError):
+    """Labels of another program whose numbers do not tell their kind."""
+
+
 def interpreted(labels: Tensor, num_classes: int, kind: str, path: Path) -> tuple[Tensor, str | None]:
     """(N, K) float32 class weights from labels of another program, and a line that says what was taken and why.
 
@@ -88,7 +92,8 @@ def interpreted(labels: Tensor, num_classes: int, kind: str, path: Path) -> tupl
     Zhou et al. 2022, arXiv 2206.00719). ``auto`` takes what the numbers leave no doubt about.
 
     Raises:
-        UserError: the labels do not fit the number of classes, or ``auto`` cannot tell their kind.
+        UserError: the labels do not fit the number of classes.
+        UnclearLabels: ``auto`` cannot tell their kind.
     """
     weights = class_weights(labels, num_classes, path)
     if labels.ndim != 2 or labels.shape[1] != num_classes:
@@ -115,7 +120,7 @@ def _kind(labels: Tensor, path: Path) -> tuple[str, str]:
         return "log", "the exponentials of each row add up to 1"
     if (labels + 1 / classes - F.one_hot(labels.argmax(1), classes)).abs().max() < TOLERANCE:
         return "centred", f"each row is one-hot less 1/{classes}"
-    raise UserError(
+    raise UnclearLabels(
         f"{path}: labels from {labels.min():.3g} to {labels.max():.3g} whose rows add up to {sums.min():.3g} to "
         f"{sums.max():.3g} may be several kinds; say which: --label_kind logits (DATM), centred (KIP, FRePo, RFAD), "
         "log or weights"

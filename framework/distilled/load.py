@@ -95,7 +95,7 @@ def _check_flags(d: Distilled) -> None:
         raise UserError(f"{d.source}: its flags do not fit its images ({wrong}); restore it from a copy")
 
 
-def open_stored(path: Path, labels: Path | None = None) -> Stored:
+def open_stored(path: Path, labels: Path | None = None, *, needs_labels: bool = True) -> Stored:
     """Read a set; ``path`` may also be a run's folder. See ``formats.read``."""
     with reachable():
         ours, without = (path.is_dir() and (path / name).exists() for name in (SET, CONFIG))
@@ -105,4 +105,4 @@ def open_stored(path: Path, labels: Path | None = None) -> Stored:
         raise UserError(
             f"{path}: a run without {SET}, which its first evaluation writes; let the run go on, or give another"
         )
-    return formats.read(path, labels)
+    return formats.read(path, labels, needs_labels=needs_labels)

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
@@ -63,18 +61,6 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     """Write a safetensors file atomically."""
     content = to_safetensors({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
     write_atomically(path, lambda file: file.write(content))
-
-
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file onto the CPU.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: not a readable .safetensors file ({error}); check the path") from error
 
 
 def find_run(folder: Path, config: Config) -> dict[str, Any] | None:

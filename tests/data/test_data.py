@@ -31,7 +31,6 @@ from framework.data.splits import RealData, Split, StreamedImages, epoch_batches
 from framework.errors import UserError
 from framework.files import cache_folder
 from framework.rng import generator
-from framework.run.checkpoint import load_tensors
 from main import main
 
 CPU = torch.device("cpu")
@@ -855,7 +854,7 @@ def test_a_streamed_run_is_the_same_run(tmp_path: Path) -> None:
     assert main([*line, "--data_cache", "device", "--save_dir", str(tmp_path / "held")]) == 0
     assert main([*line, "--save_dir", str(tmp_path / "both"), "--epochs", "1"]) == 0
     assert main([*line, "--save_dir", str(tmp_path / "both"), "--resume"]) == 0
-    held, both = (load_tensors(tmp_path / name / "distilled.safetensors") for name in ("held", "both"))
+    held, both = (load_file(tmp_path / name / "distilled.safetensors") for name in ("held", "both"))
     assert difference(held, both) is None
     held, both = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("held", "both"))
     assert held["results"] == both["results"]

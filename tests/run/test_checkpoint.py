@@ -12,12 +12,14 @@ import pytest
 import torch
 from cli import difference
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from framework.config import DEFAULTS, parse
+from framework.distilled import formats
 from framework.errors import UserError
 from framework.files import write_atomically, write_text
 from framework.run import checkpoint
-from framework.run.checkpoint import find_run, load_tensors, save_tensors
+from framework.run.checkpoint import find_run, save_tensors
 
 STATE = {
     "config": DEFAULTS.to_json(),
@@ -45,7 +47,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_tensors_and_their_metadata_come_back_as_they_were(tmp_path: Path) -> None:
     path = tmp_path / "distilled.safetensors"
     save_tensors(path, TENSORS, {"class_names": "é"})
-    assert difference(load_tensors(path), TENSORS) is None
+    assert difference(load_file(path), TENSORS) is None
     with safe_open(path, "pt") as file:
         assert file.metadata() == {"class_names": "é"}
 
@@ -206,7 +208,7 @@ def test_a_file_that_holds_something_else_is_refused(value: Any, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["missing", "."])
-@pytest.mark.parametrize("read", [checkpoint.load, load_tensors])
+@pytest.mark.parametrize("read", [checkpoint.load, formats.read])
 def test_what_is_no_file_is_refused_by_name(read: Callable[[Path], Any], name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         read(tmp_path / name)
@@ -219,7 +221,7 @@ def test_a_damaged_safetensors_file_is_refused(how: str, tmp_path: Path) -> None
     save_tensors(path, TENSORS, {})
     path.write_bytes(damage(path.read_bytes(), how))
     with pytest.raises(UserError) as error:
-        load_tensors(path)
+        formats.read(path)
     assert str(path) in one_line(error)
 
 

@@ -23,7 +23,7 @@ from framework.run import checkpoint
 from main import main
 
 IPC = 2
-TARGET = Target("cifar10", made_up().class_names, (3, SIDE, SIDE))
+TARGET = Target("cifar10", (3, SIDE, SIDE), made_up().class_names)
 
 
 def start_of(
@@ -69,7 +69,7 @@ def test_another_devices_rounding_is_no_other_preprocessing(tmp_path: Path) -> N
 
 def test_classes_are_put_in_the_datas_order(tmp_path: Path) -> None:
     distilled, (a, b, c) = made_up(soft=True), TARGET.class_names
-    images, labels = start_of(distilled, tmp_path, target=TARGET._replace(class_names=(c, a, b)))
+    images, labels = start_of(distilled, tmp_path, target=replace(TARGET, class_names=(c, a, b)))
     assert torch.equal(images, distilled.images[[4, 5, 0, 1, 2, 3]])
     assert torch.equal(labels, distilled.labels[[4, 5, 0, 1, 2, 3]][:, [2, 0, 1]])
 
@@ -118,8 +118,8 @@ def test_a_set_is_brought_into_the_runs_preprocessing(made: str, now: str, tmp_p
     ("target", "per_class", "message"),
     [
         (TARGET, 1, r"needs images of shape \(3, 3, 4, 4\), found \(6, 3, 4, 4\)"),
-        (TARGET._replace(image_shape=(1, 4, 4)), IPC, "needs images of shape"),
-        (TARGET._replace(class_names=("a cat", "dog", "<é>")), IPC, "only in the data: 'dog'"),
+        (replace(TARGET, shape=(1, 4, 4)), IPC, "needs images of shape"),
+        (replace(TARGET, class_names=("a cat", "dog", "<é>")), IPC, "only in the data: 'dog'"),
     ],
 )
 def test_a_set_of_other_data_is_refused(target: Target, per_class: int, message: str, tmp_path: Path) -> None:
@@ -150,7 +150,8 @@ def test_tensors_of_another_program_are_taken_as_they_are(form: str, kind: str, 
     assert torch.equal(images, IMAGES)
     assert torch.equal(start.labels, torch.eye(CLASSES)[NUMBERS])
     assert line == f"{path}: does not say its preprocessing; its images are taken as already under the run's {kind}"
-    assert start.lines == ([f"{path}: no labels; its images are taken as sorted by class"] if form == "alone" else [])
+    told = [f"{path}: holds no labels; its images are taken as 2 of each class in order"]
+    assert start.lines == (told if form == "alone" else [])
 
 
 def test_labels_of_another_program_are_understood_and_sort_its_images(tmp_path: Path) -> None:

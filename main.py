@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from framework.config import parse
+from framework.config.registry import parse
 from framework.errors import UserError
 from framework.output import lasting_output
 
@@ -31,10 +31,18 @@ def _run(arguments: Sequence[str]) -> int:
 
             print(preview(config))
             return 0
-        from framework.base import main_worker
+        from framework.config.matching import BufferConfig
         from framework.run.launch import launch
 
-        return launch(main_worker, config)
+        if isinstance(config, BufferConfig):
+            from framework import train_experts
+
+            return launch(train_experts.main_worker, config)
+        from framework import base
+        from framework.config.common import Distilling
+
+        assert isinstance(config, Distilling), "all others are told apart above"
+        return launch(base.main_worker, config)
     except UserError as error:
         print(f"main.py: error: {error}", file=sys.stderr)
         return 2

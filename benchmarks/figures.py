@@ -86,9 +86,9 @@ def accuracy(folder: RunFolder, path: Path) -> None:
     figure = Figure(figsize=(7, 4))
     ax = figure.subplots()
     assert folder.summary is not None
-    results, steps = folder.summary.results, list(folder.history)
-    mean = 100 * np.array([entry.best.top1 for entry in folder.history.values()])
-    deviation = 100 * np.array([entry.best.top1_std or 0.0 for entry in folder.history.values()])
+    results, steps = folder.summary.results, [record["step"] for record in folder.records["evaluation"]]
+    mean = 100 * np.array([entry.best.top1 for entry in folder.history])
+    deviation = 100 * np.array([entry.best.top1_std or 0.0 for entry in folder.history])
     ax.plot(steps, mean, marker="o", color=BLUE, label=f"{results['distilled'].name} (selection)")
     ax.fill_between(steps, mean - deviation, mean + deviation, color=BLUE, alpha=0.2)
     for (key, row), colour in zip(results.items(), (BLUE, GREY, GREEN), strict=False):

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from common import RESULTS, Parser, at_least, markdown, ran_on, run, write_results
-from framework import assemble, base
-from framework.config import parse
+from framework import base
+from framework.assemble import bptt as assemble
+from framework.config.bptt import parse
 from framework.data.preprocess import Zca
 from framework.data.splits import RealData, Split
 from framework.distill_higher import BackpropThroughTime
@@ -134,7 +135,7 @@ def measure(epochs: int, step_seconds: float) -> dict[str, Any]:
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         replaced: list[tuple[Any, str, Any]] = [
-            (assemble, "_load_data", lambda *_: real_data()),
+            (assemble, "read_data", lambda *_: real_data()),
             (BackpropThroughTime, "proposals", faked_steps(clock, step_seconds)),
             (SyntheticSet, "update", faked_update),
             (base, "joint_norm", lambda grads: ONE),

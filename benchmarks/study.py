@@ -48,26 +48,40 @@ class Job:
         return max(accuracies, default=0.0)
 
 
+def execute(title: str, arguments: list[str], folder: Path, seconds: float, threads: int) -> bool:
+    """Run main.py, what it says going to ``folder/output.txt``; after so many seconds ask it to checkpoint and stop.
+
+    Returns:
+        Whether it ended by itself.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "main.py", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    print(f"{title}: {' '.join(command[1:])}", flush=True)
+    with open(folder / "output.txt", "a") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            process.wait(None if seconds == float("inf") else max(0.0, seconds))
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.wait()
+            return False
+    if process.returncode != 0:
+        tail = (folder / "output.txt").read_text().splitlines()[-1]
+        raise SystemExit(f"{title} failed ({process.returncode}): {tail}")
+    return True
+
+
 def distil(job: Job, deadline: float, threads: int) -> None:
     """Start or continue a run; at the deadline ask it to checkpoint and stop."""
     if job.summary is not None or time.monotonic() > deadline:
         return
-    job.folder.mkdir(parents=True, exist_ok=True)
     where = ["--seed", str(job.seed), "--save_dir", str(job.folder), "--resume"]
-    command = [sys.executable, "main.py", *job.flags, *where]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    print(f"{job.variant}, seed {job.seed}: {' '.join(command[1:])}", flush=True)
-    with open(job.folder / "output.txt", "a") as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.terminate()
-            process.wait()
-            return
-    if process.returncode != 0:
-        tail = (job.folder / "output.txt").read_text().splitlines()[-1]
-        raise SystemExit(f"{job.variant}, seed {job.seed} failed ({process.returncode}): {tail}")
+    left = deadline - time.monotonic()
+    execute(f"{job.variant}, seed {job.seed}", [*job.flags, *where], job.folder, left, threads)
 
 
 def mean_and_deviation(values: list[float]) -> dict[str, float | None]:

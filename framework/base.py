@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from framework import files
-from framework.assemble import assemble
-from framework.config import Config
+from framework.assemble.registry import assemble
+from framework.config.common import Distilling
 from framework.distilled.labels import match_classes
 from framework.errors import UserError
 from framework.evaluation.selection import Assessor, select_best
 from framework.files import CannotWrite, FolderLock, write_text
 from framework.machine import peak_memory_mib
-from framework.outer.method import Proposal
+from framework.outer.method import Proposal, Rejected
 from framework.outer.synthetic import joint_norm
 from framework.report.metrics import Reporter, mirror_to_wandb
 from framework.report.tables import result_table
@@ -41,7 +41,7 @@ class Run:
         lock: of the run's folder; only rank 0 holds it.
     """
 
-    def __init__(self, config: Config, comm: Comm, device: torch.device, lock: FolderLock) -> None:
+    def __init__(self, config: Distilling, comm: Comm, device: torch.device, lock: FolderLock) -> None:
         self.config, self.comm, self.device, self.lock = config, comm, device, lock
         self.folder = config.folder
         self.stop = StopRequest()
@@ -116,28 +116,35 @@ class Run:
         # The step's only wait for the device. All ranks see the same numbers, and so skip the same steps.
         numbers = torch.stack([*averaged[: len(scalars)], joint_norm(grads)]).tolist()
         facts = {**proposal.facts, **dict(zip([*scalars, "meta_gradient_norm"], numbers, strict=True))}
-        if all(map(math.isfinite, numbers)):
-            _, clip = self.set.update(grads, proposal.mask)
-            self._record_step(facts, clip, time.monotonic() - began)
+        if not all(map(math.isfinite, numbers)):
+            self._skip_step(facts, "its meta-gradient is not finite")
+        elif facts["loss"] > proposal.limit:
+            self._record_step(facts | {"passed_over": True}, {}, time.monotonic() - began)
         else:
-            self._skip_step(facts)
+            try:
+                updated = self.set.update(grads, proposal.mask)
+            except Rejected as reason:
+                self._skip_step(facts, str(reason))
+            else:
+                self._record_step(facts, updated, time.monotonic() - began)
 
-    def _skip_step(self, facts: dict[str, Any]) -> None:
-        """Count, tell and record a step whose meta-gradient is not finite; the set stays as it is."""
+    def _skip_step(self, facts: dict[str, Any], reason: str) -> None:
+        """Count, tell and record a step that cannot be applied; the set stays as it is."""
         self.progress.skip()
         if self.reporter is not None:
-            self.reporter.skipped(self.progress, facts)
-        self.progress.check(self.config.max_bad_steps)
+            self.reporter.skipped(self.progress, facts, reason)
+        self.progress.check(self.config.max_bad_steps, reason, self.method.remedy)
 
-    def _record_step(self, facts: dict[str, Any], clip: Tensor, seconds: float) -> None:
-        """Count a step, which took ``seconds``; every ``--print_freq`` steps show it."""
+    def _record_step(self, facts: dict[str, Any], updated: dict[str, Tensor], seconds: float) -> None:
+        """Count a step, which took ``seconds``; every ``--print_freq`` steps show it, with what the update tells."""
         p = self.progress
         p.applied(facts["loss"], facts.get("accuracy", math.nan))
         if self.reporter is None:
             return
         shown = p.step % self.config.print_freq == 0 or p.step_in_epoch == self.method.steps_per_epoch
         if shown:
-            facts |= {"clip_factor": clip.item(), "seconds": self._seconds(), "seconds_per_step": seconds}
+            facts |= {name: value.item() for name, value in updated.items()}
+            facts |= {"seconds": self._seconds(), "seconds_per_step": seconds}
             facts |= {"peak_memory_mib": peak_memory_mib(self.device)}
         self.reporter.step(p, facts, shown=shown)
 
@@ -167,15 +174,18 @@ class Run:
     # ---- evaluation --------------------------------------------------------------------------------
 
     def _evaluate(self, epoch: int, last: bool) -> None:
-        """Evaluate the current set; keep it if it is the best so far."""
+        """Evaluate the current set in all of its forms; keep the best so far."""
         p = self.progress
-        entry = self.assessor.evaluate(epoch)
-        best = select_best(p.best, entry, self.set.snapshot())
-        p.history.append(entry)
-        p.best = best
+        snapshots = self.set.snapshots()
+        entries = [self.assessor.evaluate(epoch, form, snapshot) for form, snapshot in snapshots.items()]
+        for entry in entries:  # all are there: one that is interrupted must leave no trace
+            p.history.append(entry)
+            p.best = select_best(p.best, entry, snapshots[entry.form])
         if self.reporter is not None:
-            self.assessor.export(best, self.folder, now=last)
-            self.reporter.evaluated(entry, best, p.step, self._seconds())
+            assert p.best is not None
+            self.assessor.export(p.best, self.folder, now=last)
+            for entry in entries:
+                self.reporter.evaluated(entry, p.best, p.step, self._seconds())
 
     # ---- state -------------------------------------------------------------------------------------
 
@@ -244,7 +254,7 @@ class Run:
             raise UserError(f"{source}: the data's classes are in another order now; give the data as they were")
 
 
-def main_worker(config: Config, comm: Comm, device: torch.device) -> int:
+def main_worker(config: Distilling, comm: Comm, device: torch.device) -> int:
     """Run one worker from start to end. Returns the exit code."""
     lock = FolderLock(config.folder)
     try:

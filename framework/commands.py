@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from framework.config import FLAGS
+from framework.config.bptt import FLAGS
 from framework.distilled.names import DDRANKING, FORMS, LABEL_KINDS
 from framework.errors import UserError
 from framework.evaluation.names import BASELINES, RECIPES
@@ -56,8 +56,9 @@ def _evaluate_parser() -> Parser:
     add("--eval_arch", nargs="+", choices=ARCHITECTURES, metavar="ARCH",
         help=f"networks to train: {', '.join(ARCHITECTURES)} (default: the set's own)")  # fmt: skip
     add("--width", type=_positive, metavar="N", help="channels of those that are not the set's own (default: theirs)")
-    add("--recipe", choices=tuple(RECIPES), default="inner",
-        help="; ".join(f"{name}: {text}" for name, text in RECIPES.items()) + " (default: inner)")  # fmt: skip
+    add("--recipe", choices=tuple(RECIPES),
+        help="; ".join(f"{name}: {text}" for name, text in RECIPES.items()) + " (default: inner; mtt for a set of "
+        "main.py ftd)")  # fmt: skip
     add("--num_train_eval", type=_positive, metavar="N", help="networks per row (default: the run's, or 5)")
     add("--eval_steps", type=_positive, nargs="+", metavar="STEPS", help="training lengths instead of the recipe's")
     add("--inner_lr", type=_rate, metavar="LR",

@@ -38,7 +38,7 @@ class _DifferentiableOptimizer(higher.optim.DifferentiableOptimizer):  # type: i
     def __init__(self, rule: Optimizer, network: FlatNetwork, state: State, fast_model: torch.nn.Module) -> None:
         parameters = list(network.module.parameters())
         # higher copies parameter groups from a PyTorch optimiser; the rule itself is ours.
-        super().__init__(torch.optim.SGD(parameters, lr=rule.lr), parameters, fmodel=fast_model)
+        super().__init__(torch.optim.SGD(parameters, lr=1.0), parameters, fmodel=fast_model)
         self.rule, self.steps = rule, state.t
         self.moments = list(zip(network.unflatten(state.m), network.unflatten(state.v), strict=True))
 
@@ -192,6 +192,8 @@ class BackpropThroughTime:
     seed: int
     start_epoch: int = 0
     alignment: PatchAlignment | None = None
+    remedy = "lower --inner_lr or --window, or raise --minwindow"
+
     window: Window | None = None  # in force
     window_step: int = -1  # the outer step for which it was chosen
 

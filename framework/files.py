@@ -20,6 +20,8 @@ from framework.errors import UserError
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 SET, PICTURE, CURVES, WINDOWS = "distilled.safetensors", "distilled.png", "accuracy.png", "truncation.png"
+MATCHING = "matching.png"
+EXPERTS = "experts.json"
 BOARD, EVALUATION, EXPORTS = "tensorboard", "evaluation", "exports"  # folders
 
 
@@ -163,10 +165,15 @@ def can_hold(folder: Path, name: str = "--save_dir") -> bool:
 
 
 class FolderLock:
-    """A run's folder held by one process; the system lets go of it however that process ends."""
+    """A run's folder held by one process; the system lets go of it however that process ends.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        folder: the run's.
+        name: the flag that names it, for messages.
+    """
+
+    def __init__(self, folder: Path, name: str = "--save_dir") -> None:
+        self.folder, self.name = folder, name
         self._lock: FileLock | None = None
 
     def __enter__(self) -> "FolderLock":
@@ -175,7 +182,7 @@ class FolderLock:
         Raises:
             UserError: another run holds it, or it cannot be reached, made or written.
         """
-        if can_hold(self.folder):
+        if can_hold(self.folder, self.name):
             self._take()
         return self
 
@@ -189,11 +196,11 @@ class FolderLock:
         Raises:
             UserError: it cannot be made or written; or another run was quicker.
         """
-        make_folder(self.folder, "--save_dir")
+        make_folder(self.folder, self.name)
         if self._lock is None:
             self._take()
             if (self.folder / LAST).exists():
-                raise UserError(f"{self.folder} already holds a run by now: choose another --save_dir")
+                raise UserError(f"{self.folder} already holds a run by now: choose another {self.name}")
         for leftover in self.folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
 
@@ -203,11 +210,11 @@ class FolderLock:
             self._lock.acquire()
         except Timeout as error:
             raise UserError(
-                f"{self.folder}: another run is writing there; wait for its end, or choose another --save_dir"
+                f"{self.folder}: another run is writing there; wait for its end, or choose another {self.name}"
             ) from error
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
                 raise UserError(
-                    f"cannot write to {self.folder}: {error.strerror}; choose another --save_dir"
+                    f"cannot write to {self.folder}: {error.strerror}; choose another {self.name}"
                 ) from error
             print(f"{self.folder}: its file system has no locks; start no second run there", flush=True)

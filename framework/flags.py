@@ -28,12 +28,36 @@ class Flag:
     const: Any = None
     read_by: str = ""  # shown in --help: who reads this flag, if not everybody
     reads: Callable[[Any], bool] | None = None  # of the configuration; False: giving the flag is pointless, so warn
+    inert: str = ""  # why giving it changes nothing
     resume: str = "same"  # "same": must not change on resume; "free": may
 
 
 def flag(default: Any, group: str, text: str, **about: Any) -> Any:
     """A field of a configuration; ``about`` is the rest of its ``Flag``."""
     return dataclasses.field(default=default, metadata={"flag": Flag(group, text, **about)})
+
+
+def varied(configuration: Any, name: str, default: Any = None, **changes: Any) -> Any:
+    """The field ``name`` of another configuration, with another default (None: its own) or another ``Flag``."""
+    field = configuration.__dataclass_fields__[name]
+    about = dataclasses.replace(field.metadata["flag"], **changes)
+    return dataclasses.field(default=field.default if default is None else default, metadata={"flag": about})
+
+
+def truth(text: str) -> bool:
+    """``True`` or ``False``, as the originals' commands give some switches.
+
+    Raises:
+        argparse.ArgumentTypeError: something else.
+    """
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return text.lower() == "true"
+
+
+def switch(default: bool, group: str, text: str, **about: Any) -> Any:
+    """A flag that is given alone or with True or False."""
+    return flag(default, group, text, kind=truth, nargs="?", const=True, metavar="True|False", **about)
 
 
 def flags_of(configuration: Any) -> dict[str, Flag]:
@@ -64,13 +88,16 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def add_flags(parser: Parser, configuration: Any) -> None:
-    """Give ``parser`` every flag of a configuration's class, by groups; what is not given stays absent."""
-    groups: dict[str, Any] = {}
-    for field in dataclasses.fields(configuration):
+def add_flags(parser: Parser, configuration: Any, order: Sequence[str]) -> None:
+    """Give ``parser`` every flag of a configuration's class, by groups in their ``order``.
+
+    What is not given on a command line stays absent.
+    """
+    fields = dataclasses.fields(configuration)
+    used = {field.metadata["flag"].group for field in fields}
+    groups = {name: parser.add_argument_group(name) for name in order if name in used}
+    for field in fields:
         about: Flag = field.metadata["flag"]
-        if about.group not in groups:
-            groups[about.group] = parser.add_argument_group(about.group)
         groups[about.group].add_argument(
             option(field.name),
             *about.aliases,
@@ -85,7 +112,7 @@ def _options(about: Flag, default: Any) -> dict[str, Any]:
     text = about.help.replace("%", "%%")
     if about.read_by:
         text += f" [read by {about.read_by}]"
-    if isinstance(default, bool):
+    if isinstance(default, bool) and about.kind is None:
         return {"action": "store_true", "help": text}
     if default not in (None, "", ()):
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
@@ -131,7 +158,7 @@ def _checked(name: str, value: Any, field: "dataclasses.Field[Any]") -> Any:
     several = isinstance(field.default, tuple)
     if several != isinstance(value, list | tuple) or (value is None and field.default is not None):
         raise UserError(f"{option(name)} {value!r}: {'several values' if several else 'one value'} expected")
-    kind = about.kind or type(field.default)
+    kind = about.kind if isinstance(about.kind, type) else type(field.default)
     for single in value if several else () if value is None else (value,):
         sound = (
             isinstance(single, float | int) and not isinstance(single, bool) if kind is float else type(single) is kind

@@ -1,6 +1,7 @@
 """The typed schema of what a run leaves behind as JSON, and how it is read back.
 
-Written by ``files.write_json``, in which NaN becomes null; read by ``report.folder``.
+Written by ``files.write_json``, in which NaN becomes null; read by ``report.folder``, and what stands beside experts
+by ``outer.buffers``.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from framework.errors import UserError
+from framework.networks.spec import Spec
 
 METRICS = ("top1", "top5", "ece", "loss")
 """Of ``Scores``: fractions, and the mean cross-entropy in nats."""
@@ -40,6 +42,7 @@ class Entry:
     scores: list[Scores]  # after each of these
     best_length: int
     accuracy: float  # there, a fraction
+    form: str = ""  # of the set, where a method has it in several, as its images and their moving average
 
     @property
     def best(self) -> Scores:
@@ -101,6 +104,70 @@ class Judgement:
     peak_memory_mib: float
 
 
+@dataclass(frozen=True)
+class ExpertSource:
+    """What experts were trained on, and which network they are."""
+
+    dataset: str
+    class_names: list[str]  # in label order
+    preprocess: str  # kind
+    preprocess_norms: dict[str, float]  # of its tensors, by name; see ``outer.buffers.weighted_norms``
+    arch: str  # of ``networks.registry.ARCHITECTURES``, by ``same_maker``
+    spec: Spec
+    validation: str | None  # checksum of which images were held out; None: experts saw all training images
+
+
+@dataclass(frozen=True)
+class ExpertTraining:
+    """How experts were trained; see ``outer.experts.ExpertRecipe``."""
+
+    lr: float
+    momentum: float
+    weight_decay: float
+    batch: int
+    epochs: int
+    decay: bool
+    rho: float
+    alpha: float
+    adaptive: bool
+    augmentation: str
+    images: int  # that they were trained on
+    seed: int
+
+
+@dataclass(frozen=True)
+class ExpertCurve:
+    """How one expert learnt: means over each epoch's augmented training images."""
+
+    number: int
+    losses: list[float]
+    accuracies: list[float]
+
+
+@dataclass(frozen=True)
+class ExpertFile:
+    """A file of experts."""
+
+    name: str
+    experts: list[int]  # their numbers, in the file's order
+    checksum: str  # blake2b of 16 bytes, hexadecimal
+
+
+@dataclass(frozen=True)
+class Experts:
+    """``experts.json``: what stands beside files of experts."""
+
+    source: ExpertSource
+    training: ExpertTraining
+    count: int  # experts in all files
+    curves: list[ExpertCurve]  # of these
+    files: list[ExpertFile]
+    device: str
+    torch: str
+    python: str
+    peak_memory_mib: float
+
+
 R = TypeVar("R")
 
 
@@ -122,10 +189,11 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise TypeError(f"{where} is no object")
         hints = get_type_hints(kind)
-        if missing := sorted(hints.keys() - value.keys()):
+        optional = {field.name for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING}
+        if missing := sorted(hints.keys() - value.keys() - optional):
             raise TypeError(f"lacks {', '.join(missing)}")
         make: Any = kind
-        return make(**{name: _read(hint, value[name], name) for name, hint in hints.items()})
+        return make(**{name: _read(hint, value[name], name) for name, hint in hints.items() if name in value})
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return None if value is None else _read(arguments[0], value, where)

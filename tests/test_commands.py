@@ -14,7 +14,7 @@ import torch
 from cli import TINY, refused
 
 from framework import load_distilled
-from framework.config import Config
+from framework.config.bptt import Config
 from framework.distilled.exports import WRITERS
 from framework.distilled.formats import write_safetensors
 from framework.distilled.names import FORMS

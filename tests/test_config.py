@@ -12,8 +12,9 @@ from commands import COMMANDS, Command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from framework.assemble import check_against_data
-from framework.config import DEFAULTS, FLAGS, Config, build_parser, differences, parse, validate
+from framework.assemble.common import check_against_data
+from framework.config.bptt import DEFAULTS, FLAGS, Config, parse
+from framework.config.common import build_parser
 from framework.errors import UserError
 
 # ---- the golden list -------------------------------------------------------------------------------
@@ -40,7 +41,7 @@ AUTOMATIC = """
 
 
 def options() -> list[str]:
-    return [option for action in build_parser()._actions for option in action.option_strings]
+    return [option for action in build_parser(Config)._actions for option in action.option_strings]
 
 
 def test_the_set_of_flags_is_exactly_this() -> None:
@@ -462,7 +463,7 @@ def another(value: Any) -> Any:
 @pytest.mark.parametrize("name", FLAGS)
 def test_a_resumed_run_may_change_only_what_cannot_change_its_result(name: str) -> None:
     value = another(getattr(DEFAULTS, name))
-    found = differences(DEFAULTS, dataclasses.replace(DEFAULTS, **{name: value}))
+    found = dataclasses.replace(DEFAULTS, **{name: value}).differences(DEFAULTS)
     assert len(found) == (name not in FREE.split())
     assert all(text.startswith((f"--{name} was ", f"-{name} was ")) for text in found)
 
@@ -471,8 +472,8 @@ def test_a_saved_configuration_without_a_younger_flag_has_its_default() -> None:
     saved = json.loads(DEFAULTS.to_json())
     del saved["lr"], saved["name"]
     old = Config.from_json(saved, Path("last.pt"))
-    assert differences(old, DEFAULTS) == []
-    assert differences(old, dataclasses.replace(DEFAULTS, lr=0.1)) == ["--lr was 0.01 and is 0.1"]
+    assert DEFAULTS.differences(old) == []
+    assert dataclasses.replace(DEFAULTS, lr=0.1).differences(old) == ["--lr was 0.01 and is 0.1"]
 
 
 # ---- anything at all -------------------------------------------------------------------------------
@@ -508,4 +509,4 @@ def test_any_command_line_is_read_or_refused_in_one_line(arguments: list[str]) -
     assert 1 <= config.window <= config.totwindow or config.policy == "bptt"
     assert config.batch_per_class <= config.num_per_class
     assert all(warning.startswith("-") for warning in warnings)
-    assert not set(validate(config)) - set(warnings)
+    assert not set(config.validate()) - set(warnings)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from framework.config import DEFAULTS, FLAGS, parse
+from framework.config.bptt import DEFAULTS, FLAGS, parse
 from framework.data.subsets import SUBSETS
 from framework.dry_run import preview
 from framework.errors import UserError

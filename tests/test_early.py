@@ -12,7 +12,7 @@ import torch
 from cli import TINY, refused
 from PIL import Image
 
-from framework.config import Config, parse
+from framework.config.bptt import Config, parse
 from framework.data.preprocess import Standardise
 from framework.distilled.formats import write_safetensors
 from framework.distilled.set import Distilled
@@ -35,7 +35,7 @@ def tree(root: Path, counts: dict[str, int]) -> list[str]:
 FLAGS: list[tuple[list[str], str]] = [
     (
         ["--baselines", "random", "--num_per_class", "3"],
-        "--baselines random: class owl has only 2 real image(s), fewer than the 3 distilled one(s) of a class; drop",
+        "--baselines random: class owl has only 2 real image(s), fewer than the 3 distilled one(s) of a class; leave",
     ),
     (["--baselines", "random", "--num_per_class", "2", "--limit_train", "5"], "has only 1 real image(s)"),
     (["--task_sampler_nc", "4"], "--task_sampler_nc 4 is more than the 3 classes"),
@@ -55,7 +55,7 @@ def test_flags_are_compared_with_the_data_before_it_is_decoded(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("framework.assemble.find_spec", lambda name: None)
+    monkeypatch.setattr("framework.assemble.common.find_spec", lambda name: None)
     root = tree(tmp_path / "data", {"cat": 8, "dog": 8, "owl": 4})
     folder = tmp_path / "run"
     (line,) = refused([*SMALL, *root, *flags, *dry, "--save_dir", str(folder)], capsys).splitlines()

@@ -22,8 +22,8 @@ from PIL import Image
 from problems import CPU
 from tries import tried
 
-from framework import assemble
-from framework.config import DEFAULTS, FLAGS, parse
+from framework.assemble import bptt as assemble
+from framework.config.bptt import DEFAULTS, FLAGS, parse
 from framework.data.parts import decode_image
 from framework.data.splits import RealData
 from framework.errors import UserError
@@ -243,7 +243,7 @@ def test_damaged_metrics_can_be_plotted(finished: Path, tmp_path: Path, data: An
 
 @pytest.fixture(scope="module")
 def digits() -> RealData:
-    return assemble.assemble(parse(SMALL)[0], Comm(), CPU).real
+    return assemble.assemble_bptt(parse(SMALL)[0], Comm(), CPU).real
 
 
 @fuzzed(100)
@@ -252,8 +252,8 @@ def test_a_damaged_distilled_set_to_start_from(finished: Path, digits: RealData,
     content, path = (finished / "distilled.safetensors").read_bytes(), tmp_path / "damaged.safetensors"
     path.write_bytes(damage(content, data.draw(damages(len(content)))))
     config = parse([*SMALL, "--ckptname", str(path)])[0]
-    with patch.object(assemble, "_load_data", return_value=digits):
-        assert_loads_or_one_line(lambda: assemble.assemble(config, Comm(), CPU))
+    with patch.object(assemble, "read_data", return_value=digits):
+        assert_loads_or_one_line(lambda: assemble.assemble_bptt(config, Comm(), CPU))
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "gif", "webp", "tiff"])

@@ -57,7 +57,7 @@ next(distilled.batches()), distilled.network(), distilled.preprocess
 # From the top floor down; a file may import from its own floor and from those below it.
 FLOORS = (
     ("main",),
-    ("base", "commands"),
+    ("base", "train_experts", "commands"),
     ("evaluation",),
     ("report",),
     ("dry_run", "assemble", "distilled"),

@@ -11,7 +11,9 @@ import pytest
 from commands import AT_BPTT, RAT_BPTT
 from PIL import Image
 
-from framework.config import parse
+from framework.config.bptt import parse
+from framework.config.common import parse_as
+from framework.config.matching import BufferConfig, FtdConfig
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 PUBLISHED = {
@@ -25,7 +27,9 @@ PUBLISHED = {
     "rat_bptt/tiny_imagenet_ipc10_fixed.sh": RAT_BPTT["tiny-imagenet-fixed"],
     "rat_bptt/imagenet_ipc1_fixed.sh": RAT_BPTT["imagenet-ipc1"],
 }
-BENCHMARKS = sorted(str(path.relative_to(SCRIPTS)) for path in SCRIPTS.rglob("*_ipc*.sh"))
+EVERY = sorted(str(path.relative_to(SCRIPTS)) for path in SCRIPTS.rglob("*_ipc*.sh"))
+BENCHMARKS = [script for script in EVERY if not script.startswith("ftd/")]
+MATCHING = [script for script in EVERY if script.startswith("ftd/")]
 
 
 def flags_of(script: str, *extra: str) -> list[str]:
@@ -51,6 +55,48 @@ def test_every_benchmark_parses_without_a_warning_and_takes_extra_flags(script: 
     assert config.dataset == name
     assert config.num_per_class == int(Path(script).stem.split("_ipc")[1].split("_")[0])
     assert config.policy == ("at-bptt" if "/" not in script else "fixed" if "fixed" in script else "rat-bptt")
+
+
+def both_of(script: str, *extra: str, **environment: str) -> tuple[BufferConfig, FtdConfig]:
+    """What a script of ``ftd`` would hand to both verbs, without a warning."""
+    command = ["bash", str(SCRIPTS / script), *extra]
+    given = {**os.environ, "PYTHON": "echo", **environment}
+    lines = subprocess.run(command, env=given, capture_output=True, text=True, check=True).stdout.splitlines()
+    (_, one, *experts), (_, two, *matching) = (line.split() for line in lines)
+    assert (one, two) == ("buffer", "ftd")
+    buffer, ftd = parse_as(experts, BufferConfig), parse_as(matching, FtdConfig)
+    assert (buffer[1], ftd[1]) == ([], [])
+    return buffer[0], ftd[0]
+
+
+@pytest.mark.parametrize("script", MATCHING)
+def test_experts_and_matching_belong_together_and_take_extra_flags(script: str) -> None:
+    buffer, ftd = both_of(script, "--depth", "2", "--", "--seed", "3", EXPERTS="--num_experts 2")
+    assert buffer.folder == ftd.buffer_folder
+    assert (buffer.num_experts, buffer.depth, ftd.depth, ftd.seed) == (2, 2, 2, 3)
+    assert ftd.max_start_epoch - 1 + ftd.expert_epochs <= buffer.train_epochs
+    assert str(buffer.alpha) in str(buffer.folder).replace("alpha_1", "alpha_1.0")
+    assert ftd.num_per_class == int(Path(script).stem.split("_ipc")[1])
+
+
+def test_there_is_a_script_for_every_column_of_ftds_table() -> None:
+    """FTD, docs/parameters.png, Table 7."""
+    table = {
+        "cifar10_ipc1": (50, 2, 2, None, 100, 1e-7, 0.01, 0.3, 0.9999),
+        "cifar10_ipc10": (30, 2, 20, None, 100, 1e-5, 0.001, 0.3, 0.9995),
+        "cifar10_ipc50": (30, 2, 40, None, 1000, 1e-5, 0.01, 1, 0.999),
+        "cifar100_ipc1": (40, 3, 20, None, 1000, 1e-5, 0.01, 1, 0.9995),
+        "cifar100_ipc10": (20, 2, 40, None, 1000, 1e-5, 0.01, 1, 0.9995),
+        "cifar100_ipc50": (80, 2, 40, 1000, 1000, 1e-5, 0.01, 1, 0.999),
+        "tiny_imagenet_ipc1": (30, 2, 10, None, 10000, 1e-4, 0.01, 1, 0.999),
+        "tiny_imagenet_ipc10": (20, 2, 40, 500, 10000, 1e-4, 0.01, 1, 0.999),
+    }
+    assert {f"ftd/{name}.sh" for name in table} == set(MATCHING)
+    for name, values in table.items():
+        b, f = both_of(f"ftd/{name}.sh")
+        found = (f.syn_steps, f.expert_epochs, f.max_start_epoch, f.batch_syn, f.lr_img, f.lr_lr, f.lr_teacher)
+        assert (*found, b.alpha, f.ema_decay) == values
+        assert (b.rho, b.zca, b.num_experts, b.train_epochs) == (0.01, True, 100, 50)
 
 
 def test_there_is_a_script_for_every_benchmark() -> None:

@@ -144,6 +144,7 @@ def load_listed(
     Args:
         listing: what to load.
         device: where the tensors go.
+        listing: what ``list_data`` made of the spec, where that was done before.
         preprocess: to be used instead of one fitted on the training images.
         progress: show progress bars on stderr.
 

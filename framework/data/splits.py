@@ -145,13 +145,16 @@ def validation_split(
     return (~is_val).nonzero().flatten(), is_val.nonzero().flatten()
 
 
-def require_random_real(counts: torch.Tensor, class_names: tuple[str, ...], ipc: int) -> None:
-    """Check that every class has the real images that the baseline ``random`` draws.
+def require_random_real(
+    counts: torch.Tensor, class_names: tuple[str, ...], ipc: int, flag: str = "--baselines random"
+) -> None:
+    """Check that every class has the real images that are to be drawn.
 
     Args:
         counts: (K,) int64: training images of each class.
         class_names: K of them.
         ipc: images per class of the distilled set.
+        flag: what asks for them.
 
     Raises:
         UserError: naming the first class that has fewer.
@@ -159,9 +162,22 @@ def require_random_real(counts: torch.Tensor, class_names: tuple[str, ...], ipc:
     for count, name in zip(counts.tolist(), class_names, strict=True):
         if count < ipc:
             raise UserError(
-                f"--baselines random: class {name} has only {count} real image(s), fewer than the {ipc} distilled "
-                "one(s) of a class; drop the baseline"
+                f"{flag}: class {name} has only {count} real image(s), fewer than the {ipc} distilled one(s) of a "
+                "class; leave it out, or distil fewer"
             )
+
+
+def draw_per_class(labels: torch.Tensor, num_classes: int, per_class: int, gen: torch.Generator) -> torch.Tensor:
+    """Indices (num_classes * per_class,) int64, sorted by class, of random images without replacement.
+
+    Args:
+        labels: (N,) int64 on the CPU, at least ``per_class`` of each class.
+    """
+    picks = []
+    for k in range(num_classes):
+        members = (labels == k).nonzero().squeeze(1)
+        picks.append(members[torch.randperm(len(members), generator=gen)[:per_class]])
+    return torch.cat(picks)
 
 
 def balanced_subset(labels: torch.Tensor, num_classes: int, limit: int, name: str) -> torch.Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from framework.config import Config
+from framework.config.bptt import Config
 from framework.data.preprocess import Preprocess, Standardise
 from framework.data.subsets import SUBSETS
 from framework.distilled.formats import LR, Stored

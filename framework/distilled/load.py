@@ -1,10 +1,11 @@
 """A distilled set from its file: ``load_distilled``."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-from framework.config import Config
+from framework.config.registry import read_config
 from framework.data.preprocess import Preprocess
 from framework.distilled import formats
 from framework.distilled.formats import Stored
@@ -37,7 +38,7 @@ def from_stored(stored: Stored, path: Path) -> Distilled:
             "takes it with --dataset and --preprocess"
         )
     class_names, provenance = _metadata(stored, path)
-    config = Config.from_json(provenance["config"], path)
+    config = read_config(provenance["config"], path)
     images, labels = stored.tensors["images"].float(), class_weights(stored.tensors["labels"], len(class_names), path)
     per_class, rest = divmod(len(images), len(class_names))
     if images.ndim != 4 or images.shape[2] != images.shape[3] or len(images) != len(labels) or not per_class or rest:
@@ -49,7 +50,8 @@ def from_stored(stored: Stored, path: Path) -> Distilled:
         preprocess = Preprocess.from_tensors(stored.tensors)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    distilled = Distilled(path, images, labels, class_names, preprocess, config, provenance)
+    step_size = provenance.get("step_size")
+    distilled = Distilled(path, images, labels, class_names, preprocess, config, provenance, learnt_lr=step_size)
     _check_flags(distilled)
     return distilled
 
@@ -69,6 +71,9 @@ def _metadata(stored: Stored, path: Path) -> tuple[tuple[str, ...], dict[str, An
         length = provenance.get("best_length", 1)
         if type(length) is not int or length < 1:
             raise TypeError(f"best_length is {length!r}, no number of steps")
+        step_size = provenance.get("step_size")
+        if step_size is not None and not (isinstance(step_size, float) and 0 < step_size < math.inf):
+            raise TypeError(f"step_size is {step_size!r}, no learning rate")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged metadata ({error}); restore it from a copy") from error
     return tuple(names), provenance

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from framework.config import Config
+from framework.config.common import Distilling
 from framework.data.preprocess import Preprocess, Zca, ZcaPixels
 from framework.distilled.formats import Stored
 from framework.inner.augment import Augmentation, apply
@@ -35,14 +35,14 @@ class Distilled:
     """In label order."""
     preprocess: Preprocess
     """Call it on uint8 pixels to get what networks see; ``inverse`` goes back to natural colours."""
-    config: Config
+    config: Distilling
     """The run's flags, the inner recipe among them."""
     provenance: dict[str, Any]
     """Where the set comes from: epoch, accuracy, device, versions, and ``best_length``, the steps to train for."""
     by_class: bool = True
     """Batches can be drawn by class: there are equally many images of each."""
     learnt_lr: float | None = None
-    """The learning rate that another program learnt with the images."""
+    """The learning rate that was learnt with the images, if any."""
 
     @property
     def dataset(self) -> TensorDataset:
@@ -98,10 +98,11 @@ class Distilled:
         return registry.build(self.config.arch, channels, side, self.num_classes, **self.config.network)
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The inner loop's optimiser."""
+        """The inner loop's optimiser, at the learnt rate where there is one."""
+        lr = self.config.inner_lr if self.learnt_lr is None else self.learnt_lr
         if self.config.inner_optim == "Adam":
-            return torch.optim.Adam(parameters, lr=self.config.inner_lr)
-        return torch.optim.SGD(parameters, lr=self.config.inner_lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+            return torch.optim.Adam(parameters, lr=lr)
+        return torch.optim.SGD(parameters, lr=lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
 
     @cached_property
     def pictures(self) -> Tensor:

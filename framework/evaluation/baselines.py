@@ -1,38 +1,48 @@
 """What a distilled set is compared with: real images, trained on in the same way."""
 
-import torch
 import torch.nn.functional as F
 
-from framework.data.splits import RealData, require_random_real
+from framework.data.splits import RealData, draw_per_class, require_random_real
 from framework.evaluation.evaluator import Candidate, TrainingSet
-from framework.inner.plan import ClassSampler, UniformSampler
+from framework.inner.plan import Sampler, UniformSampler
 from framework.outer.synthetic import one_hot_labels
 from framework.rng import generator
 
 FULL_SET_BATCH = 256  # real images per step when a network is trained on the whole real set
 
 
-def random_real(real: RealData, sampler: ClassSampler, networks: int, lengths: tuple[int, ...], seed: int) -> Candidate:
+def random_real(
+    real: RealData, per_class: int, sampler: Sampler, networks: int, lengths: tuple[int, ...], seed: int
+) -> Candidate:
     """As many real images as the distilled set has, drawn anew for each network; same recipe.
+
+    Args:
+        real: to draw from.
+        per_class: images of each class.
+        sampler: of batches of the distilled set.
+        networks: to be trained.
+        lengths: in steps.
+        seed: of the draws.
 
     Raises:
         UserError: a class has fewer real images than the distilled set.
     """
-    ipc, labels, sets = sampler.per_class, real.train.labels.cpu(), []
-    require_random_real(labels.bincount(minlength=real.num_classes), real.class_names, ipc)
+    labels, sets = real.train.labels.cpu(), []
+    require_random_real(labels.bincount(minlength=real.num_classes), real.class_names, per_class)
     for i in range(networks):
         gen = generator(seed, "random real images", i)
-        picks = []
-        for k in range(real.num_classes):
-            members = (labels == k).nonzero().squeeze(1)
-            picks.append(members[torch.randperm(len(members), generator=gen)[:ipc]])
-        images = real.train.batch(torch.cat(picks))
-        sets.append(TrainingSet(images, one_hot_labels(real.num_classes, ipc).to(images.device), sampler))
+        images = real.train.batch(draw_per_class(labels, real.num_classes, per_class, gen))
+        sets.append(TrainingSet(images, one_hot_labels(real.num_classes, per_class).to(images.device), sampler))
     return Candidate("random real images (another draw for each network)", sets, lengths)
 
 
-def full_real(real: RealData, sampler: ClassSampler, networks: int, lengths: tuple[int, ...], seed: int) -> Candidate:
-    """The whole real training set in uniform batches of 256; same optimiser, augmentation and lengths."""
+def full_real(
+    real: RealData, per_class: int, sampler: Sampler, networks: int, lengths: tuple[int, ...], seed: int
+) -> Candidate:
+    """The whole real training set in uniform batches of 256; same optimiser, augmentation and lengths.
+
+    Arguments are those of ``random_real``.
+    """
     labels = F.one_hot(real.train.labels, real.num_classes).float()
     uniform = UniformSampler(len(labels), FULL_SET_BATCH, sampler.augmentation)
     data = TrainingSet(real.train.images, labels, uniform)

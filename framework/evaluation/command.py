@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from framework.assemble import data_spec
-from framework.config import Config, validate
+from framework.assemble.common import data_spec
+from framework.config.bptt import Config
+from framework.config.common import Distilling
 from framework.data.load import Listing, list_data, load_listed
 from framework.data.preprocess import Preprocess, Standardise
 from framework.data.registry import DATASETS, DatasetInfo
@@ -45,7 +46,8 @@ def evaluate(args: argparse.Namespace) -> None:
     device = resolve_device(args.device)
     configure_process(device, "float32")
     opened, listing, preprocess = _open(args)
-    recipe = make_recipe(args.recipe, opened, tuple(args.eval_steps) if args.eval_steps else None, args.inner_lr)
+    lengths = tuple(args.eval_steps) if args.eval_steps else None
+    recipe = make_recipe(args.recipe or opened.config.recipe, opened, lengths, args.inner_lr)
     names = args.eval_arch or [opened.config.arch]
     nets = {name: judge.build(name, opened, args.width, device) for name in names}
     if "random" in args.baselines:
@@ -54,7 +56,8 @@ def evaluate(args: argparse.Namespace) -> None:
         real = load_listed(listing, device, preprocess=preprocess)
         distilled = preprocessed(opened, real.preprocess)
         runs = args.num_train_eval or distilled.config.num_train_eval
-        rows = judge.candidates(distilled, real, recipe, tuple(args.baselines), runs, args.seed, device)
+        images, labels = distilled.images.to(device), distilled.labels.to(device)
+        rows = judge.candidates(images, labels, real, recipe, tuple(args.baselines), runs, args.seed)
         total = runs * len(nets) * len(rows) * recipe.lengths[-1]
         with tqdm(total=total, desc="evaluating", unit="step", dynamic_ncols=True) as bar:
 
@@ -90,7 +93,7 @@ def _open(args: argparse.Namespace) -> tuple[Distilled, Listing, Preprocess | No
     return with_classes_of(distilled, listing.class_names), listing, distilled.preprocess
 
 
-def _listed(config: Config, args: argparse.Namespace) -> Listing:
+def _listed(config: Distilling, args: argparse.Namespace) -> Listing:
     """The real data of a set, from where the flags say."""
     given = {name: getattr(args, name) for name in PLACES if getattr(args, name) is not None}
     return list_data(data_spec(replace(config, **given)))
@@ -110,7 +113,7 @@ def _open_foreign(stored: Stored, args: argparse.Namespace) -> tuple[Distilled, 
     settings = {"dataset": args.dataset, "im_size": args.im_size, **whitening}
     given_too = {name: getattr(args, name) for name in ("width", "zca_reg") if getattr(args, name) is not None}
     config = Config(**settings, **given_too, inner_optim="Adam", inner_lr=0.001, num_train_eval=5)
-    validate(config)
+    config.validate()
     info = DATASETS[args.dataset]
     if args.mean is not None and len(args.mean) != info.channels:
         raise UserError(f"--mean: {args.dataset} has {info.channels} channel(s); give that many")

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,18 +10,11 @@ from framework.data.splits import Split, StreamedImages
 from framework.evaluation.scores import Evaluation, Score, score
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import State
-from framework.inner.plan import Plan
+from framework.inner.plan import Plan, Sampler
 from framework.networks.flat import FlatNetwork
 from framework.rng import generator
 
 _CHUNK = 50  # inner steps planned and taken between two calls of ``tick``
-
-
-class Sampler(Protocol):
-    """Anything that plans batches; see ``inner.plan``."""
-
-    def plan(self, steps: int, gen: torch.Generator) -> Plan:
-        """All choices of ``steps`` batches."""
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 import dataclasses
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from framework.data.splits import RealData, Split
 from framework.distilled.set import Distilled
@@ -39,23 +39,20 @@ def build(arch: str, distilled: Distilled, width: int | None, device: torch.devi
 
 
 def candidates(
-    distilled: Distilled,
+    images: Tensor,
+    labels: Tensor,
     real: RealData,
     recipe: Recipe,
     baselines: tuple[str, ...],
     runs: int,
     seed: int,
-    device: torch.device,
 ) -> dict[str, Candidate]:
-    """The table's rows: the distilled set, and the baselines under the same recipe."""
-    own = TrainingSet(distilled.images.to(device), distilled.labels.to(device), recipe.sampler)
+    """The table's rows: a distilled set (N, C, H, W) and (N, K), and the baselines under the same recipe."""
+    own = TrainingSet(images, labels, recipe.sampler)
     rows = {"distilled": Candidate("distilled images", [own] * runs, recipe.lengths)}
-    like = replace(distilled.sampler, augmentation=recipe.sampler.augmentation)
     for name in baselines:
-        drawn = BASELINES[name](real, like, runs, recipe.lengths, seed)
-        if name == "random":
-            drawn = replace(drawn, sets=[replace(data, sampler=recipe.sampler) for data in drawn.sets])
-        rows[name] = drawn
+        per_class = len(images) // real.num_classes
+        rows[name] = BASELINES[name](real, per_class, recipe.sampler, runs, recipe.lengths, seed)
     return rows
 
 

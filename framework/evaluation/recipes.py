@@ -1,10 +1,12 @@
 """Recipes: how a fresh network is trained on a distilled set when the set is judged."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from framework.config.matching import STRATEGY as DC_STRATEGY
+from framework.config.matching import FtdConfig
 from framework.data.registry import DATASETS
 from framework.distilled.labels import sorted_by_class
 from framework.distilled.set import Distilled
@@ -12,15 +14,12 @@ from framework.errors import UserError
 from framework.inner.augment import Augmentation
 from framework.inner.names import MOMENTUM, WEIGHT_DECAY
 from framework.inner.optimizers import SGD, Optimizer, State, make_optimizer
-from framework.inner.plan import ClassSampler, Plan, UniformSampler
+from framework.inner.plan import Plan, Sampler, UniformSampler
 
 PAPERS_LENGTHS = (300, 600, 1000, 3000)
 
 
 DC_EPOCHS, DC_BATCH, DC_LR = 1000, 256, 0.01
-
-
-DC_STRATEGY = "color_crop_cutout_flip_scale_rotate"
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Recipe:
 
     name: str
     rule: Optimizer
-    sampler: "ClassSampler | EpochSampler | UniformSampler"
+    sampler: Sampler
     lengths: tuple[int, ...]
     """Training lengths in steps; the best is chosen on the selection split."""
     text: str
@@ -48,10 +47,10 @@ class DecayedSGD(SGD):
 
     def step(self, state: State, grad: Tensor) -> State:
         """One update; see ``SGD.step``."""
-        if state.t == self.decay_at:
-            state = replace(state, m=torch.zeros_like(state.m))
-        lr = self.lr if state.t < self.decay_at else self.lr / 10
-        return SGD(lr, self.momentum, self.weight_decay).step(state, grad)
+        # Without a branch: in a captured graph the step's number is a tensor.
+        lr = self.lr / (1 + 9 * (state.t >= self.decay_at))
+        m = self.momentum * (state.m * (state.t != self.decay_at)) + grad + self.weight_decay * state.theta
+        return State(state.theta - lr * m, m, state.v, state.t + 1)
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,8 @@ def make_recipe(
     augmentation and the 1000 epochs of DSA (Zhao and Bilen 2021, arXiv 2102.08259), which MTT (Cazenavette et al.
     2022, arXiv 2203.11932) and its successors kept: learning rate 0.01, momentum 0.9, weight decay 5e-4, batches of
     at most 256 images, epochs 0 to 1000, of which those after number 501 run at a tenth of the rate; one operation
-    of colour, crop, cut-out, flip, scale and rotation drawn per batch, without the flip for digits.
+    of colour, crop, cut-out, flip, scale and rotation drawn per batch, without the flip for digits. ``mtt`` is the same
+    with the step size that was learnt with the set, and with the run's own epochs, batch and augmentation.
 
     Args:
         name: one of ``names.RECIPES``.
@@ -96,9 +96,18 @@ def make_recipe(
         UserError: the recipe does not fit the set.
     """
     given_lr = distilled.learnt_lr if inner_lr is None else inner_lr
-    if name == "dc":
-        return _dc(distilled, eval_steps, given_lr)
-    c = distilled.config
+    c, images, side = distilled.config, len(distilled.images), distilled.images.shape[-1]
+    if name == "mtt" and given_lr is None:
+        raise UserError(
+            f"--recipe mtt trains by a learnt learning rate, and {distilled.source} has none; give --inner_lr, or "
+            "--recipe dc"
+        )
+    if name == "mtt" and isinstance(c, FtdConfig):
+        return matching_recipe(c, images, side, given_lr or c.lr_teacher, eval_steps)
+    if name in ("dc", "mtt"):
+        strategy = DC_STRATEGY.replace("_flip", "") if DATASETS[c.dataset].upright else DC_STRATEGY
+        augmentation = Augmentation(strategy, False, side)
+        return _decayed(name, images, augmentation, given_lr or DC_LR, DC_EPOCHS, DC_BATCH, eval_steps)
     equal, _ = sorted_by_class(distilled.labels)
     if distilled.hard_labels is not None and not equal:
         raise UserError(
@@ -108,24 +117,41 @@ def make_recipe(
     lengths = eval_steps or (PAPERS_LENGTHS if name == "papers" else c.eval_steps)
     lr = c.inner_lr if given_lr is None else given_lr
     drawn = f"{c.batch_per_class} image(s) of a class drawn per step"
-    sampler_: ClassSampler | UniformSampler = distilled.sampler
+    sampler: Sampler = distilled.sampler
     if not distilled.by_class:
-        batch = min(len(distilled.images), c.batch_per_class * (c.task_sampler_nc or distilled.num_classes))
-        sampler_ = UniformSampler(len(distilled.images), batch, distilled.augmentation)
+        batch = min(images, c.batch_per_class * (c.task_sampler_nc or distilled.num_classes))
+        sampler = UniformSampler(images, batch, distilled.augmentation)
         drawn = f"{batch} image(s) drawn per step, of any class"
     text = f"{c.inner_optim} {lr:g}; {c.syn_strategy}; {drawn}"
-    return Recipe(name, make_optimizer(c.inner_optim, lr), sampler_, lengths, text)
+    return Recipe(name, make_optimizer(c.inner_optim, lr), sampler, lengths, text)
 
 
-def _dc(distilled: Distilled, eval_steps: tuple[int, ...] | None, given_lr: float | None) -> Recipe:
-    batches = -(-len(distilled.images) // DC_BATCH)
+def matching_recipe(
+    c: FtdConfig, images: int, side: int, lr: float, eval_steps: tuple[int, ...] | None = None
+) -> Recipe:
+    """The recipe ``mtt`` of a run of trajectory matching; see ``make_recipe``.
+
+    Args:
+        c: its flags.
+        images: of the set.
+        side: of an image, in pixels.
+        lr: the learnt step size.
+        eval_steps: one training length instead of the recipe's own.
+    """
+    augmentation = Augmentation(c.strategy, False, side)
+    return _decayed("mtt", images, augmentation, lr, c.epoch_eval_train, c.batch_train, eval_steps)
+
+
+def _decayed(
+    name: str, images: int, augmentation: Augmentation, lr: float, epochs: int, batch: int,
+    eval_steps: tuple[int, ...] | None,
+) -> Recipe:  # fmt: skip
+    batches = -(-images // batch)
     if eval_steps is not None and len(eval_steps) > 1:
-        raise UserError("--recipe dc has one training length, at which its decay is aimed; give one --eval_steps")
-    total = (DC_EPOCHS + 1) * batches if eval_steps is None else eval_steps[0]
-    decay_at = (DC_EPOCHS // 2 + 2) * batches if eval_steps is None else total // 2
-    strategy = DC_STRATEGY.replace("_flip", "") if DATASETS[distilled.config.dataset].upright else DC_STRATEGY
-    sampler = EpochSampler(len(distilled.images), batches, Augmentation(strategy, False, distilled.images.shape[-1]))
+        raise UserError(f"--recipe {name} has one training length, at which its decay is aimed; give one --eval_steps")
+    total = (epochs + 1) * batches if eval_steps is None else eval_steps[0]
+    decay_at = (epochs // 2 + 2) * batches if eval_steps is None else total // 2
+    sampler = EpochSampler(images, batches, augmentation)
     rate = f"a tenth of the rate from step {decay_at:,} on"
-    lr = DC_LR if given_lr is None else given_lr
-    text = f"SGD {lr:g}, momentum {MOMENTUM}, weight decay {WEIGHT_DECAY:g}, {rate}; {strategy}"
-    return Recipe("dc", DecayedSGD(lr, decay_at=decay_at), sampler, (total,), text)
+    text = f"SGD {lr:g}, momentum {MOMENTUM}, weight decay {WEIGHT_DECAY:g}, {rate}; {augmentation.strategy}"
+    return Recipe(name, DecayedSGD(lr, decay_at=decay_at), sampler, (total,), text)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from framework import files
-from framework.assemble import Parts
-from framework.config import Config
+from framework.assemble.common import Parts
+from framework.config.common import Distilling
+from framework.config.matching import FtdConfig
 from framework.distilled.pictures import image_grid, natural_images
-from framework.evaluation.baselines import BASELINES
-from framework.evaluation.evaluator import Candidate, Evaluator, TrainingSet
-from framework.evaluation.judge import judge
+from framework.evaluation.evaluator import Evaluator, TrainingSet
+from framework.evaluation.judge import candidates, judge
+from framework.evaluation.recipes import Recipe, matching_recipe
 from framework.evaluation.scores import Evaluation
 from framework.files import write_json
 from framework.machine import environment
+from framework.outer.method import Snapshot
 from framework.records import Entry, Results, Summary
 from framework.report.folder import RunFolder
 from framework.run import checkpoint
@@ -40,27 +43,46 @@ class Assessor:
         check: called between inner steps; may raise to stop.
     """
 
-    def __init__(self, config: Config, comm: Comm, parts: Parts, check: Callable[[], None]) -> None:
+    def __init__(self, config: Distilling, comm: Comm, parts: Parts, check: Callable[[], None]) -> None:
         self.config, self.comm, self.parts, self.check = config, comm, parts, check
         self.device = parts.network.device
-        self.evaluator = Evaluator(parts.loop.for_evaluation(), config.seed, tick=self._tick)
+        self.loop = parts.loop.for_evaluation()
         self.exports = Seldom(EXPORTS_SHARE)
         self.exported: Best | None = None  # what the folder has, as far as this process knows
         self.bar: tqdm[Any] | None = None
 
-    def evaluate(self, epoch: int) -> Entry:
-        """Train ``--num_train_eval`` fresh networks on the current set and score them on the selection split."""
-        c, s = self.config, self.parts.set
-        current = TrainingSet(s.images.detach(), s.labels.detach(), self.parts.sampler)
+    def evaluate(self, epoch: int, form: str, snapshot: Snapshot) -> Entry:
+        """Train ``--num_train_eval`` fresh networks on a set and score them on the selection split.
+
+        Args:
+            epoch: that the set is of.
+            form: its name among the forms of this set, if there are several.
+            snapshot: the set.
+        """
+        c, recipe = self.config, self._recipe(snapshot)
+        current, evaluator = self._training_set(snapshot, recipe), self._evaluator(recipe)
         mine = range(self.comm.rank, c.num_train_eval, self.comm.size)
-        with self._bar(f"evaluating epoch {epoch}", len(mine) * c.eval_steps[-1]):
-            rows = [
-                self.evaluator.evaluate(current, c.eval_steps, self.parts.selection, "epoch", epoch, i) for i in mine
-            ]
-        evaluation = Evaluation(c.eval_steps, [row for part in self.comm.gather(rows) for row in part])
+        key = ("epoch", epoch, *((form,) if form else ()))
+        with self._bar(f"evaluating epoch {epoch}{form and f', {form} images'}", len(mine) * recipe.lengths[-1]):
+            rows = [evaluator.evaluate(current, recipe.lengths, self.parts.selection, *key, i) for i in mine]
+        evaluation = Evaluation(recipe.lengths, [row for part in self.comm.gather(rows) for row in part])
         chosen = evaluation.best_length()
-        scores = [evaluation.summary(length) for length in c.eval_steps]
-        return Entry(epoch, c.select, list(c.eval_steps), scores, chosen, evaluation.mean(chosen))
+        scores = [evaluation.summary(length) for length in recipe.lengths]
+        return Entry(epoch, c.select, list(recipe.lengths), scores, chosen, evaluation.mean(chosen), form)
+
+    def _recipe(self, snapshot: Snapshot) -> Recipe:
+        """How networks are trained on a set of this run."""
+        c, parts = self.config, self.parts
+        if isinstance(c, FtdConfig):
+            assert snapshot.step_size is not None, "it is learnt"
+            return matching_recipe(c, len(snapshot.images), snapshot.images.shape[-1], snapshot.step_size)
+        return Recipe("inner", self.loop.rule, parts.sampler, c.eval_steps, "the inner loop's own")
+
+    def _evaluator(self, recipe: Recipe) -> Evaluator:
+        return Evaluator(self.loop.with_rule(recipe.rule), self.config.seed, tick=self._tick)
+
+    def _training_set(self, snapshot: Snapshot, recipe: Recipe) -> TrainingSet:
+        return TrainingSet(snapshot.images.to(self.device), snapshot.labels.to(self.device), recipe.sampler)
 
     def export(self, best: Best, folder: Path, *, now: bool) -> None:
         """Write the selected snapshot as a checkpoint, as safetensors and as a picture, if it is not there.
@@ -99,13 +121,13 @@ class Assessor:
 
         The snapshot's training length was selected with it; a baseline's is chosen on the same split.
         """
-        c, parts = self.config, self.parts
-        current = TrainingSet(best.images.to(self.device), best.labels.to(self.device), parts.sampler)
-        rows = {"distilled": Candidate("distilled images", [current] * c.num_train_eval, (best.best_length,))}
-        for key in c.baselines:
-            rows[key] = BASELINES[key](parts.real, parts.sampler, c.num_train_eval, c.eval_steps, c.seed)
+        c, parts, recipe = self.config, self.parts, self._recipe(best.snapshot)
+        images, labels = best.images.to(self.device), best.labels.to(self.device)
+        rows = candidates(images, labels, parts.real, recipe, c.baselines, c.num_train_eval, c.seed)
+        name = f"distilled images{best.form and f' ({best.form})'}"
+        rows["distilled"] = replace(rows["distilled"], name=name, lengths=(best.best_length,))
         with self._bar("final table", sum(len(row.sets) * row.lengths[-1] for row in rows.values())):
-            return judge(self.evaluator, rows, parts.selection, parts.real.test, "final")
+            return judge(self._evaluator(recipe), rows, parts.selection, parts.real.test, "final")
 
     def summarise(self, folder: Path, progress: Progress, seconds: Callable[[], float]) -> Summary:
         """``summary.json``: made once, by the only use of the test set."""
@@ -114,7 +136,10 @@ class Assessor:
             return there
         assert progress.best is not None, "the last epoch is always evaluated"
         results = self.final_results(progress.best)
-        shown = {"picture": files.PICTURE, "curves": files.CURVES, "windows": files.WINDOWS, "distilled set": files.SET}
+        shown = {
+            "picture": files.PICTURE, "curves": files.CURVES, "windows": files.WINDOWS, "matching": files.MATCHING,
+            "distilled set": files.SET,
+        }  # fmt: skip
         summary = Summary(
             dataset=c.dataset,
             policy=c.policy,
@@ -127,7 +152,7 @@ class Assessor:
             seconds=seconds(),
             processes=self.comm.size,
             execution=str(self.parts.loop.execution),
-            files={what: str(folder / name) for what, name in shown.items()},
+            files={what: str(folder / name) for what, name in shown.items() if (folder / name).exists()},
             **environment(self.device),
         )
         write_json(folder / files.SUMMARY, dataclasses.asdict(summary))
@@ -145,8 +170,9 @@ class Assessor:
         self.check()
 
 
-def select_best(best: Best | None, entry: Entry, snapshot: dict[str, Tensor]) -> Best:
+def select_best(best: Best | None, entry: Entry, snapshot: Snapshot) -> Best:
     """The better of the best snapshot so far and this one; the earlier among equals."""
     if best is not None and not entry.accuracy > best.accuracy:
         return best
-    return Best(entry.epoch, entry.split, entry.best_length, entry.accuracy, **snapshot)
+    facts = (entry.epoch, entry.split, entry.best_length, entry.accuracy)
+    return Best(*facts, snapshot.images, snapshot.labels, entry.form, snapshot.step_size)

@@ -17,6 +17,7 @@ degrees, scaling of each axis by up to 1.2, translation by up to an eighth of th
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,9 @@ CUTOUT_RATIO = 0.5  # of the side
 
 
 BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
+
+
+CONDENSATION_SHIFT, CONDENSATION_SCALE, CONDENSATION_ANGLE = 4, 0.2, 45.0  # pixels, share, degrees
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,8 @@ def _uniform(low: float, high: float, shape: tuple[int, ...], gen: torch.Generat
     return torch.rand(shape, generator=gen, dtype=torch.float64) * (high - low) + low
 
 
-def _rotation(shape: tuple[int, int], gen: torch.Generator) -> Tensor:
-    angle = _uniform(-MAX_ANGLE, MAX_ANGLE, shape, gen) * (math.pi / 180)
+def _rotation(shape: tuple[int, int], most: float, gen: torch.Generator) -> Tensor:
+    angle = _uniform(-most, most, shape, gen) * (math.pi / 180)
     cos, sin = angle.cos(), angle.sin()
     return torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
 
@@ -81,8 +85,7 @@ def _scaling(shape: tuple[int, int], gen: torch.Generator) -> Tensor:
     return torch.diag_embed(_uniform(1 / MAX_SCALE, MAX_SCALE, (*shape, 2), gen))
 
 
-def _translation(shape: tuple[int, int], side: int, gen: torch.Generator) -> Tensor:
-    reach = int(side * CROP_RATIO + 0.5)
+def _translation(shape: tuple[int, int], side: int, reach: int, gen: torch.Generator) -> Tensor:
     pixels = torch.randint(-reach, reach + 1, (*shape, 2), generator=gen)
     return pixels.double() * (2 / side)  # normalised coordinates span 2 over the side
 
@@ -91,6 +94,13 @@ def _colour(shape: tuple[int, int], gen: torch.Generator) -> Tensor:
     low = torch.tensor([-0.5 * BRIGHTNESS, 0.0, CONTRAST], dtype=torch.float64)
     high = torch.tensor([0.5 * BRIGHTNESS, SATURATION, 1 + CONTRAST], dtype=torch.float64)
     return torch.rand((*shape, 3), generator=gen, dtype=torch.float64) * (high - low) + low
+
+
+class Augmenter(Protocol):
+    """Anything that makes the choices of augmented batches; its text names it."""
+
+    def draw(self, steps: int, batch: int, gen: torch.Generator) -> Draw:
+        """The choices for ``steps`` batches of ``batch`` images each, on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,9 @@ class Augmentation:
     strategy: str
     compose: bool
     side: int
+
+    def __str__(self) -> str:
+        return f"{self.strategy}, composed" if self.compose else self.strategy
 
     @property
     def operations(self) -> tuple[str, ...]:
@@ -135,11 +148,11 @@ class Augmentation:
             if name == "flip":
                 result["flip"] = keep(name, torch.rand(shape, generator=gen) < 0.5, False)
             elif name == "rotate":
-                linear = linear @ keep(name, _rotation(shape, gen), eye)
+                linear = linear @ keep(name, _rotation(shape, MAX_ANGLE, gen), eye)
             elif name == "scale":
                 linear = linear @ keep(name, _scaling(shape, gen), eye)
             elif name == "crop":
-                shift = keep(name, _translation(shape, self.side, gen), 0.0)
+                shift = keep(name, _translation(shape, self.side, int(self.side * CROP_RATIO + 0.5), gen), 0.0)
             elif name == "color":
                 result["colour"] = keep(name, _colour(shape, gen), torch.tensor([0.0, 1.0, 1.0]))
             elif name == "cutout":
@@ -152,6 +165,34 @@ class Augmentation:
         if {"rotate", "scale", "crop"} & set(names):
             result["affine"] = torch.cat([linear, shift.unsqueeze(-1)], dim=-1)
         return Draw(**result)
+
+
+@dataclass(frozen=True)
+class CondensationAugmentation:
+    """Dataset condensation's own (arXiv 2006.05929), for training on whole real sets.
+
+    Each image is either shifted by up to 4 pixels along each axis, or scaled by 0.8 to 1.2 along each axis, or rotated
+    by up to 45 degrees. What comes into view is 0, where their code puts the batch's mean colour around shifted and
+    rotated images; scaling is bilinear, where theirs takes the nearest pixel.
+
+    Args:
+        side: image height and width in pixels.
+    """
+
+    side: int
+
+    def __str__(self) -> str:
+        return "condensation"
+
+    def draw(self, steps: int, batch: int, gen: torch.Generator) -> Draw:
+        """See ``Augmentation.draw``."""
+        shape = (steps, batch)
+        chosen = torch.randint(3, shape, generator=gen)[..., None]
+        shift = torch.where(chosen == 0, _translation(shape, self.side, CONDENSATION_SHIFT, gen), 0.0)
+        size = _uniform(1 - CONDENSATION_SCALE, 1 + CONDENSATION_SCALE, (*shape, 2), gen)
+        linear = torch.diag_embed(torch.where(chosen == 1, 1 / size, 1.0))  # an output pixel comes from nearer
+        linear = torch.where(chosen[..., None] == 2, _rotation(shape, CONDENSATION_ANGLE, gen), linear)
+        return Draw(affine=torch.cat([linear, shift.unsqueeze(-1)], dim=-1))
 
 
 def sample_bilinearly(images: Tensor, grid: Tensor) -> Tensor:

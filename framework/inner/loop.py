@@ -61,6 +61,14 @@ class InnerLoop:
             for learnt in (False, True)
         }
 
+    def with_rule(self, rule: Optimizer) -> "InnerLoop":
+        """The loop with another optimiser, and the same kernels: what is compiled is compiled once."""
+        if rule == self.rule:
+            return self
+        other = InnerLoop(self.network, rule, self.execution)
+        other.kernels = self.kernels
+        return other
+
     def for_evaluation(self) -> "InnerLoop":
         """A loop for judging a set: in float32, and step by step where running statistics must be kept."""
         if self.network.per_sample and self.execution.precision != "bf16":

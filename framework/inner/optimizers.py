@@ -14,10 +14,10 @@ from framework.inner.names import MOMENTUM, WEIGHT_DECAY
 
 @dataclass(frozen=True)
 class State:
-    """Parameters and optimiser moments after ``t`` steps; all tensors have theta's shape.
+    """Parameters and what the optimiser keeps after ``t`` steps; all tensors have theta's shape, unless said otherwise.
 
     ``m`` is Adam's first moment or SGD's momentum buffer; ``v`` is Adam's second moment and unused
-    (kept at zero) by SGD.
+    (kept at zero) by SGD. ``PlainSGD`` keeps its learning rate () in ``v``, and nothing (0,) in ``m``.
     """
 
     theta: Tensor
@@ -119,7 +119,34 @@ class SGD:
         return State(theta, self.momentum * w, cotangent.v, new.t - 1), w
 
 
-Optimizer = Adam | SGD
+@dataclass(frozen=True)
+class PlainSGD:
+    """SGD without momentum whose learning rate is learnt: a () tensor of the state, so that it has a cotangent too.
+
+    Trajectory matching differentiates towards it (Cazenavette et al. 2022, arXiv 2203.11932, section 3.2). Graphs and
+    compiled steps take it as an input like all of a state. Its cotangent is summed in float64 where it is float64.
+    """
+
+    @staticmethod
+    def start(theta: Tensor, lr: Tensor) -> State:
+        """The state before the first step, from parameters (P,) and the learning rate ()."""
+        return State(theta, theta.new_empty(0), lr)
+
+    def step(self, state: State, grad: Tensor) -> State:
+        """One update; differentiable in every tensor of ``state`` and in ``grad``."""
+        return State(state.theta - state.v * grad, state.m, state.v, state.t + 1)
+
+    def step_sizes(self, new: State) -> Tensor:
+        """D (P,), the same for all parameters; see ``Adam.step_sizes``."""
+        return new.v.to(new.theta.dtype).expand_as(new.theta)
+
+    def pullback(self, cotangent: State, new: State, grad: Tensor) -> tuple[State, Tensor]:
+        """The vector-Jacobian product of ``step``; see ``Adam.pullback``."""
+        lr = cotangent.v - torch.dot(cotangent.theta.to(new.v.dtype), grad.to(new.v.dtype))
+        return State(cotangent.theta, cotangent.m, lr, new.t - 1), -new.v * cotangent.theta
+
+
+Optimizer = Adam | SGD | PlainSGD
 
 
 def make_optimizer(name: str, lr: float) -> Optimizer:

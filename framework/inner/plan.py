@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -44,6 +45,17 @@ class Plan:
     def to(self, device: torch.device) -> "Plan":
         """Move all choices to ``device`` at once."""
         return Plan(self.indices.to(device, non_blocking=True), self.draw.to(device))
+
+
+class Sampler(Protocol):
+    """Draws batches of a set."""
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """Of each batch."""
+
+    def plan(self, steps: int, gen: torch.Generator) -> Plan:
+        """Draw all choices of ``steps`` batches, on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -92,4 +104,30 @@ class UniformSampler:
     def plan(self, steps: int, gen: torch.Generator) -> Plan:
         """Draw all choices of ``steps`` batches, on the CPU."""
         indices = torch.randint(self.size, (steps, self.batch), generator=gen)
+        return Plan(indices, self.augmentation.draw(steps, self.batch, gen))
+
+
+@dataclass(frozen=True)
+class ShuffledSampler:
+    """Draws batches from one permutation of the set after the other, as trajectory matching does.
+
+    Cazenavette et al. 2022 (arXiv 2203.11932), algorithm 1, draw from a new permutation when fewer images than a
+    batch are left of the last, and then take those few as a smaller batch; here the next permutation fills it up. Where
+    the batch divides the set, both are the same.
+
+    Args:
+        size: number of images.
+        batch: images per step.
+        augmentation: of each batch.
+    """
+
+    size: int
+    batch: int
+    augmentation: Augmentation
+
+    def plan(self, steps: int, gen: torch.Generator) -> Plan:
+        """Draw all choices of ``steps`` batches, on the CPU."""
+        permutations = -(-steps * self.batch // self.size)
+        order = torch.rand(permutations, self.size, generator=gen).argsort(1).flatten()
+        indices = order[: steps * self.batch].view(steps, self.batch)
         return Plan(indices, self.augmentation.draw(steps, self.batch, gen))

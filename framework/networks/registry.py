@@ -77,7 +77,12 @@ _REGISTRY = {
 ARCHITECTURES = tuple(_REGISTRY)
 
 
-def build(
+def same_maker(arch: str) -> str:
+    """The first name of the networks that differ from this one by their own values alone: convnet for convnet4."""
+    return next(name for name, own in _REGISTRY.items() if own.make == _REGISTRY[arch].make)
+
+
+def specify(
     arch: str,
     channels: int,
     image_size: int,
@@ -88,8 +93,8 @@ def build(
     norm: str | None = None,
     act: str | None = None,
     pool: str | None = None,
-) -> "nn.Module":
-    """Build the network named ``arch``; what is not given is the network's own.
+) -> Spec:
+    """What the network named ``arch`` is built from; what is not given is the network's own.
 
     Args:
         arch: of ``ARCHITECTURES``.
@@ -99,6 +104,20 @@ def build(
         width, depth: size; each network says what of.
         norm, act, pool: of ``NORMS``, ``ACTIVATIONS`` and ``POOLS``.
 
+    Raises:
+        KeyError: unknown name.
+        ValueError: the image is too small, or the network cannot have this depth; names the flag.
+    """
+    own = _REGISTRY[arch]
+    size = (own.width if width is None else width, own.depth if depth is None else depth)
+    spec = Spec(channels, image_size, num_classes, *size, norm or own.norm, act or own.act, pool or own.pool)
+    own.check(arch, spec)
+    return spec
+
+
+def build(arch: str, channels: int, image_size: int, num_classes: int, **options: Any) -> "nn.Module":
+    """Build the network named ``arch``; arguments are those of ``specify``.
+
     Returns:
         A module with ``forward`` (logits) and ``embed`` (features).
 
@@ -106,14 +125,11 @@ def build(
         KeyError: unknown name.
         ValueError: the image is too small, or the network cannot have this width or depth; names the flag.
     """
-    own = _REGISTRY[arch]
-    size = (own.width if width is None else width, own.depth if depth is None else depth)
-    spec = Spec(channels, image_size, num_classes, *size, norm or own.norm, act or own.act, pool or own.pool)
-    own.check(arch, spec)
+    spec = specify(arch, channels, image_size, num_classes, **options)
     import torch
 
     with torch.random.fork_rng(devices=[]):  # layers initialise themselves from the global stream; leave it alone
-        module: nn.Module = resolve_name(f"framework.networks.{own.make}")(spec)
+        module: nn.Module = resolve_name(f"framework.networks.{_REGISTRY[arch].make}")(spec)
         return module
 
 

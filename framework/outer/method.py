@@ -4,6 +4,7 @@ A method owns all that its gradients are made of: real batches, windows or exper
 (``framework.base``) averages proposals over the ranks, applies or skips them, evaluates, records and saves.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -22,6 +23,7 @@ class Proposal:
         loss: (), the outer loss, on the device.
         accuracy: (), a fraction, where there is one.
         mask: broadcast to the images, bool: pixels that may move; None: all of them.
+        limit: the step is passed over where the loss, averaged over the ranks, is above it.
         facts: for the metrics. Tensors () are averaged over the ranks, and the step is skipped where they are not
             finite; anything else is recorded as rank 0 has it.
     """
@@ -30,7 +32,54 @@ class Proposal:
     loss: Tensor
     accuracy: Tensor | None = None
     mask: Tensor | None = None
+    limit: float = math.inf
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Rejected(Exception):
+    """An update that cannot be made; the set is as it was. str() says why."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A synthetic set as it was at some time, on the CPU; never an alias of the live one."""
+
+    images: Tensor  # (N, C, H, W)
+    labels: Tensor  # (N, K) class weights
+    step_size: float | None = None  # learning rate that was learnt with it
+
+
+class LearntSet(Protocol):
+    """What a run learns: images, perhaps labels and more, with the optimiser that updates them."""
+
+    images: Tensor  # (N, C, H, W)
+
+    @property
+    def learnt(self) -> dict[str, Tensor]:
+        """The tensors that are learnt, by their names in ``Proposal.grads``."""
+
+    def update(self, grads: dict[str, Tensor], mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Take one outer step.
+
+        Args:
+            grads: towards each tensor of ``learnt``.
+            mask: see ``Proposal``.
+
+        Returns:
+            Facts () of the step, for the metrics.
+
+        Raises:
+            Rejected: the step would leave the set unusable; nothing has changed.
+        """
+
+    def snapshots(self) -> dict[str, Snapshot]:
+        """The set in each form that is to be judged, by its name: one without a name, or several."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to continue exactly."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
 
 
 class Peers(Protocol):
@@ -53,6 +102,10 @@ class Method(Protocol):
     @property
     def steps_per_epoch(self) -> int:
         """Outer steps of one epoch."""
+
+    @property
+    def remedy(self) -> str:
+        """What to change where steps are not finite, as an imperative that names flags."""
 
     def proposals(self, epoch: int, first: int) -> Iterator[Proposal]:
         """The rest of an epoch's outer steps, each made from the synthetic set as it is when it is asked for.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,18 +18,34 @@ from framework.outer.synthetic import Grads, Synthetic
 
 def segment(length: int) -> int:
     """Steps between two kept states with which ``Replay`` keeps the fewest vectors: the square root, rounded up."""
-    return math.isqrt(length - 1) + 1
+    return math.isqrt(max(length, 1) - 1) + 1
 
 
-def kept_vectors(length: int, every: int) -> int:
-    """The most vectors (P,) that ``Replay`` keeps: a gradient for each step, kept states, and one segment's states."""
-    return length + 3 * (-(-length // every) + min(every, length))
+def kept_vectors(length: int, every: int, state: int = 3) -> int:
+    """The most vectors (P,) that ``Replay`` keeps: a gradient for each step, kept states, and one segment's states.
+
+    Args:
+        length: differentiated steps.
+        every: steps of a segment.
+        state: vectors of a state; see ``State``.
+    """
+    return length + state * (-(-length // every) + min(every, length))
+
+
+@dataclass(frozen=True)
+class Trail:
+    """What ``Replay`` keeps of the steps that it took; walking back uses it up."""
+
+    state: State  # after the last step
+    kept: list[State]  # every ``every``-th, from the first on
+    gradients: list[Tensor]  # (P,) of each step
+    every: int
 
 
 class Replay:
     """Exact, with the memory of one inner step: keep vectors, then walk back and run one step at a time again.
 
-    Forward, the gradient of every step and every ``every``-th state are kept; the states between are had again from
+    Forward, the gradient of every step and every ``every``-th state are kept; the states in between are recomputed from
     the gradients, by elementwise updates, one segment at a time. Backward, the second derivatives of each step are
     contracted with the cotangent (METHOD section 3; Maclaurin et al. 2015, arXiv 1502.03492).
 
@@ -45,27 +62,46 @@ class Replay:
         self, state: State, synthetic: Synthetic, plan: Plan, real: RealBatch, mark: Mark = no_mark
     ) -> MetaGradient:
         """See ``Engine``."""
-        images, labels, learn_labels = synthetic.images, synthetic.labels, synthetic.learn_labels
+        trail = self.forward(state, synthetic, plan)
+        vectors = kept_vectors(len(plan), trail.every)
+        mark("window")
+        loss, accuracy, u = self.loop.judge(trail.state, real.images, real.labels, real.draw)
+        mark("real")
+        grads, _ = self.back(trail, State(u, torch.zeros_like(u), torch.zeros_like(u)), synthetic, plan)
+        mark("backward")
+        networks = u.shape[0] if u.dim() == 2 else 1
+        mean = Grads(grads.images / networks, None if grads.labels is None else grads.labels / networks)
+        return MetaGradient(loss.mean(), accuracy.mean(), mean, trail.state.theta, self._cost(len(plan), vectors))
+
+    def forward(self, state: State, synthetic: Synthetic, plan: Plan) -> Trail:
+        """Take the steps of ``plan`` from ``state``, and keep what walking back needs."""
         every = self.every or segment(len(plan))
         kept: list[State] = []
         gradients: list[Tensor] = []
         for t in range(len(plan)):
             if t % every == 0:
                 kept.append(state)
-            state, gradient = self.loop.step(state, images, labels, plan, t)
+            state, gradient = self.loop.step(state, synthetic.images, synthetic.labels, plan, t)
             gradients.append(gradient)
-        vectors = kept_vectors(len(plan), every)
-        mark("window")
+        return Trail(state, kept, gradients, every)
 
-        loss, accuracy, u = self.loop.judge(state, real.images, real.labels, real.draw)
-        mark("real")
+    def back(self, trail: Trail, cotangent: State, synthetic: Synthetic, plan: Plan) -> tuple[Grads, State]:
+        """Take the cotangent of the last state back through all steps.
 
-        cotangent = State(u, torch.zeros_like(u), torch.zeros_like(u))
+        Args:
+            trail: what ``forward`` returned for the same set and plan; it is used up.
+            cotangent: of its ``state``.
+
+        Returns:
+            The gradients towards the set, summed over networks, and the cotangent of the first state.
+        """
+        images, labels, learn_labels = synthetic.images, synthetic.labels, synthetic.learn_labels
+        kept, gradients = trail.kept, trail.gradients
         grads = Grads(torch.zeros_like(images), torch.zeros_like(labels) if learn_labels else None)
         step_back = self._step_back(learn_labels)
         while kept:
             states = [kept.pop()]
-            for gradient in gradients[len(kept) * every :]:
+            for gradient in gradients[len(kept) * trail.every :]:
                 states.append(self.loop.rule.step(states[-1], gradient))
             while len(states) > 1:
                 new, gradient, t = states.pop(), gradients.pop(), len(gradients)
@@ -75,10 +111,7 @@ class Replay:
                 grads.images.index_add_(0, drawn, dx)
                 if grads.labels is not None:
                     grads.labels.index_add_(0, drawn, dy)
-        mark("backward")
-        networks = u.shape[0] if u.dim() == 2 else 1
-        mean = Grads(grads.images / networks, None if grads.labels is None else grads.labels / networks)
-        return MetaGradient(loss.mean(), accuracy.mean(), mean, state.theta, self._cost(len(plan), vectors))
+        return grads, cotangent
 
     def _step_back(self, learn_labels: bool) -> Callable[..., tuple[State, Tensor, Any]]:
         """What takes the cotangent of a state to that of the state before."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from framework.inner.names import MOMENTUM
+from framework.outer.method import Snapshot
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class SyntheticSet:
         return {"images": self.images} | ({"labels": self.labels} if self.learn_labels else {})
 
     @torch.no_grad()
-    def update(self, grads: dict[str, Tensor], mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def update(self, grads: dict[str, Tensor], mask: Tensor | None = None) -> dict[str, Tensor]:
         """Clip the meta-gradient to twice the moving average of its norm, step, keep labels >= 0.
 
         Pixels outside ``mask``, if given, keep their values; a momentum would go on moving them without a gradient.
@@ -93,7 +94,7 @@ class SyntheticSet:
             mask: bool, broadcast to the images.
 
         Returns:
-            The norm before clipping and the factor (at most 1) applied, both ().
+            ``clip_factor`` (), at most 1: what the meta-gradient was multiplied by.
         """
         norm, decay = joint_norm(grads), self.ema_decay
         self.norm_ema = norm.clone() if self.norm_ema is None else decay * self.norm_ema + (1 - decay) * norm
@@ -107,15 +108,16 @@ class SyntheticSet:
             self.images.copy_(torch.where(mask, self.images, before))
         if self.learn_labels:
             self.labels.clamp_(min=0)
-        return norm, factor
+        return {"clip_factor": factor}
 
-    def snapshot(self) -> dict[str, Tensor]:
-        """A copy of images and labels on the CPU; never an alias of the live set."""
-        return {"images": self.images.detach().cpu().clone(), "labels": self.labels.detach().cpu().clone()}
+    def snapshots(self) -> dict[str, Snapshot]:
+        """See ``LearntSet``: one, without a name."""
+        return {"": Snapshot(copied(self.images), copied(self.labels))}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue exactly."""
-        return {**self.snapshot(), "optimizer": deepcopy(self.optimizer.state_dict()), "norm_ema": self.norm_ema}
+        tensors = {"images": copied(self.images), "labels": copied(self.labels)}
+        return {**tensors, "optimizer": deepcopy(self.optimizer.state_dict()), "norm_ema": self.norm_ema}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -125,6 +127,11 @@ class SyntheticSet:
         self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
         ema = state["norm_ema"]
         self.norm_ema = None if ema is None else ema.to(self.images.device)
+
+
+def copied(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor that is being learnt, on the CPU, in memory of their own."""
+    return tensor.detach().cpu().clone()
 
 
 def joint_norm(grads: dict[str, Tensor]) -> Tensor:

@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from framework.config import DEFAULTS, FLAGS, Config
+from framework.config.common import Distilling
+from framework.config.registry import read_config
 from framework.distilled.load import load_distilled
 from framework.distilled.set import Distilled
 from framework.errors import UserError, printable
@@ -56,6 +57,25 @@ class EpochPoint(NamedTuple):
         return cls(epoch, start, length, accuracy, stage if isinstance(stage, str) else None)
 
 
+class MatchPoint(NamedTuple):
+    """What plots show of an iteration of trajectory matching."""
+
+    step: int
+    start_epoch: int
+    loss: float
+    step_size: float
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> "MatchPoint | None":
+        """From a record of the kind ``step``; None where it is another method's, or has changed nothing."""
+        step, start, loss, size = (record.get(name) for name in ("step", "start_epoch", "loss", "step_size"))
+        if not (isinstance(step, int) and isinstance(start, int)):
+            return None
+        if not (isinstance(loss, float | int) and isinstance(size, float | int)):
+            return None
+        return cls(step, start, loss, size)
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """What a run has left in its folder.
@@ -67,12 +87,12 @@ class RunFolder:
     path: Path
 
     @cached_property
-    def config(self) -> Config:
+    def config(self) -> Distilling:
         """The run's flags."""
         file = self.path / CONFIG
         if not file.exists():
             raise UserError(f"{self.path}: no run is here; give a folder with {CONFIG}")
-        return Config.from_json(read_json(file), file)
+        return read_config(read_json(file), file)
 
     @cached_property
     def summary(self) -> Summary | None:
@@ -93,15 +113,27 @@ class RunFolder:
         return {"step": [], "epoch": [], "evaluation": [], **read_metrics(self.path / METRICS)}
 
     @cached_property
-    def history(self) -> dict[int, Entry]:
-        """The evaluations, by the outer step of each."""
-        file = self.path / METRICS
-        return {record["step"]: read_record(Entry, record, file) for record in self.records["evaluation"]}
+    def history(self) -> list[Entry]:
+        """The evaluations."""
+        return [read_record(Entry, record, self.path / METRICS) for record in self.records["evaluation"]]
+
+    @property
+    def accuracies(self) -> dict[int, float]:
+        """The best accuracy of any form of the set, by the outer step of its evaluation."""
+        best: dict[int, float] = {}
+        for record, entry in zip(self.records["evaluation"], self.history, strict=True):
+            best[record["step"]] = max(entry.accuracy, best.get(record["step"], 0.0))
+        return best
 
     @cached_property
     def epochs(self) -> list[EpochPoint]:
         """The windows of all epochs, for a plot."""
         return [point for record in self.records["epoch"] if (point := EpochPoint.of(record)) is not None]
+
+    @cached_property
+    def matches(self) -> list[MatchPoint]:
+        """The iterations of trajectory matching, for a plot."""
+        return [point for record in self.records["step"] if (point := MatchPoint.of(record)) is not None]
 
     @cached_property
     def distilled(self) -> Distilled | None:
@@ -117,10 +149,11 @@ class RunFolder:
     @property
     def words(self) -> list[str]:
         """The command line that runs it again, in a folder of its own: the program, then each flag with its values."""
-        words = ["python main.py"]
-        for name in FLAGS:
-            value = getattr(self.config, name)
-            if name != "dataset" and (value == getattr(DEFAULTS, name) or name in ("save_dir", "resume", "dry_run")):
+        c, defaults = self.config, self.config.defaults()
+        words = [f"python main.py {c.VERB}".strip()]
+        for name in c.flags():
+            value = getattr(c, name)
+            if name != "dataset" and (value == getattr(defaults, name) or name in ("save_dir", "resume", "dry_run")):
                 continue
             values = [] if value is True else [str(v) for v in (value if isinstance(value, tuple) else (value,))]
             words.append(shlex.join([f"--{name}", *values]))
@@ -131,11 +164,9 @@ class RunFolder:
         """What was run, and what it took."""
         c, s = self.config, self.summary
         steps = self.records["step"]
-        own = {name: value for name, value in c.network.items() if value != getattr(DEFAULTS, name)}
+        own = {name: value for name, value in c.network.items() if value != getattr(c.defaults(), name)}
         facts = {
-            "data set": f"{c.dataset}{', ZCA' if c.zca else ', ZCA of pixels' if c.zca_pixels else ''}",
-            "method": f"{c.policy}, W {c.window}, T {c.totwindow}",
-            "images per class": f"{c.num_per_class}{', learnt labels' if c.train_y else ''}",
+            **c.facts,
             "network": ", ".join([c.arch, *(f"{name} {value}" for name, value in own.items())]),
             "seed": str(c.seed),
             "outer steps": f"{s.outer_steps if s else steps[-1]['step'] if steps else 0:,}",

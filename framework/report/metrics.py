@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from framework.distilled.pictures import HIGHEST
 from framework.errors import UserError
-from framework.files import BOARD, CURVES, METRICS, WINDOWS, CannotWrite, finite, write_text
+from framework.files import BOARD, CURVES, MATCHING, METRICS, WINDOWS, CannotWrite, finite, write_text
 from framework.records import Entry
-from framework.report.folder import EpochPoint, parse_metric
-from framework.report.plots import accuracy_plot, probe_figure, truncation_plot
+from framework.report.folder import EpochPoint, MatchPoint, parse_metric
+from framework.report.plots import accuracy_plot, matching_plot, probe_figure, truncation_plot
 from framework.report.tables import percent
 from framework.run.chores import Seldom
 from framework.run.progress import Best, Progress
@@ -41,6 +41,7 @@ class Reporter:
     def __init__(self, folder: Path, total: int, step: int = 0, records: int = 0) -> None:
         self.folder = folder
         self.epochs: list[EpochPoint] = []
+        self.matches: list[MatchPoint] = []
         self.plots = Seldom(PLOTS_SHARE, PLOTS_PAUSE)
         self.records = self._keep(records)
         try:
@@ -74,6 +75,8 @@ class Reporter:
         """Keep what plots show: the file of a long run is too large to be read for each."""
         if record["kind"] == "epoch" and (point := EpochPoint.of(record)) is not None:
             self.epochs.append(point)
+        if record["kind"] == "step" and (match := MatchPoint.of(record)) is not None:
+            self.matches.append(match)
 
     def log(self, kind: str, step: int, **values: Any) -> None:
         """Record one event: to the JSON lines as it is, its numbers to TensorBoard under ``kind/``."""
@@ -95,20 +98,21 @@ class Reporter:
             )
             self.log("step", progress.step, epoch=progress.epoch + 1, **facts)
 
-    def skipped(self, progress: Progress, facts: dict[str, Any]) -> None:
-        """Tell and record a step whose meta-gradient is not finite."""
+    def skipped(self, progress: Progress, facts: dict[str, Any], reason: str) -> None:
+        """Tell and record a step that could not be applied, and why."""
         p, shown = progress, {name: facts[name] for name in ("loss", "accuracy", "meta_gradient_norm") if name in facts}
         self.bar.update()
         self.say(
-            f"outer step {p.step} skipped: its meta-gradient is not finite (loss {facts['loss']:g}, norm "
+            f"outer step {p.step} skipped: {reason} (loss {facts['loss']:g}, meta-gradient's norm "
             f"{facts['meta_gradient_norm']:g}); {p.skipped_in_row} in a row, {p.skipped_in_run} in this run"
         )
-        self.log("skipped", p.step, epoch=p.epoch + 1, **shown, skipped_in_run=p.skipped_in_run)
+        self.log("skipped", p.step, epoch=p.epoch + 1, **shown, reason=reason, skipped_in_run=p.skipped_in_run)
 
     def evaluated(self, entry: Entry, best: Best, step: int, seconds: float) -> None:
         """Tell and record an evaluation, ``seconds`` after the run's start."""
         self.say(
-            f"epoch {entry.epoch}: {entry.split} accuracy {percent(entry.accuracy, entry.best.top1_std)} % after "
+            f"epoch {entry.epoch}{entry.form and f', {entry.form} images'}: {entry.split} accuracy "
+            f"{percent(entry.accuracy, entry.best.top1_std)} % after "
             f"{entry.best_length} steps (best {percent(best.accuracy, None)} at epoch {best.epoch})"
         )
         self.log("evaluation", step, seconds=seconds, **asdict(entry))
@@ -149,6 +153,8 @@ class Reporter:
             accuracy_plot(history, self.folder / CURVES)
             if self.epochs:
                 truncation_plot(self.epochs, self.folder / WINDOWS)
+            if self.matches:
+                matching_plot(self.matches, self.folder / MATCHING)
             self.pictures("synthetic images", images(), step)
 
     @contextmanager

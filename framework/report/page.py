@@ -15,9 +15,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from framework.distilled.set import Distilled
-from framework.files import CURVES, PICTURE, WINDOWS, folder_for, write_text
+from framework.files import CURVES, MATCHING, PICTURE, WINDOWS, folder_for, write_text
 from framework.report.folder import RunFolder, name_runs
-from framework.report.plots import accuracy_plot, comparison_plot, training_plot, truncation_plot
+from framework.report.plots import accuracy_plot, comparison_plot, matching_plot, training_plot, truncation_plot
 from framework.report.tables import (
     RESULT_COLUMNS,
     SELECTION,
@@ -101,7 +101,7 @@ def pictures(run: RunFolder) -> list[dict[str, Any]]:
 
 def figures(run: RunFolder) -> list[dict[str, Any]]:
     """The run's plots: what each shows, and its themed images."""
-    history, epochs, steps = list(run.history.values()), run.epochs, run.records["step"]
+    history, epochs, steps = run.history, run.epochs, run.records["step"]
     result = []
     if history:
         uris = themed(lambda path: accuracy_plot(history, path))
@@ -109,6 +109,9 @@ def figures(run: RunFolder) -> list[dict[str, Any]]:
     if epochs:
         uris = themed(lambda path: truncation_plot(epochs, path))
         result.append({"caption": "Where the differentiated window lay in the inner loop", "uris": uris})
+    if matches := run.matches:
+        uris = themed(lambda path: matching_plot(matches, path))
+        result.append({"caption": "How close students come to the experts, and with which steps", "uris": uris})
     if len(steps) > 1:
         uris = themed(lambda path: training_plot(steps, path))
         result.append({"caption": "The outer loop", "uris": uris})
@@ -178,7 +181,12 @@ def markdown(runs: dict[str, RunFolder], folder: Path) -> str:
                 "Not finished: no final table yet; to go on, give the run's own command with --resume.",
                 "",
             ]
-        for file, text in ((CURVES, "accuracy"), (WINDOWS, "windows"), (PICTURE, "distilled images")):
+        for file, text in (
+            (CURVES, "accuracy"),
+            (WINDOWS, "windows"),
+            (MATCHING, "matching"),
+            (PICTURE, "distilled images"),
+        ):
             if (run.path / file).exists():
                 shown = _address(os.path.relpath(run.path / file, folder))
                 lines += [f"![{text}](<{shown}>)", ""]

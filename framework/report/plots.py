@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from framework.files import write_atomically
 from framework.records import Entry
-from framework.report.folder import EpochPoint, RunFolder
+from framework.report.folder import EpochPoint, MatchPoint, RunFolder
 
 T = TypeVar("T")
 
@@ -19,16 +19,17 @@ COLUMNS = 1200  # epochs that a plot shows at most: more than its pixels are sid
 
 
 def accuracy_plot(history: Sequence[Entry], path: Path) -> None:
-    """Plot accuracy over epochs, one curve per training length, with one deviation as a band."""
+    """Plot accuracy over epochs, one curve per form of the set and training length, one deviation as a band."""
     figure = Figure(figsize=(7, 4))
     ax = figure.subplots()
-    shown = _spread(history)
-    epochs = [entry.epoch for entry in shown]
-    for i, length in enumerate(history[0].lengths):
-        mean = 100 * np.array([entry.scores[i].top1 for entry in shown])
-        deviation = 100 * np.array([entry.scores[i].top1_std or 0.0 for entry in shown])
-        ax.plot(epochs, mean, marker=".", label=f"{length} steps")
-        ax.fill_between(epochs, mean - deviation, mean + deviation, alpha=0.2)
+    for form in dict.fromkeys(entry.form for entry in history):
+        shown = _spread([entry for entry in history if entry.form == form])
+        epochs = [entry.epoch for entry in shown]
+        for i, length in enumerate(shown[0].lengths):
+            mean = 100 * np.array([entry.scores[i].top1 for entry in shown])
+            deviation = 100 * np.array([entry.scores[i].top1_std or 0.0 for entry in shown])
+            ax.plot(epochs, mean, marker=".", label=f"{length} steps{form and f', {form} images'}")
+            ax.fill_between(epochs, mean - deviation, mean + deviation, alpha=0.2)
     ax.set_xlabel("epoch")
     ax.set_ylabel(f"{history[0].split} accuracy (%)")
     ax.legend(title="trained for")
@@ -64,6 +65,32 @@ def truncation_plot(epochs: Sequence[EpochPoint], path: Path) -> None:
     save_figure(figure, path)
 
 
+def matching_plot(points: Sequence[MatchPoint], path: Path) -> None:
+    """Plot the matching loss of trajectory matching by start epoch, and the step size, over iterations."""
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    top, middle, bottom = figure.subplots(3, 1, height_ratios=[2, 1, 2])
+    shown = _spread(points)
+    steps, starts = [point.step for point in shown], [point.start_epoch for point in shown]
+    dots = top.scatter(steps, [point.loss for point in shown], c=starts, s=6, cmap="viridis")
+    figure.colorbar(dots, ax=top, label="start epoch")
+    top.axhline(1, color="tab:gray", linewidth=0.8, linestyle="--")  # of a student that stays where it is
+    top.set_ylabel("matching loss")
+    middle.sharex(top)
+    middle.plot(steps, [point.step_size for point in shown], linewidth=1.2)
+    middle.set_ylabel("step size")
+    middle.set_xlabel("iteration")
+    late = [point for point in points if 2 * point.step > points[-1].step]
+    by_start = {
+        start: [p.loss for p in late if p.start_epoch == start] for start in sorted({p.start_epoch for p in late})
+    }
+    bottom.plot(list(by_start), [np.mean(losses) for losses in by_start.values()], marker=".")
+    bottom.set_xlabel("start epoch")
+    bottom.set_ylabel("mean matching loss\nin the second half")
+    for ax in (top, middle, bottom):
+        ax.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
 STAGE_COLOURS = {"early": "tab:blue", "middle": "tab:orange", "late": "tab:green", None: "tab:gray"}
 """Of AT-BPTT's stages; others take the next colours of the cycle."""
 
@@ -93,7 +120,7 @@ def training_plot(steps: Sequence[dict[str, Any]], path: Path) -> None:
     shown = _spread(steps)
     x = [record["step"] for record in shown]
     for ax, key, name in (
-        (top, "loss", "loss on real\nbatches"),
+        (top, "loss", "outer loss"),
         (bottom, "meta_gradient_norm", "meta-gradient\nnorm"),
     ):
         ax.plot(x, [record.get(key) for record in shown], linewidth=1.2)
@@ -109,8 +136,8 @@ def comparison_plot(runs: dict[str, RunFolder], path: Path) -> None:
     figure = Figure(figsize=(7, 4))
     ax = figure.subplots()
     for name, run in runs.items():
-        accuracies = [100 * entry.accuracy for entry in run.history.values()]
-        ax.plot(list(run.history), accuracies, marker=".", label=" " + name.replace("$", r"\$"))
+        accuracies = [100 * accuracy for accuracy in run.accuracies.values()]
+        ax.plot(list(run.accuracies), accuracies, marker=".", label=" " + name.replace("$", r"\$"))
     ax.set_xlabel("outer step")
     ax.set_ylabel("accuracy at selection (%)")
     ax.legend()

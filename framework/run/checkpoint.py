@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from framework.config import Config, differences
+from framework.config.common import Distilling
+from framework.config.registry import read_config
 from framework.errors import UserError
 from framework.files import LAST, PREVIOUS, write_atomically
 
@@ -63,7 +64,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     write_atomically(path, lambda file: file.write(content))
 
 
-def find_run(folder: Path, config: Config) -> dict[str, Any] | None:
+def find_run(folder: Path, config: Distilling) -> dict[str, Any] | None:
     """The state to resume from in a run's folder; None where a new run is to start.
 
     Where the last checkpoint is damaged or missing, the one before, and a line says so.
@@ -87,7 +88,7 @@ def find_run(folder: Path, config: Config) -> dict[str, Any] | None:
         except UserError:
             raise error from None
         print(f"{str(error).partition(';')[0]}; continuing from {previous}, the checkpoint before", flush=True)
-    if changed := differences(saved, config):
+    if changed := _changed(saved, config):
         raise UserError(
             f"--resume: {path} is of another configuration: {'; '.join(changed)}; give the same flags, or another "
             "--save_dir"
@@ -95,7 +96,7 @@ def find_run(folder: Path, config: Config) -> dict[str, Any] | None:
     return state
 
 
-def _load_run(path: Path) -> tuple[dict[str, Any], Config]:
+def _load_run(path: Path) -> tuple[dict[str, Any], Distilling]:
     """A run's checkpoint and the flags it was saved with.
 
     Raises:
@@ -106,4 +107,11 @@ def _load_run(path: Path) -> tuple[dict[str, Any], Config]:
         saved = json.loads(state["config"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a checkpoint of this program; check --save_dir") from error
-    return state, Config.from_json(saved, path)
+    return state, read_config(saved, path)
+
+
+def _changed(saved: Distilling, config: Distilling) -> list[str]:
+    """How flags differ that must not; see ``Common.differences``."""
+    if type(saved) is not type(config):
+        return [f"the verb was {saved.VERB or 'none'} and is {config.VERB or 'none'}"]
+    return config.differences(saved)

@@ -53,7 +53,8 @@ class Comm:
             dist.all_reduce(flat)
         flat /= self.size
         parts = flat.split([tensor.numel() for tensor in tensors])
-        return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+        # Of several precisions, all are sent in the highest.
+        return [part.view_as(tensor).to(tensor.dtype) for part, tensor in zip(parts, tensors, strict=True)]
 
     def from_main(self, value: T) -> T:
         """Rank 0's ``value``, on every rank."""

@@ -13,13 +13,13 @@ from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessContext, ProcessExitedException, start_processes
 
-from framework.config import Config
+from framework.config.common import Common
 from framework.errors import UserError
 from framework.inner.execution import configure_process
 from framework.output import lasting_output
@@ -30,13 +30,14 @@ from framework.run.place import find_place
 GRACE = 10.0  # seconds that the others get to save and leave after one process has ended; twice that, then SIGKILL
 
 
-Worker = Callable[[Config, Comm, torch.device], int]
+C = TypeVar("C", bound=Common)
+Worker = Callable[[C, Comm, torch.device], int]
 
 
 Messages = SimpleQueue[tuple[int, str]]  # rank on this node, and the one line it leaves with
 
 
-def launch(worker: Worker, config: Config) -> int:
+def launch(worker: Worker[C], config: C) -> int:
     """Run ``worker`` in as many processes as the flags or the environment ask for; see ``find_place``.
 
     Returns:
@@ -69,7 +70,7 @@ def launch(worker: Worker, config: Config) -> int:
         return _supervise(context, messages, first_rank=config.rank * nproc)
 
 
-def join(worker: Worker, config: Config, rank: int, local_rank: int, size: int, url: str) -> int:
+def join(worker: Worker[C], config: C, rank: int, local_rank: int, size: int, url: str) -> int:
     """Run ``worker`` as process ``rank`` of ``size`` that meet at ``url``. Returns its exit code."""
     device = resolve_device(config.device_name, local_rank)
     backend = config.dist_backend or ("nccl" if device.type == "cuda" else "gloo")
@@ -102,7 +103,7 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _join_alone(worker: Worker, config: Config, rank: int, local_rank: int, size: int, url: str) -> int:
+def _join_alone(worker: Worker[C], config: C, rank: int, local_rank: int, size: int, url: str) -> int:
     """``join`` where nobody of ours waits for this process: it has to say itself why it fails."""
     try:
         return join(worker, config, rank, local_rank, size, url)
@@ -114,7 +115,7 @@ def _join_alone(worker: Worker, config: Config, rank: int, local_rank: int, size
     leave(code)
 
 
-def _work(worker: Worker, config: Config, comm: Comm, device: torch.device) -> int:
+def _work(worker: Worker[C], config: C, comm: Comm, device: torch.device) -> int:
     configure_process(device, config.precision)
     with deterministic_algorithms(config.deterministic):
         if device.type == "cuda":
@@ -139,13 +140,13 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before[1]
 
 
-def _spawned(local_rank: int, worker: Worker, config: Config, nproc: int, url: str, messages: Messages) -> None:
+def _spawned(local_rank: int, worker: Worker[C], config: C, nproc: int, url: str, messages: Messages) -> None:
     """One process; its last words go to the parent, which prints only those of the process to blame."""
     with lasting_output():
         leave(_run_spawned(local_rank, worker, config, nproc, url, messages))
 
 
-def _run_spawned(local_rank: int, worker: Worker, config: Config, nproc: int, url: str, messages: Messages) -> int:
+def _run_spawned(local_rank: int, worker: Worker[C], config: C, nproc: int, url: str, messages: Messages) -> int:
     try:
         code = join(worker, config, config.rank * nproc + local_rank, local_rank, nproc * config.world_size, url)
     except UserError as error:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from framework.config import Config
+from framework.config.bptt import Config
+from framework.config.common import Distilling
+from framework.config.matching import FtdConfig
 from framework.errors import UserError
 from framework.flags import option
 from framework.inner.kernels import Execution
@@ -33,7 +35,7 @@ def window_bytes(
     """Estimated additional peak memory of ``length`` differentiated steps on ``batch`` images.
 
     Args:
-        engine: ``higher``, ``replay`` or ``lowrank``.
+        engine: ``higher``, ``replay``, ``lowrank``, or ``matching``: replay whose optimiser keeps nothing.
         module: the network, on ``meta``.
         channels, side: of its images.
         length: of the window.
@@ -45,7 +47,7 @@ def window_bytes(
     floats = activation_floats(module, channels, side)
     if engine == "higher":
         return 4 * length * (WINDOW_GRAPH * floats * batch + WINDOW_PARAMETERS * parameters)
-    vectors = kept_vectors(length, segment(length)) + 4 * samples
+    vectors = kept_vectors(length, segment(length), 1 if engine == "matching" else 3) + 4 * samples
     return 4 * (STEP_GRAPH * floats * min(batch, chunk) + vectors * parameters)
 
 
@@ -71,8 +73,18 @@ class Problem:
     processes: int = 1
 
 
-def step_bytes(config: Config, problem: Problem) -> tuple[float, float]:
+def step_bytes(config: Distilling, problem: Problem) -> tuple[float, float]:
     """Estimated additional peak memory of one process's outer step: of its window, and of its real batch."""
+    p, whole = problem, config.norm == "batch"
+    if isinstance(config, FtdConfig):
+        batch = config.student_batch(p.classes)
+        chunk = batch if whole else p.execution.chunk
+        return window_bytes("matching", p.module, p.channels, p.side, config.syn_steps, batch, chunk), 0.0
+    assert isinstance(config, Config), "every kind of run has its own estimate"
+    return _window_and_real_bytes(config, problem)
+
+
+def _window_and_real_bytes(config: Config, problem: Problem) -> tuple[float, float]:
     c, p, execution = config, problem, problem.execution
     batch = c.inner_batch(p.classes)
     real_batch = max(1, min(c.batch_size, p.real) // p.processes)
@@ -95,7 +107,7 @@ def size_text(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-HALVED = ("batch_size", "batch_per_class", "task_sampler_nc", "d", "window", "totwindow")
+HALVED = ("batch_size", "batch_per_class", "task_sampler_nc", "d", "window", "totwindow", "batch_syn", "syn_steps")
 ELSEWHERE = "while loading or building: lower --limit_train, --im_size, --num_per_class or --width, or free memory"
 WORTH_IT = 0.9  # a change is named only if it leaves at most this share of the memory
 # How PyTorch says it on the CPU, where it has no exception of its own.
@@ -122,26 +134,28 @@ def explained(advice: Callable[[], str]) -> Iterator[None]:
     raise OutOfMemory(f"out of memory ({text.partition('. ')[0].strip()}): {advice()}")
 
 
-def needed(config: Config, problem: Problem) -> float:
+def needed(config: Distilling, problem: Problem) -> float:
     """Estimated peak bytes of one process's outer step, within a factor of two."""
     return sum(step_bytes(config, problem))
 
 
-def advice(config: Config, problem: Problem, device: torch.device) -> str:
+def advice(config: Distilling, problem: Problem, device: torch.device) -> str:
     """What would lower the memory of an outer step on ``device``, most effective first."""
     execution, now = problem.execution, needed(config, problem)
     found = []
-    if config.engine_name == "higher":
+    if isinstance(config, Config) and config.engine_name == "higher":
         found.append((needed(replace(config, engine="replay"), problem), "--engine replay"))
     else:
         chunk = max(1, execution.chunk // 2)
         smaller = needed(config, replace(problem, execution=replace(execution, chunk=chunk)))
         found.append((smaller, f"--chunk {chunk} (now {execution.chunk}), which --resume may change"))
     for name in HALVED:
-        value = getattr(config, name)
+        value = getattr(config, name, None)
         if not value or value < 2 or (name == "totwindow" and config.policy != "bptt"):
             continue
-        lower = {name: value // 2} | ({"window": min(config.window, value // 2)} if name == "totwindow" else {})
+        lower = {name: value // 2}
+        if isinstance(config, Config) and name == "totwindow":
+            lower["window"] = min(config.window, value // 2)
         found.append((needed(replace(config, **lower), problem), f"{option(name)} {value // 2} (now {value})"))
     better = [f"{text}: {size_text(size)}" for size, text in sorted(found) if size <= WORTH_IT * now]
     if problem.processes > 1 and device.type == "cpu":

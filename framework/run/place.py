@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from framework.config import Config
+from framework.config.common import Common
 from framework.errors import UserError
 
 
@@ -43,7 +43,7 @@ STARTERS = (
 )  # fmt: skip
 
 
-def find_place(config: Config, environment: Mapping[str, str]) -> Place | None:
+def find_place(config: Common, environment: Mapping[str, str]) -> Place | None:
     """The place that torch's variables, or those of a ``Starter``, give this process; None where it is alone.
 
     RANK and WORLD_SIZE count processes where LOCAL_RANK is there too, as torchrun sets it; without it they count
@@ -59,7 +59,7 @@ def find_place(config: Config, environment: Mapping[str, str]) -> Place | None:
     return None if started is None or config.world_size > 1 else _by_starter(started, environment)
 
 
-def _by_torch(config: Config, environment: Mapping[str, str]) -> Place | None:
+def _by_torch(config: Common, environment: Mapping[str, str]) -> Place | None:
     if environment.get("WORLD_SIZE", "").strip() == "1":
         return None
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):

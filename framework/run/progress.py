@@ -8,11 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from framework.errors import UserError
+from framework.outer.method import Snapshot
 from framework.records import Entry, read_record
 
 
 class Diverged(UserError):
-    """Too many meta-gradients in a row were not finite; the synthetic set is as it was before them."""
+    """Too many steps in a row could not be applied; the synthetic set is as it was before them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +26,19 @@ class Best:
     accuracy: float
     images: Tensor
     labels: Tensor
+    form: str = ""
+    step_size: float | None = None
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The set."""
+        return Snapshot(self.images, self.labels, self.step_size)
 
     @property
     def facts(self) -> dict[str, Any]:
-        """All but the tensors."""
-        return {"epoch": self.epoch, "split": self.split, "best_length": self.best_length, "accuracy": self.accuracy}
+        """All but the tensors; form and step size where there are any."""
+        names = ("epoch", "split", "best_length", "accuracy", *(("form", "step_size") if self.form else ()))
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclasses.dataclass
@@ -44,7 +53,7 @@ class Progress:
     step: int = 0  # outer steps since the start of the run
     loss_sum: float = 0.0  # over the epoch's applied steps so far
     accuracy_sum: float = 0.0
-    skipped: int = 0  # steps of the epoch so far whose meta-gradient was not finite
+    skipped: int = 0  # steps of the epoch so far that could not be applied: not finite, or rejected by the set
     skipped_in_row: int = 0
     skipped_in_run: int = 0
     seconds: float = 0.0  # all attempts together
@@ -78,13 +87,19 @@ class Progress:
         self.skipped_in_run += 1
         self._count()
 
-    def check(self, limit: int) -> None:
-        """Raise ``Diverged`` where ``limit`` steps in a row were skipped; a resumed run may try again."""
+    def check(self, limit: int, reason: str, remedy: str) -> None:
+        """Raise ``Diverged`` where ``limit`` steps in a row were skipped; a resumed run may try again.
+
+        Args:
+            limit: ``--max_bad_steps``.
+            reason: why the last one was.
+            remedy: see ``Method``.
+        """
         if self.skipped_in_row >= limit:
             self.skipped_in_row = 0
             raise Diverged(
-                f"the meta-gradient was not finite in {limit} outer steps in a row, the last of them step {self.step}: "
-                "lower --inner_lr or --window, or raise --minwindow or --max_bad_steps; the set before them is saved"
+                f"{limit} outer steps in a row could not be applied, the last of them step {self.step}: {reason}. "
+                f"Try to {remedy}; or raise --max_bad_steps. The set before them is saved"
             )
 
     def _count(self) -> None:

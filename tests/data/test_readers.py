@@ -23,7 +23,7 @@ from scipy.io import savemat
 from torchvision import datasets
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
-from framework.config import FLAGS
+from framework.config.bptt import FLAGS
 from framework.data import parts, registry
 from framework.data.folders import read_cub, read_imagefolder, read_imagenet, read_tiny_imagenet
 from framework.data.parts import ArrayPart, Part, Source, decode_image

@@ -16,7 +16,7 @@ from PIL import Image
 from sets import CLASSES, KINDS, SIDE, made_up
 
 from framework import load_distilled
-from framework.config import Config
+from framework.config.bptt import Config
 from framework.data.preprocess import Standardise
 from framework.distilled import formats
 from framework.distilled.exports import export

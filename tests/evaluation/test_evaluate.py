@@ -335,7 +335,7 @@ def test_random_real_images_are_of_the_right_class_and_drawn_anew_for_each_netwo
     sampler = training_set().sampler
     assert isinstance(sampler, ClassSampler)
     with untouched():
-        candidate = random_real(real, sampler, 5, (3, 8), 0)
+        candidate = random_real(real, 4, sampler, 5, (3, 8), 0)
     assert candidate.lengths == (3, 8)
     numbers = [data.images[:, 0, 0, 0].int().tolist() for data in candidate.sets]
     for data, images in zip(candidate.sets, numbers, strict=True):
@@ -345,7 +345,7 @@ def test_random_real_images_are_of_the_right_class_and_drawn_anew_for_each_netwo
         assert [number % CLASSES for number in images] == [0] * 4 + [1] * 4 + [2] * 4
         assert data.labels.argmax(1).tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert len({tuple(images) for images in numbers}) == 5
-    again, other = (random_real(real, sampler, 5, (3, 8), seed).sets[0].images for seed in (0, 1))
+    again, other = (random_real(real, 4, sampler, 5, (3, 8), seed).sets[0].images for seed in (0, 1))
     assert torch.equal(again, candidate.sets[0].images)
     assert not torch.equal(other, candidate.sets[0].images)
 
@@ -353,12 +353,12 @@ def test_random_real_images_are_of_the_right_class_and_drawn_anew_for_each_netwo
 def test_too_few_real_images_of_a_class_are_reported_by_name(real: RealData) -> None:
     sampler = ClassSampler(CLASSES, 11, CLASSES, 1, Augmentation("none", False, SIDE))
     with pytest.raises(UserError, match=r"--baselines random: class a has only 10 real image.*11 distilled"):
-        random_real(real, sampler, 2, (3,), 0)
+        random_real(real, 11, sampler, 2, (3,), 0)
 
 
 def test_the_full_baseline_trains_on_every_real_image(real: RealData) -> None:
     sampler = ClassSampler(CLASSES, 4, CLASSES, 1, Augmentation("flip", True, SIDE))
-    candidate = full_real(real, sampler, 3, (3, 8), 0)
+    candidate = full_real(real, 4, sampler, 3, (3, 8), 0)
     assert len(candidate.sets) == 3
     data = candidate.sets[0]
     assert torch.equal(data.images, real.train.images)

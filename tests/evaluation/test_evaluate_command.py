@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from framework import load_distilled
-from framework.config import FLAGS, Config
+from framework.config.bptt import FLAGS, Config
 from framework.data.preprocess import Standardise, Zca, ZcaPixels
 from framework.data.splits import RealData
 from framework.distilled.foreign import Target, from_foreign, preprocessed

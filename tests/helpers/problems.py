@@ -1,8 +1,11 @@
 """Small float64 distillation problems shared by the tests of the inner loop and its engines."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from framework.inner.augment import Augmentation
@@ -81,3 +84,15 @@ def make_problem(
 
 def relative_error(value: Tensor, reference: Tensor) -> float:
     return float((value - reference).norm() / reference.norm())
+
+
+def emulate(call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    """A recording that runs the call again and overwrites the same result, as a graph does."""
+    result = call()
+
+    def replay() -> None:
+        for old, new in zip(pytree.tree_leaves(result), pytree.tree_leaves(call()), strict=True):
+            if old is not None:
+                old.copy_(new)
+
+    return replay, result

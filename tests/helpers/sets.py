@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from framework.config import Config
+from framework.config.bptt import Config
 from framework.data.preprocess import Preprocess, Standardise, Zca, ZcaPixels
 from framework.distilled.set import Distilled
 from framework.records import Row, Summary

@@ -16,7 +16,7 @@ import torch
 
 from framework import base
 from framework.base import main_worker
-from framework.config import Config
+from framework.config.bptt import Config
 from framework.run import checkpoint, launch
 from framework.run.distributed import Comm
 from main import main

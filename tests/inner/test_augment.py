@@ -19,7 +19,7 @@ from scipy import ndimage
 from streams import stir, untouched
 from torch import Tensor
 
-from framework.inner.augment import Augmentation, Draw, apply
+from framework.inner.augment import Augmentation, CondensationAugmentation, Draw, apply
 from framework.inner.names import AUGMENTATIONS
 from framework.rng import generator
 
@@ -480,6 +480,46 @@ def test_parameters_fill_their_ranges() -> None:
         assert uniform(colour[..., channel], *bounds)
     assert draws["mixup"].mix_weight is not None
     assert uniform(Augmentation("mixup", True, 8).draw(2000, 1, generator(0)).mix_weight, 0, 1)  # type: ignore[arg-type]
+
+
+def test_condensations_own_draws_one_operation_for_each_image() -> None:
+    steps, count, side = 60, 100, 32
+    draw = CondensationAugmentation(side).draw(steps, count, generator(0, "condensation"))
+    assert tensors(draw).keys() == {"affine"}
+    assert draw.affine is not None
+    assert torch.equal(
+        draw.affine, CondensationAugmentation(side).draw(steps, count, generator(0, "condensation")).affine
+    )
+    linear, pixels = draw.affine[..., :2].flatten(0, 1), draw.affine[..., 2].flatten(0, 1) * side / 2
+    rotated = linear[:, 0, 1] != 0
+    scaled = ~rotated & (linear[:, 0, 0] != 1)
+    shifted = ~rotated & ~scaled
+    # Binomial with p = 1/3 of 6,000: a deviation of 37, of which 4.5 are allowed. All are alike on every batch.
+    assert all(abs(int(kind.sum()) - 2000) < 165 for kind in (rotated, scaled, shifted))
+    assert all(kind.view(steps, count).any(1).all() for kind in (rotated, scaled, shifted))
+    assert (pixels[~shifted] == 0).all()
+    assert pixels[shifted].unique().tolist() == list(range(-4, 5))
+    assert uniform(torch.atan2(linear[rotated, 1, 0], linear[rotated, 0, 0]).rad2deg(), -45, 45)
+    assert close(linear[rotated] @ linear[rotated].mT, torch.eye(2).double().expand(int(rotated.sum()), 2, 2))
+    assert all(uniform(1 / linear[scaled, i, i], 0.8, 1.2) for i in range(2))
+    assert (linear[scaled, 0, 1] == 0).all()
+
+
+def test_condensations_own_moves_shrinks_and_fills_with_zeros() -> None:
+    images, labels = batch(count=90)
+    draw = CondensationAugmentation(8).draw(1, 90, generator(1)).at(0)
+    new, same = apply(images, labels, draw)
+    assert torch.equal(same, labels)
+    assert draw.affine is not None
+    for image, result, matrix in zip(images, new, draw.affine, strict=True):
+        if torch.equal(matrix[:, :2], torch.eye(2).double()):
+            dx, dy = (matrix[:, 2] * 4).tolist()
+            assert close(result, ndimage.shift(image.numpy(), (0, -dy, -dx), order=0))
+        assert close(result, warped(image, matrix))
+    white, _ = apply(torch.ones_like(images), labels, draw)
+    small = (draw.affine.diagonal(dim1=1, dim2=2) > 1.1).all(1)  # shrunk on both axes
+    assert small.any()
+    assert (white[small][..., 0, 0] < 0.99).all()
 
 
 def test_at_and_to_keep_the_choices() -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 import torch.utils._pytree as pytree
 from cli import ROOT
-from problems import CPU, make_problem, relative_error
+from problems import CPU, emulate, make_problem, relative_error
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -147,18 +147,6 @@ def test_a_compiled_meta_gradient_is_exact() -> None:
 
 
 # ---- static buffers, with a stand-in for the GPU's graphs ------------------------------------------------
-
-
-def emulate(call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-    """A recording that runs the call again and overwrites the same result, as a graph does."""
-    result = call()
-
-    def replay() -> None:
-        for old, new in zip(pytree.tree_leaves(result), pytree.tree_leaves(call()), strict=True):
-            if old is not None:
-                old.copy_(new)
-
-    return replay, result
 
 
 def graphed(loop: InnerLoop) -> InnerLoop:

@@ -88,7 +88,7 @@ def test_an_epoch_is_taken_up_where_it_was_left(policy: str, every_step: bool, l
     again.load_state_dict(left.state_dict())
     again.set.load_state_dict(left.set.state_dict())
     assert [proposal.facts for proposal in epoch(again, first=left_at)] == expected[left_at:]
-    assert difference(again.set.snapshot(), whole.set.snapshot()) is None
+    assert difference(again.set.state_dict(), whole.set.state_dict()) is None
     assert again.close_epoch(0.5, 0.5) == whole.close_epoch(0.5, 0.5)
     assert again.state_dict() == whole.state_dict()
 

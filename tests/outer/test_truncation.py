@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from framework.assemble import make_policy
-from framework.config import AUTOMATIC, POLICIES, Config, resolve_patience
+from framework.assemble.bptt import make_policy
+from framework.config.bptt import AUTOMATIC, Config, resolve_patience
 from framework.errors import UserError
 from framework.outer.policies.at_bptt import ATBPTT, STAGES
 from framework.outer.policies.plain import BPTT, Forward
 from framework.outer.policies.policy import Policy, Window, no_probe
 from framework.outer.policies.rat_bptt import RaTBPTT
+from framework.outer.policies.registry import POLICIES
 
 Setting = tuple[int, int, int]
 

@@ -16,7 +16,7 @@ import torch
 from cli import refused
 from sets import made_up
 
-from framework.config import parse
+from framework.config.bptt import parse
 from framework.distilled.formats import write_safetensors
 from framework.errors import UserError
 from framework.files import SET

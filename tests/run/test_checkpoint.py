@@ -14,7 +14,7 @@ from cli import difference
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from framework.config import DEFAULTS, parse
+from framework.config.bptt import DEFAULTS, parse
 from framework.distilled import formats
 from framework.errors import UserError
 from framework.files import write_atomically, write_text

@@ -18,7 +18,7 @@ from torch.multiprocessing.spawn import start_processes
 from tries import tried
 
 from framework import base, distill_higher
-from framework.config import Config, parse
+from framework.config.bptt import Config, parse
 from framework.distill_higher import outer_gradient
 from framework.errors import UserError
 from framework.inner.loop import InnerLoop

@@ -21,7 +21,7 @@ from cli import TINY, difference
 from tries import tried
 
 from framework import distill_higher
-from framework.config import parse
+from framework.config.bptt import parse
 from framework.errors import UserError
 from framework.files import FolderLock
 from framework.inner.augment import sample_bilinearly

@@ -9,7 +9,7 @@ import pytest
 from cli import ROOT, TINY, refused, reserved_port, start
 from test_distributed import FEW, assert_two_processes_ran
 
-from framework.config import DEFAULTS, Config
+from framework.config.bptt import DEFAULTS, Config
 from framework.dry_run import preview
 from framework.errors import UserError
 from framework.run.place import Place, find_place

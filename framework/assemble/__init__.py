@@ -1,0 +1,1 @@
+"""From flags to objects: everything a run is made of. Nobody below knows flags."""

@@ -1,0 +1,151 @@
+"""What every kind of run is made of, from its flags: the data, the network's shapes, and what is checked of them."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from framework.config.common import Common, Distilling
+from framework.data.load import DataSpec, Listing, list_data, load_listed
+from framework.data.splits import RealData, Split, require_random_real
+from framework.errors import UserError
+from framework.inner.execution import choose
+from framework.inner.kernels import Execution
+from framework.inner.loop import InnerLoop
+from framework.inner.plan import Sampler
+from framework.networks.flat import FlatNetwork
+from framework.networks.registry import build_bare
+from framework.outer.method import LearntSet, Method
+from framework.run.distributed import Comm
+from framework.run.memory import Problem
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What one worker works with."""
+
+    real: RealData
+    loop: InnerLoop
+    sampler: Sampler  # of synthetic batches
+    set: LearntSet
+    method: Method
+    memory: Problem
+    description: list[str]  # lines to say at the start
+
+    @property
+    def network(self) -> FlatNetwork:
+        """The inner network."""
+        return self.loop.network
+
+    @property
+    def selection(self) -> Split:
+        """The images that choose snapshot and length: a validation split, or under --select test the test set."""
+        return self.real.test if self.real.val is None else self.real.val
+
+
+def bare_network(c: Common, channels: int, side: int, classes: int) -> nn.Module:
+    """The network on ``meta``: shapes without memory."""
+    return build_bare(c.arch, channels, side, classes, **c.network)
+
+
+def execution_for(
+    c: Common, device: torch.device, activations: int, image_steps: float, replayed: bool = True
+) -> Execution:
+    """How to compute, which may depend on how much there is to compute.
+
+    Args:
+        c: the flags.
+        device: where the run will be.
+        activations: numbers that one image's forward pass writes.
+        image_steps: differentiated inner steps of the whole run, times images per step.
+        replayed: each step is differentiated by itself.
+
+    Raises:
+        UserError: what the flags ask for does not exist on the device.
+    """
+    return choose(
+        c.accelerate, device, work=image_steps * activations, per_sample=c.norm != "batch", replayed=replayed,
+        chunk=c.chunk, precision=c.precision, channels_last=c.channels_last,
+    )  # fmt: skip
+
+
+def check_against_data(c: Common, num_classes: int | None, image_size: int) -> None:
+    """Check what needs the data set's classes (None: not known yet) and image size in pixels.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    c.check_data(num_classes, image_size)
+    try:
+        bare_network(c, 3, image_size, num_classes or 2)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def check_listing(c: Common, listing: Listing, processes: int = 1) -> None:
+    """Check all that flags and a listed data set tell before an image is decoded.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    check_against_data(c, len(listing.class_names), listing.info.image_size)
+    c.check_data(len(listing.class_names), listing.info.image_size, len(listing.train), processes)
+    if (asked := c.real_per_class) is not None:
+        flag, per_class = asked
+        require_random_real(listing.counts, listing.class_names, per_class, flag)
+
+
+def check_packages(c: Distilling) -> None:
+    """Check that packages which only some flags need are there.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    if c.wandb and find_spec("wandb") is None:
+        raise UserError("--wandb needs the package: pip install wandb, or drop the flag")
+
+
+def data_spec(c: Common) -> DataSpec:
+    """What a run's flags have loaded."""
+    return DataSpec(
+        c.dataset,
+        Path(c.root),
+        zca=c.whitening == "zca",
+        zca_reg=c.zca_reg,
+        zca_pixels=c.whitening == "zca_pixels",
+        im_size=c.im_size,
+        val_fraction=c.val_fraction if c.select == "val" else 0.0,
+        limit_train=c.limit_train,
+        workers=c.workers,
+        data_cache=c.data_cache,
+        cache_dir=None if c.cache_dir is None else Path(c.cache_dir),
+    )
+
+
+def listed(c: Common, comm: Comm) -> Listing:
+    """A run's data on every rank, listed and checked; rank 0 comes first, so that downloads are made once.
+
+    Raises:
+        UserError: they cannot be listed, or flags do not fit them.
+    """
+    for turn in (True, False):
+        if comm.main is turn:
+            listing = list_data(data_spec(c))
+            check_listing(c, listing, comm.size)
+        comm.barrier()
+    return listing
+
+
+def read_data(listing: Listing, comm: Comm, device: torch.device) -> RealData:
+    """Listed data, read on every rank; rank 0 comes first, so that caches are made once.
+
+    Raises:
+        UserError: see ``load_listed``.
+    """
+    for turn in (True, False):
+        if comm.main is turn:
+            real = load_listed(listing, device, progress=comm.main)
+        comm.barrier()
+    return real

@@ -1,0 +1,197 @@
+"""From flags to objects: runs of trajectory matching, and what they share with the training of their experts."""
+
+import torch
+from torch import Tensor
+
+from framework.assemble.common import Parts, bare_network, check_packages, execution_for, listed, read_data
+from framework.config.matching import FtdConfig, Matching
+from framework.data.load import Listing
+from framework.data.registry import DatasetInfo
+from framework.data.splits import RealData, draw_per_class
+from framework.errors import UserError
+from framework.inner.augment import Augmentation
+from framework.inner.loop import InnerLoop
+from framework.inner.optimizers import PlainSGD
+from framework.inner.plan import ShuffledSampler
+from framework.networks.flat import FlatNetwork, activation_floats
+from framework.networks.registry import build, same_maker, specify
+from framework.outer.buffers import Buffer, compare, rows_checksum, weighted_norms
+from framework.outer.ftd import Starts, TrajectoryMatching
+from framework.outer.lowrank import LowRank, Recipe
+from framework.outer.matched import MatchedSet
+from framework.outer.replay import Replay
+from framework.outer.synthetic import one_hot_labels
+from framework.records import ExpertSource
+from framework.rng import generator
+from framework.run.distributed import Comm
+from framework.run.memory import Problem
+
+
+def assemble_matching(c: FtdConfig, comm: Comm, device: torch.device) -> Parts:
+    """Open the experts, load the data and build the rest.
+
+    Raises:
+        UserError: experts or data cannot be read, or flags do not fit them.
+    """
+    check_packages(c)
+    listing = listed(c, comm)
+    network = network_for(c, listing.info, len(listing.class_names), device)
+    experts = open_experts(c, network)
+    real = read_data(listing, comm, device)
+    told = compare(experts.folder, experts.record, expert_source(c, listing, real))
+    learnt = _new_set(c, real, network, experts, told)
+    images, (channels, side, _) = len(learnt.images), real.image_shape
+    bare = bare_network(c, channels, side, real.num_classes)
+    batch = c.student_batch(real.num_classes)
+    work = c.iterations * c.syn_steps * batch
+    execution = execution_for(c, device, activation_floats(bare, channels, side), work)
+    loop = InnerLoop(network, PlainSGD(), execution)
+    strategy = "none" if c.no_aug else c.strategy
+    sampler = ShuffledSampler(images, batch, Augmentation(strategy, False, side))
+    method = TrajectoryMatching(
+        engine=Replay(loop) if c.hessian == "exact" else LowRank(loop, Recipe(rank=0)),
+        sampler=sampler,
+        set=learnt,
+        experts=experts,
+        starts=Starts(c.min_start_epoch, c.current_max_start_epoch or c.max_start_epoch, c.max_start_epoch,
+                      c.expansion_end or 0),
+        span=c.expert_epochs,
+        steps=c.syn_steps,
+        threshold=c.threshold or float("inf"),
+        iterations=c.iterations_per_epoch,
+        peers=comm,
+        seed=c.seed,
+    )  # fmt: skip
+    memory = Problem(bare, channels, side, real.num_classes, len(real.train), execution, comm.size)
+    return Parts(real, loop, sampler, learnt, method, memory, told + _description(c, experts, loop, images, real))
+
+
+def _description(c: FtdConfig, experts: Buffer, loop: InnerLoop, images: int, real: RealData) -> list[str]:
+    """What a run says at its start."""
+    validation = 0 if real.val is None else len(real.val)
+    lines = [
+        f"{c.policy} on {c.dataset} ({loop.execution}), {loop.network.device}: {images} synthetic images, "
+        f"{len(experts)} experts of {experts.epochs} epochs in {experts.folder}, {validation} real images for "
+        f"validation, {c.iterations} iterations, {loop.network.size:,} parameters; {c.folder}"
+    ]
+    if loop.execution.compile:
+        lines.append("compiling the student's steps: the first iteration takes half a minute longer or more")
+    return lines
+
+
+def network_for(c: Matching, info: DatasetInfo, classes: int, device: torch.device) -> FlatNetwork:
+    """The network that the flags describe, for a data set of so many classes."""
+    return FlatNetwork(build(c.arch, info.channels, info.image_size, classes, **c.network), device)
+
+
+def open_experts(c: FtdConfig, network: FlatNetwork) -> Buffer:
+    """The experts, which must have been trained for long enough.
+
+    Raises:
+        UserError: they cannot be read, are of another network, or too short.
+    """
+    experts = Buffer(c.buffer_folder, network, max_files=c.max_files, max_experts=c.max_experts)
+    last = c.max_start_epoch - 1 + c.expert_epochs
+    if last > experts.epochs:
+        raise UserError(
+            f"--max_start_epoch {c.max_start_epoch} - 1 + --expert_epochs {c.expert_epochs} reaches epoch {last}, and "
+            f"the experts in {experts.folder} were trained for {experts.epochs}: lower one of them, or train experts "
+            f"by main.py buffer --train_epochs {last}"
+        )
+    return experts
+
+
+def expert_source(c: Matching, listing: Listing, real: RealData) -> ExpertSource:
+    """What experts of these flags are trained on, for the comparison with those in a folder."""
+    channels, side, _ = real.image_shape
+    return ExpertSource(
+        dataset=c.dataset,
+        class_names=list(real.class_names),
+        preprocess=real.preprocess.kind,
+        preprocess_norms=weighted_norms(real.preprocess.tensors()),
+        arch=same_maker(c.arch),
+        spec=specify(c.arch, channels, side, real.num_classes, **c.network),
+        validation=rows_checksum(listing.val),
+    )
+
+
+# ---- the start -------------------------------------------------------------------------------------------
+
+
+def _new_set(c: FtdConfig, real: RealData, network: FlatNetwork, experts: Buffer, told: list[str]) -> MatchedSet:
+    """The synthetic set before the first iteration."""
+    classes, device = real.num_classes, network.device
+    gen = generator(c.seed, "synthetic images")
+    labels = one_hot_labels(classes, c.num_per_class)
+    if c.pix_init == "noise":
+        images = torch.randn(len(labels), *real.image_shape, generator=gen).to(device)
+    elif c.pix_init == "real":
+        images = real.train.batch(draw_per_class(real.train.labels.cpu(), classes, c.num_per_class, gen))
+    else:
+        images = real.train.batch(_classified(c, real, network, experts, gen))
+    if c.soft_labels:
+        labels = _soft_labels(network, experts, images, labels.argmax(1), c.pix_init, told)
+    return MatchedSet(
+        images,
+        labels.to(device),
+        c.lr_teacher,
+        lr_images=c.lr_img,
+        lr_step_size=c.lr_lr,
+        lr_labels=c.lr_y if c.soft_labels else None,
+        momentum_labels=c.momentum_y,
+        ema_decay=c.ema_decay,
+    )
+
+
+@torch.no_grad()
+def _logits(network: FlatNetwork, theta: Tensor, images: Tensor) -> Tensor:
+    """(N, K) on the CPU, of an expert; batch norm takes the batch's statistics, as no others are kept."""
+    return network(theta.to(network.device), images).cpu()
+
+
+def _classified(c: FtdConfig, real: RealData, network: FlatNetwork, experts: Buffer, gen: torch.Generator) -> Tensor:
+    """Indices (K * ipc,), sorted by class, of training images that an expert classifies correctly (DATM).
+
+    The first expert's, in random order; where a class has too few of them, the next expert's follow.
+
+    Raises:
+        UserError: all experts together classify too few images of a class.
+    """
+    labels = real.train.labels.cpu()
+    order = torch.randperm(len(labels), generator=gen)
+    chosen: list[list[int]] = [[] for _ in range(real.num_classes)]
+    for expert in range(len(experts)):
+        theta = experts.snapshot(expert, experts.epochs)
+        guesses = torch.cat([_logits(network, theta, batch).argmax(1) for batch in real.train.chunks(1000)])
+        right = order[(guesses == labels)[order]]
+        for k, found in enumerate(chosen):
+            more = [i for i in right[labels[right] == k].tolist() if i not in found]
+            found += more[: c.num_per_class - len(found)]
+        if all(len(found) == c.num_per_class for found in chosen):
+            return torch.tensor([i for found in chosen for i in found])
+    short = next(k for k, found in enumerate(chosen) if len(found) < c.num_per_class)
+    raise UserError(
+        f"--pix_init samples_predicted_correctly: the experts classify {len(chosen[short])} images of class "
+        f"{real.class_names[short]} correctly, fewer than --ipc {c.num_per_class}; give --pix_init real"
+    )
+
+
+def _soft_labels(
+    network: FlatNetwork, experts: Buffer, images: Tensor, classes: Tensor, init: str, told: list[str]
+) -> Tensor:
+    """Logits (N, K) of the soft labels at the start (DATM).
+
+    Of images that experts classify correctly, the mean over the experts that do; else those of the first expert.
+    """
+    logits = _logits(network, experts.snapshot(0, experts.epochs), images)
+    if init != "samples_predicted_correctly":
+        return logits
+    total, count, everybody = torch.zeros_like(logits), torch.zeros(len(logits), 1), torch.zeros_like(logits)
+    for expert in range(len(experts)):
+        logits = _logits(network, experts.snapshot(expert, experts.epochs), images)
+        right = (logits.argmax(1) == classes).float().unsqueeze(1)
+        total, count, everybody = total + right * logits, count + right, everybody + logits / len(experts)
+    if missed := int((count == 0).sum()):
+        told.append(f"{missed} image(s) are classified correctly by no expert: their soft labels start as the mean of "
+                    "all experts' logits")  # fmt: skip
+    return torch.where(count > 0, total / count.clamp_min(1), everybody)

@@ -1,0 +1,280 @@
+"""Flags of distillation by truncated back-propagation through time: RaT-BPTT, AT-BPTT and their ancestors."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from framework.config.common import Distilling, check_strategy, parse_as
+from framework.errors import UserError
+from framework.flags import flag
+from framework.inner.names import AUGMENTATIONS, MOMENTUM, WEIGHT_DECAY
+from framework.outer.policies.registry import POLICIES, that
+
+ENGINES = ("higher", "replay", "lowrank")
+AUTOMATIC, RESIZING = that("automatic"), that("resizes")
+PATIENCE = re.compile(r"\d+(\.\d+)?[TE]|[1-9]\d*")  # a fraction of T or of all epochs, or whole epochs
+
+
+_ENGINE_LOWRANK: dict[str, Any] = {"read_by": "--engine lowrank", "reads": lambda config: config.engine == "lowrank"}
+
+
+def _policy_in(*names: str) -> dict[str, Any]:
+    return {"read_by": ", ".join(names), "reads": lambda config: config.policy in names}
+
+
+@dataclass(frozen=True)
+class Config(Distilling):
+    """One run, as given on the command line."""
+
+    ABOUT = "Distil a data set into a few synthetic images by truncated back-propagation through time."
+    EPILOG = (
+        "Another way to distil, by matching experts' trajectories: main.py buffer and main.py ftd. What to do with a "
+        "distilled set: main.py evaluate | export | report. Each has its own --help."
+    )
+
+    # fmt: off
+    # Data
+    zca: bool = flag(False, "data", "whiten with the regularised ZCA of RaT-BPTT and AT-BPTT, which normalises each "
+        "image first, instead of standardising each channel")
+    zca_reg: float = flag(0.1, "data", "ZCA regularisation, as a fraction of the mean eigenvalue",
+        above=0, read_by="--zca", reads=lambda c: c.zca)
+    zca_pixels: bool = flag(False, "data",
+        "whiten with the ZCA of MTT, FTD and DATM, of pixels about the mean image, instead")
+
+    # Synthetic set
+    train_y: bool = flag(False, "synthetic set", "learn soft labels too; they start one-hot and stay >= 0")
+    ckptname: str = flag("none", "synthetic set",
+        "start from this distilled set instead of noise: a run's folder, or a file or image folder of this program or "
+        "another, as evaluate reads them; brought into the run's preprocessing", metavar="FILE")
+
+    # Inner loop
+    inner_optim: str = flag("SGD", "inner loop",
+        f"optimiser of the inner network: Adam, or SGD (momentum {MOMENTUM}, weight decay {WEIGHT_DECAY:g})",
+        choices=("SGD", "Adam"))
+    inner_lr: float = flag(0.01, "inner loop", "learning rate of the inner network", above=0)
+    batch_per_class: int = flag(1, "inner loop", "synthetic images drawn per class and inner step", minimum=1)
+    task_sampler_nc: int | None = flag(None, "inner loop", "classes drawn per inner step (default: all)",
+        kind=int, minimum=1, metavar="CLASSES")
+    syn_strategy: str = flag("flip_rotate", "inner loop",
+        f"augmentation of synthetic batches, joined by '_' ({', '.join(AUGMENTATIONS)}), or none", metavar="A_B")
+    comp_aug: bool = flag(False, "inner loop", "apply all of --syn_strategy at each step, not one drawn at random",
+        read_by="strategies of several operations", reads=lambda c: "_" in c.syn_strategy)
+
+    # Truncation
+    ddtype: str = flag("standard", "truncation",
+        "standard: BPTT over the first --window steps; curriculum: the window lies where --cctype says",
+        choices=("standard", "curriculum"), read_by="runs without --truncation",
+        reads=lambda c: c.truncation is None)
+    cctype: int = flag(0, "truncation", "where a curriculum's window lies: 0 at the end, 1 moving forward, 2 random",
+        choices=(0, 1, 2), read_by="--ddtype curriculum without --truncation",
+        reads=lambda c: c.truncation is None and c.ddtype == "curriculum")
+    truncation: str | None = flag(None, "truncation",
+        "truncation policy by name; overrides --ddtype and --cctype", kind=str, choices=tuple(POLICIES))
+    window: int = flag(20, "truncation", "W: inner steps differentiated per outer step", minimum=1,
+        read_by="all but bptt", reads=lambda c: c.truncation != "bptt")
+    minwindow: int = flag(0, "truncation", "first inner step at which the window may start", minimum=0,
+        **_policy_in(*that("places")))
+    totwindow: int = flag(20, "truncation", "T: inner steps of a whole trajectory", minimum=1)
+    complete_random: bool = flag(False, "truncation", "draw a new window at every outer step, not every epoch",
+        **_policy_in("rat-bptt"))
+
+    # Automatic truncation
+    d: int | None = flag(None, "automatic truncation",
+        "window radius: lengths from W-d to W+d; turns --cctype 2 into AT-BPTT", aliases=("--d",), kind=int,
+        minimum=0, metavar="STEPS", read_by="--cctype 2, at-bptt, at-bptt-windows",
+        reads=lambda c: c.policy in RESIZING)
+    tau: float = flag(1.0, "automatic truncation", "temperature of positions, and of softmax window weights",
+        above=0, **_policy_in(*AUTOMATIC))
+    window_weight: str = flag("rank", "automatic truncation",
+        "a window's length follows the rank of its gradient variation (public code) or its softmax (paper)",
+        choices=("rank", "softmax"), **_policy_in(*RESIZING))
+    window_rule: str = flag("adaptive", "automatic truncation",
+        "adaptive: lengths from variation in every stage (paper); public: W+d in the middle, W-d late (public code)",
+        choices=("adaptive", "public"), **_policy_in(*RESIZING))
+    early_gain: float = flag(1.5, "automatic truncation",
+        "points of accuracy an epoch must gain to count as progress in the early stage", **_policy_in(*AUTOMATIC))
+    middle_gain: float = flag(1.0, "automatic truncation", "the same in the middle stage",
+        **_policy_in(*AUTOMATIC))
+    early_patience: str = flag("0.15T", "automatic truncation",
+        "epochs in a row without progress that end the early stage: N, or 0.15T (times --totwindow; public code), or "
+        "0.05E (of all epochs; paper)", metavar="N|fT|fE", **_policy_in(*AUTOMATIC))
+    middle_patience: str = flag("0.125T", "automatic truncation", "the same for the middle stage",
+        metavar="N|fT|fE", **_policy_in(*AUTOMATIC))
+    probe_every: int = flag(1, "automatic truncation", "epochs for which one probe of the gradient norms is used",
+        minimum=1, **_policy_in(*AUTOMATIC))
+
+    # Meta-gradient
+    engine: str = flag("auto", "meta-gradient",
+        "how the window is differentiated: higher (graph of the whole window; the reference), replay (the same "
+        "gradient, one step at a time, in a fraction of the memory), lowrank (replay with low-rank Hessians, the "
+        "paper's approximation), or auto (replay)", choices=("auto", *ENGINES))
+    meta_batch: int = flag(1, "meta-gradient",
+        "inner networks per outer step, whose meta-gradients are averaged; on CUDA all of them share each kernel",
+        minimum=1, metavar="NETWORKS")
+    lowrank_rank: int = flag(8, "meta-gradient", "rank of the factors; 0 leaves the Hessian out", minimum=0,
+        metavar="K", **_ENGINE_LOWRANK)
+    lowrank_oversampling: int = flag(4, "meta-gradient", "extra random samples per factorisation", minimum=0,
+        metavar="SAMPLES", **_ENGINE_LOWRANK)
+    lowrank_power_iters: int = flag(2, "meta-gradient", "power iterations per factorisation", minimum=0,
+        metavar="N", **_ENGINE_LOWRANK)
+    lowrank_refresh: int = flag(5, "meta-gradient",
+        "inner steps that share one factorisation; 0: all steps of a window", minimum=0, metavar="STEPS",
+        **_ENGINE_LOWRANK)
+    lowrank_metric: str = flag("plain", "meta-gradient",
+        "factorise the Hessian H (plain), or D^1/2 H D^1/2 with D the inner optimiser's diagonal step (adam)",
+        choices=("plain", "adam"), **_ENGINE_LOWRANK)
+    lowrank_random: bool = flag(False, "meta-gradient",
+        "random samples alone, as published; by default the vector to be multiplied is kept among the factors too",
+        **_ENGINE_LOWRANK)
+
+    # Outer loop
+    epochs: int = flag(100, "outer loop", "passes over the real training set", aliases=("--epoch",), minimum=1,
+        resume="free")
+    start_epoch: int = flag(0, "outer loop", "number of the first epoch", minimum=0)
+    batch_size: int = flag(200, "outer loop", "real images per outer step", minimum=1)
+    lr: float = flag(0.01, "outer loop", "learning rate of the synthetic images", above=0)
+    label_lr_scale: float = flag(1.0, "outer loop", "labels learn at lr / this", above=0,
+        read_by="--train_y", reads=lambda c: c.train_y)
+    outer_optim: str = flag("Adam", "outer loop", "optimiser of the synthetic set; SGD has momentum 0.9",
+        choices=("Adam", "SGD"))
+    eps: float = flag(1e-8, "outer loop", "Adam's epsilon in the outer loop", above=0,
+        read_by="--outer_optim Adam", reads=lambda c: c.outer_optim == "Adam")
+    wd: float = flag(0.0, "outer loop", "weight decay of the synthetic set", minimum=0)
+    clip_coef: float = flag(0.9, "outer loop",
+        "decay of the moving average of the meta-gradient's norm; the meta-gradient is clipped to twice that average",
+        minimum=0, maximum=1)
+    real_strategy: str = flag("flip_rotate", "outer loop", "augmentation of real batches; see --syn_strategy",
+        metavar="A_B")
+    comp_aug_real: bool = flag(False, "outer loop", "apply all of --real_strategy, not one drawn at random",
+        read_by="strategies of several operations", reads=lambda c: "_" in c.real_strategy)
+
+    # High resolution
+    psp_patches: int = flag(0, "high resolution",
+        "patch-wise semantic preservation: optimise N x N patches in turn and align them to real ones (0: off)",
+        minimum=0, metavar="N")
+    psp_lambda: float = flag(0.01, "high resolution", "weight of the alignment's loss", minimum=0,
+        read_by="--psp_patches", reads=lambda c: c.psp_patches > 0)
+
+    # Evaluation
+    test_freq: int = flag(5, "evaluation", "epochs between evaluations", minimum=1)
+    eval_steps: tuple[int, ...] = flag((300, 600, 1000, 3000), "evaluation",
+        "training lengths to evaluate, in inner steps", kind=int, nargs="+", minimum=1, metavar="STEPS")
+    # fmt: on
+
+    recipe = "inner"
+
+    @property
+    def whitening(self) -> Literal["zca", "zca_pixels"] | None:
+        """See ``Common``."""
+        return "zca" if self.zca else "zca_pixels" if self.zca_pixels else None
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """See ``Distilling``."""
+        return {
+            "data set": f"{self.dataset}{', ZCA' if self.zca else ', ZCA of pixels' if self.zca_pixels else ''}",
+            "method": f"{self.policy}, W {self.window}, T {self.totwindow}",
+            "images per class": f"{self.num_per_class}{', learnt labels' if self.train_y else ''}",
+        }
+
+    @property
+    def policy(self) -> str:
+        """The truncation policy's name, from --truncation or else --ddtype, --cctype and the window."""
+        if self.truncation is not None:
+            return self.truncation
+        if self.ddtype == "standard":
+            return "bptt" if self.window == self.totwindow else "t-bptt"
+        return ("fixed", "forward", "rat-bptt" if self.d is None else "at-bptt")[self.cctype]
+
+    @property
+    def longest_window(self) -> int:
+        """The most inner steps that the policy will ever have differentiated."""
+        radius = self.d if self.d is not None and self.policy in RESIZING else 0
+        return self.totwindow if self.policy == "bptt" else min(self.window + radius, self.totwindow)
+
+    def inner_batch(self, num_classes: int) -> int:
+        """Synthetic images per inner step."""
+        return (self.task_sampler_nc or num_classes) * self.batch_per_class
+
+    @property
+    def engine_name(self) -> str:
+        """The engine that --engine stands for."""
+        return "replay" if self.engine == "auto" else self.engine
+
+    @property
+    def name_parts(self) -> list[str]:
+        """See ``Distilling``."""
+        return [f"IPC_{self.num_per_class}", self.policy, str(self.window), str(self.totwindow), f"seed{self.seed}"]
+
+    def check_data(
+        self, num_classes: int | None, image_size: int, train: int | None = None, processes: int = 1
+    ) -> None:
+        """See ``Common``."""
+        c = self
+        if num_classes is not None and c.task_sampler_nc is not None and c.task_sampler_nc > num_classes:
+            raise UserError(f"--task_sampler_nc {c.task_sampler_nc} is more than the {num_classes} classes of "
+                            f"{c.dataset}: give at most {num_classes}")  # fmt: skip
+        if c.psp_patches and image_size % c.psp_patches:
+            raise UserError(f"--psp_patches {c.psp_patches} does not divide images of {image_size} pixels: change it "
+                            "or --im_size")  # fmt: skip
+        if train is not None and (batch_size := min(c.batch_size, train)) < processes:
+            raise UserError(f"--batch_size {batch_size} cannot be shared by {processes} processes: raise it")
+
+    def validate(self) -> list[str]:
+        """See ``Common``."""
+        warnings = super().validate()
+        check_strategy("syn_strategy", self.syn_strategy)
+        check_strategy("real_strategy", self.real_strategy)
+        c = self
+        if c.zca and c.zca_pixels:
+            raise UserError("--zca and --zca_pixels are two preprocessings: give one of them")
+        if c.policy != "bptt" and c.window > c.totwindow:
+            raise UserError(f"--window {c.window} is larger than --totwindow {c.totwindow}: a window cannot be longer "
+                            "than the trajectory; lower --window or raise --totwindow")  # fmt: skip
+        if c.flags()["minwindow"].reads(c) and c.minwindow + c.window > c.totwindow:  # type: ignore[misc]
+            raise UserError(f"--minwindow {c.minwindow} + --window {c.window} is larger than --totwindow "
+                            f"{c.totwindow}: lower --minwindow or --window, or raise --totwindow")  # fmt: skip
+        if c.policy in RESIZING and c.d is None:
+            raise UserError(f"--truncation {c.policy} needs the window radius: give -d, for example -d {c.window // 4}")
+        for name in ("early_patience", "middle_patience"):
+            text = getattr(c, name)
+            if not PATIENCE.fullmatch(text):
+                raise UserError(f"--{name} {text}: give epochs (30), a fraction of T (0.15T) or of all epochs (0.05E)")
+        if c.batch_per_class > c.num_per_class:
+            raise UserError(f"--batch_per_class {c.batch_per_class} is larger than --num_per_class {c.num_per_class}: "
+                            "give at most the number of images per class")  # fmt: skip
+        if c.start_epoch >= c.epochs:
+            raise UserError(
+                f"--start_epoch {c.start_epoch} leaves nothing to do before --epochs {c.epochs}: raise --epochs"
+            )
+        if sorted(set(c.eval_steps)) != list(c.eval_steps):
+            raise UserError(f"--eval_steps {' '.join(map(str, c.eval_steps))}: give increasing lengths, each once")
+        return warnings
+
+
+FLAGS, DEFAULTS = Config.flags(), Config.defaults()
+
+
+def parse(arguments: Sequence[str]) -> tuple[Config, list[str]]:
+    """Parse and validate a command line; see ``parse_as``."""
+    return parse_as(arguments, Config)
+
+
+def resolve_patience(text: str, steps: int, epochs: int) -> int:
+    """``--early_patience`` and ``--middle_patience`` in whole epochs, rounded up, at least 1.
+
+    Args:
+        text: ``30`` (epochs), ``0.15T`` (times the trajectory's length) or ``0.05E`` (of all epochs).
+        steps: T.
+        epochs: E.
+
+    Raises:
+        ValueError: another form.
+    """
+    if not PATIENCE.fullmatch(text):
+        raise ValueError(text)
+    unit = {"T": steps, "E": epochs}.get(text[-1], 1)
+    # 0.07 * 100 is 7.000000000000001 in floating point, and must not become 8.
+    return max(1, math.ceil(round(float(text.rstrip("TE")) * unit, 9)))

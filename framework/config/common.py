@@ -1,0 +1,445 @@
+"""Flags that several verbs share: of the data, the network, a distillation run, and the processes.
+
+A configuration is the only description of a run. The parser, the ``--help`` text, the validation, the saved
+``config.json`` and the comparison made on resume are all derived from its fields.
+"""
+
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+from framework.data.registry import DATASETS, of_origin
+from framework.errors import UserError
+from framework.flags import Flag, Parser, add_flags, check_range, checked_values, flag, flags_of, option, plain_text
+from framework.inner.names import AUGMENTATIONS, CHUNK, PRECISIONS
+from framework.networks.registry import ARCHITECTURES
+from framework.networks.spec import ACTIVATIONS, NORMS, POOLS
+
+DOWNLOADED, IMAGE_FILES = of_origin("downloaded"), of_origin("files")
+GROUPS = (
+    "data", "network", "experts", "synthetic set", "inner loop", "matching", "truncation", "automatic truncation",
+    "meta-gradient", "arithmetic", "outer loop", "high resolution", "evaluation", "output", "device and processes",
+    "accepted for the originals' sake",
+)  # fmt: skip
+"""Of flags, in the order of ``--help``."""
+
+
+@dataclass(frozen=True)
+class Common(ABC):
+    """What every verb that starts processes takes. Frozen: nothing may change a flag while running."""
+
+    VERB: ClassVar[str] = ""
+    """After ``main.py``; nothing for the first method."""
+    ABOUT: ClassVar[str]
+    """What it does, for ``--help``."""
+    EPILOG: ClassVar[str] = ""
+    """The end of ``--help``."""
+
+    # fmt: off
+    # Data
+    dataset: str = flag("digits", "data",
+        "real data set to distil: digits (embedded, needs no files), one that is downloaded to ROOT if missing "
+        f"({', '.join(DOWNLOADED)}), one of image files ({', '.join(IMAGE_FILES[:-1])}: ImageNet and ten classes of "
+        "it), or imagefolder (ROOT/train/<class>/*, ROOT/{val,test}/<class>/*)",
+        choices=tuple(DATASETS), metavar="NAME")
+    root: str = flag("./dataset", "data", "folder that holds the data set's files",
+        metavar="DIR", resume="free", read_by="all but digits", reads=lambda c: c.dataset != "digits")
+    im_size: int | None = flag(None, "data", "resize images to this many pixels a side (default: the data set's own)",
+        kind=int, minimum=1, metavar="PIXELS")
+    val_fraction: float = flag(0.1, "data",
+        "share of the real training images kept apart to select snapshot and training length",
+        minimum=0, maximum=0.9, read_by="--select val", reads=lambda c: c.select == "val")
+    select: str = flag("val", "evaluation",
+        "images that choose snapshot and length: val (a split of the training data; honest) or test (the papers' "
+        "protocol; optimistic, and marked so)", choices=("val", "test"))
+    limit_train: int | None = flag(None, "data", "use only N real training images, balanced over classes (N: 5000)",
+        kind=int, nargs="?", const=5000, minimum=1, metavar="N")
+    workers: int = flag(0, "data", "threads that decode image files once at the start (0: one per core)",
+        aliases=("-j",), minimum=0, resume="free", read_by="data sets of image files",
+        reads=lambda c: c.dataset in IMAGE_FILES)
+    data_cache: str = flag("auto", "data",
+        "where real images are kept: device (all, as float32), disk (decoded once into a memory-mapped cache, read by "
+        "batches; same numbers), or auto (disk where they would take more than half of the free memory)",
+        choices=("auto", "device", "disk"), resume="free")
+    cache_dir: str | None = flag(None, "data", "where ZCA matrices and decoded images are kept for later runs "
+        "(default: at-bptt in the user's cache folder)", kind=str, metavar="DIR", resume="free",
+        read_by="--zca, --zca_pixels, --data_cache auto and disk",
+        reads=lambda c: c.whitening is not None or c.data_cache != "device")
+
+    # Network
+    arch: str = flag("convnet", "network",
+        "inner network: ConvNet of 3, 4 or 5 blocks (for 32, 64, 128 pixels), VGG11, AlexNet, ResNet18, or a small ViT",
+        choices=ARCHITECTURES)
+    width: int | None = flag(None, "network",
+        "channels of the first convolution (convnets, alexnet 128; vgg11, resnet18 64) or of a ViT's tokens (128)",
+        kind=int, minimum=1, metavar="N")
+    depth: int | None = flag(None, "network",
+        "blocks (convnets, as named), stages (vgg11, 5), convolutions (alexnet, 5), blocks of each stage (resnet18, 2) "
+        "or layers (vit, 4)", kind=int, minimum=1, metavar="N")
+    norm: str | None = flag(None, "network",
+        "normalisation (default: none in alexnet, layer in vit, else instance); batch: statistics of each step's batch",
+        kind=str, choices=NORMS)
+    act: str | None = flag(None, "network", "activation (default: gelu in vit, else relu)", kind=str,
+        choices=tuple(ACTIVATIONS))
+    pool: str | None = flag(None, "network",
+        "pooling of 2x2 pixels (default: avg in convnets, max in vgg11, alexnet); in resnet18, vit what becomes of the "
+        "last map or tokens (avg; none: the whole map, a class token)", kind=str, choices=POOLS)
+
+    # Arithmetic
+    precision: str = flag("float32", "arithmetic",
+        "of the inner network: float32; tf32 (CUDA); or bf16 from the inner step on at which it is safe",
+        choices=PRECISIONS)
+    chunk: int | None = flag(None, "arithmetic",
+        f"images differentiated at a time; fewer need less memory (default: {CHUNK['cpu']} on a CPU, "
+        f"{CHUNK['cuda']} on CUDA)", kind=int, minimum=1, metavar="IMAGES", resume="free")
+    channels_last: bool = flag(False, "arithmetic", "store images and activations channels-last", resume="free")
+    accelerate: str = flag("auto", "arithmetic",
+        "compile (torch.compile), graphs (CUDA graphs), both, none, or auto (CUDA: graphs; CPU: compile where a run is "
+        "long enough to gain by it)", choices=("auto", "none", "compile", "graphs", "both"), resume="free")
+
+    # Output
+    dry_run: bool = flag(False, "output", "validate everything, print what would run and stop; writes nothing",
+        resume="free")
+
+    # Device and processes
+    seed: int = flag(0, "device and processes", "seed of every random stream", minimum=0)
+    device: str = flag("auto", "device and processes", "auto, cpu, cuda, cuda:N or mps", resume="free")
+    gpu: int | None = flag(None, "device and processes", "the ancestors' name for --device cuda:N",
+        kind=int, minimum=0, metavar="N", resume="free")
+    deterministic: bool = flag(False, "device and processes", "two runs on one machine are bit-identical, and slower "
+        "on CUDA; by default they may differ there, as sums are taken in any order (on the CPU they do not)",
+        resume="free")
+    mp_distributed: bool = flag(False, "device and processes", "one process per visible GPU (see --nproc)",
+        resume="free")
+    nproc: int | None = flag(None, "device and processes", "processes to start (default: visible GPUs, or 1)",
+        kind=int, minimum=1, metavar="N", resume="free", read_by="--mp_distributed", reads=lambda c: c.mp_distributed)
+    world_size: int = flag(1, "device and processes", "number of nodes, each of which starts its own processes",
+        minimum=1, resume="free")
+    rank: int = flag(0, "device and processes", "number of this node", minimum=0, resume="free",
+        read_by="--world_size above 1", reads=lambda c: c.world_size > 1)
+    dist_url: str | None = flag(None, "device and processes", "where nodes meet, tcp://HOST:PORT",
+        aliases=("--dist-url",), kind=str, metavar="URL", resume="free",
+        read_by="--world_size above 1", reads=lambda c: c.world_size > 1)
+    dist_backend: str | None = flag(None, "device and processes",
+        "nccl or gloo (default: nccl on CUDA, gloo elsewhere)", aliases=("--dist-backend",), kind=str,
+        choices=("nccl", "gloo"), resume="free",
+        read_by="runs of several processes", reads=lambda c: c.mp_distributed or c.world_size > 1)
+    # fmt: on
+
+    @property
+    @abstractmethod
+    def folder(self) -> Path:
+        """Where the run writes."""
+
+    @property
+    @abstractmethod
+    def whitening(self) -> Literal["zca", "zca_pixels"] | None:
+        """The kind of ZCA that images are whitened by; None: each channel is standardised."""
+
+    @property
+    @abstractmethod
+    def zca_reg(self) -> float:
+        """Regularisation of the whitening ``zca``, as a share of the mean eigenvalue."""
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """The flags of the group ``network`` but the name, as ``networks.registry.build`` takes them."""
+        return {name: getattr(self, name) for name in ("width", "depth", "norm", "act", "pool")}
+
+    @property
+    def device_name(self) -> str:
+        """--device, or what --gpu N stands for."""
+        return self.device if self.gpu is None else f"cuda:{self.gpu}"
+
+    @classmethod
+    @cache
+    def flags(cls) -> dict[str, Flag]:
+        """Every flag, by its field's name."""
+        return flags_of(cls)
+
+    @classmethod
+    @cache
+    def defaults(cls) -> Self:
+        """The configuration of an empty command line."""
+        return cls()
+
+    @classmethod
+    def resolve(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """What a command line's values stand for, where some of them are names for others.
+
+        Args:
+            given: values by the fields' names, those that were given.
+
+        Raises:
+            UserError: they contradict each other.
+        """
+        return given
+
+    def validate(self) -> list[str]:
+        """Check what can be checked without data: ranges and contradictions.
+
+        Returns:
+            Warnings about choices that are allowed but likely unintended.
+
+        Raises:
+            UserError: naming the flag.
+        """
+        for name, about in self.flags().items():
+            check_range(name, getattr(self, name), about)
+        if self.select == "val" and self.val_fraction == 0:
+            raise UserError("--val_fraction 0 leaves no images for --select val: raise it, or give --select test")
+        if self.gpu is not None and self.device not in ("auto", "cuda", f"cuda:{self.gpu}"):
+            raise UserError(f"--gpu {self.gpu} contradicts --device {self.device}: give one of them")
+        if self.rank >= self.world_size:
+            raise UserError(
+                f"--rank {self.rank} is not below --world_size {self.world_size}: nodes are numbered from 0"
+            )
+        if self.world_size > 1 and self.dist_url is None:
+            raise UserError("--world_size above 1 needs --dist-url tcp://HOST:PORT, where HOST is node 0")
+        return []
+
+    def check_data(  # noqa: B027  (most kinds of run have nothing to check)
+        self, num_classes: int | None, image_size: int, train: int | None = None, processes: int = 1
+    ) -> None:
+        """Check what needs the data set's numbers; None: not known yet.
+
+        Args:
+            num_classes: of it.
+            image_size: in pixels.
+            train: training images.
+            processes: of the run.
+
+        Raises:
+            UserError: naming the flag.
+        """
+
+    @property
+    def real_per_class(self) -> tuple[str, int] | None:
+        """A flag that asks for real images of every class, and how many; None: no flag does."""
+        return None
+
+    def to_json(self) -> str:
+        """The configuration as an indented JSON object, one key per flag, and the verb where there is one."""
+        verb = {"verb": self.VERB} if self.VERB else {}
+        return json.dumps(verb | dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, values: Any, source: Path) -> Self:
+        """The configuration that a file holds, checked as a command line is; younger flags have their defaults.
+
+        Args:
+            values: what ``to_json`` wrote, parsed.
+            source: the file, for the message.
+
+        Raises:
+            UserError: naming the file, the flag and what is wrong with it.
+        """
+        try:
+            if not isinstance(values, dict):
+                raise UserError("no flags are there")
+            config = cls(**checked_values({name: v for name, v in values.items() if name != "verb"}, cls))
+            config.validate()
+        except UserError as error:
+            raise UserError(f"{source}: its flags are damaged ({error}); restore it from a copy") from error
+        return config
+
+    def differences(self, saved: Self) -> list[str]:
+        """Flags that a resumed run may not change but that differ from the saved configuration.
+
+        Returns:
+            One text per flag, such as ``"--lr was 0.01 and is 0.1"``.
+        """
+        fixed = [name for name, about in self.flags().items() if about.resume == "same"]
+        pairs = [(name, getattr(saved, name), getattr(self, name)) for name in fixed]
+        return [f"{option(name)} was {was} and is {now}" for name, was, now in pairs if was != now]
+
+
+@dataclass(frozen=True)
+class Distilling(Common):
+    """What every distillation run takes, whatever its method."""
+
+    # fmt: off
+    # Synthetic set
+    num_per_class: int = flag(1, "synthetic set", "synthetic images per class (IPC)", minimum=1)
+
+    # Outer loop
+    max_bad_steps: int = flag(10, "outer loop", "outer steps in a row whose meta-gradient is NaN or infinite (each is "
+        "skipped) after which the run stops", minimum=1, resume="free")
+
+    # Evaluation
+    num_train_eval: int = flag(10, "evaluation", "fresh networks trained per evaluation", minimum=1)
+    baselines: tuple[str, ...] = flag((), "evaluation",
+        "rows to add to the result table: random (as many real images, same recipe), full (the whole real set)",
+        kind=str, nargs="*", choices=("random", "full"), resume="free")
+
+    # Output
+    save_dir: str | None = flag(None, "output", "the run's folder (default: save/<dataset>/<name made of the flags>)",
+        kind=str, metavar="DIR", resume="free")
+    fname: str = flag("", "output", "suffix of the default folder's name", metavar="TEXT", resume="free",
+        read_by="runs without --save_dir", reads=lambda c: c.save_dir is None)
+    resume: bool = flag(False, "output", "continue the run in its folder exactly where its last checkpoint left it",
+        aliases=("--load_ckpt",), resume="free")
+    print_freq: int = flag(20, "output", "outer steps between updates of progress bar and metrics", minimum=1,
+        resume="free")
+    ckpt_epochs: int | None = flag(None, "output", "epochs between checkpoints (default: 1, or as many as it takes to "
+        "spend less than 0.1 % of the time on them)", kind=int, minimum=1, metavar="N", resume="free")
+    ckpt_minutes: float = flag(10.0, "output", "also checkpoint after this many minutes", above=0, resume="free")
+    wandb: bool = flag(False, "output", "mirror TensorBoard to Weights & Biases (needs the package wandb)",
+        resume="free")
+    name: str = flag("test", "output", "name of the experiment there", metavar="TEXT", resume="free",
+        read_by="--wandb", reads=lambda c: c.wandb)
+    # fmt: on
+
+    # What is asked of every run, by whatever flags a method says it.
+
+    @property
+    def real_per_class(self) -> tuple[str, int] | None:
+        """See ``Common``."""
+        return ("--baselines random", self.num_per_class) if "random" in self.baselines else None
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        if self.save_dir is not None:
+            return Path(self.save_dir)
+        return Path("save", self.dataset, "_".join(self.name_parts + ([self.fname.strip("_")] if self.fname else [])))
+
+    @property
+    @abstractmethod
+    def name_parts(self) -> list[str]:
+        """Of the default folder's name."""
+
+    @property
+    @abstractmethod
+    def policy(self) -> str:
+        """The method's name, for people and for the folder."""
+
+    @property
+    @abstractmethod
+    def facts(self) -> dict[str, str]:
+        """What makes this run, for people."""
+
+    @property
+    @abstractmethod
+    def train_y(self) -> bool:
+        """Whether soft labels are learnt."""
+
+    @property
+    @abstractmethod
+    def epochs(self) -> int:
+        """Epochs of the run, whatever the method calls so."""
+
+    @property
+    @abstractmethod
+    def start_epoch(self) -> int:
+        """Number of the first one."""
+
+    @property
+    @abstractmethod
+    def test_freq(self) -> int:
+        """Epochs between evaluations."""
+
+    @property
+    @abstractmethod
+    def recipe(self) -> str:
+        """How networks are trained on the set by default, of ``evaluation.names.RECIPES``."""
+
+    @property
+    @abstractmethod
+    def eval_steps(self) -> tuple[int, ...]:
+        """Training lengths in inner steps; empty where the recipe has its own."""
+
+    @property
+    @abstractmethod
+    def syn_strategy(self) -> str:
+        """Augmentation of synthetic batches."""
+
+    @property
+    @abstractmethod
+    def comp_aug(self) -> bool:
+        """Whether all of its operations are applied."""
+
+    @property
+    @abstractmethod
+    def batch_per_class(self) -> int:
+        """Synthetic images drawn per class and inner step."""
+
+    @property
+    @abstractmethod
+    def task_sampler_nc(self) -> int | None:
+        """Classes drawn per inner step; None: all."""
+
+    @property
+    @abstractmethod
+    def inner_optim(self) -> str:
+        """Optimiser of the inner network."""
+
+    @property
+    @abstractmethod
+    def inner_lr(self) -> float:
+        """Its learning rate."""
+
+    def validate(self) -> list[str]:
+        """See ``Common``."""
+        warnings = super().validate()
+        if self.select == "test":
+            warnings.append("--select test chooses snapshot and length on the test set, as the papers do: "
+                            "the reported accuracy is optimistic")  # fmt: skip
+        return warnings
+
+
+C = TypeVar("C", bound=Common)
+
+
+def build_parser(kind: type[Common]) -> Parser:
+    """The parser of a verb, made from its configuration's fields."""
+    parser = Parser(f"main.py {kind.VERB}".strip(), kind.ABOUT, epilog=kind.EPILOG)
+    add_flags(parser, kind, GROUPS)
+    return parser
+
+
+def parse_as(arguments: Sequence[str], kind: type[C]) -> tuple[C, list[str]]:
+    """Parse and validate a command line, without the verb.
+
+    Returns:
+        The configuration and a list of warnings, one line each.
+
+    Raises:
+        UserError: a value is out of range or two flags contradict each other.
+        SystemExit: code 2 after one line for what argparse itself refuses; code 0 after ``--help``.
+    """
+    plain_text(arguments)
+    given: dict[str, Any] = vars(build_parser(kind).parse_args(arguments))
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    config = kind(**kind.resolve(given))
+    warnings = config.validate()
+    for name in given:
+        about, changed = kind.flags()[name], getattr(config, name) != getattr(kind.defaults(), name)
+        if about.inert:
+            warnings.append(f"{option(name)}: {about.inert}")
+        elif changed and about.reads is not None and not about.reads(config):
+            warnings.append(f"{option(name)} is not read by this run: only {about.read_by} reads it")
+    return config, warnings
+
+
+def check_strategy(name: str, strategy: str) -> None:
+    """Check the value of a flag that names augmentations.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    names = strategy.split("_")
+    shown = strategy if strategy.isprintable() else repr(strategy)  # errors are one line
+    if strategy == "none":
+        return
+    for part in names:
+        if part not in AUGMENTATIONS:
+            raise UserError(f"--{name} {shown}: unknown augmentation {part!r}; join any of {', '.join(AUGMENTATIONS)} "
+                            "by '_', or give none")  # fmt: skip
+    if len(set(names)) < len(names):
+        raise UserError(f"--{name} {shown}: names an augmentation twice; name each once")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from commands import COMMANDS, Command
 
-from framework.config import registry
 from framework.config.bptt import parse
+from framework.config.registry import parse as parse_any
 from main import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,11 +40,11 @@ def test_every_distillation_shown_is_understood_without_a_warning() -> None:
         assert parse(shlex.split(line, comments=True))[1] == [], line
 
 
-def test_every_matching_shown_is_understood_without_a_warning() -> None:
-    lines = re.findall(r"^python main.py ((?:buffer|ftd) --.*)", SHELL, re.MULTILINE)
+def test_every_command_of_trajectory_matching_shown_is_understood_without_a_warning() -> None:
+    lines = re.findall(r"^python main.py ((?:buffer|ftd) .*)", SHELL, re.MULTILINE)
     assert {line.split()[0] for line in lines} == {"buffer", "ftd"}
     for line in lines:
-        assert registry.parse(shlex.split(line, comments=True))[1] == [], line
+        assert parse_any(shlex.split(line, comments=True))[1] == [], line
 
 
 def test_every_use_of_a_set_shown_is_understood(capsys: pytest.CaptureFixture[str]) -> None:

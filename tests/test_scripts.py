@@ -71,9 +71,9 @@ def both_of(script: str, *extra: str, **environment: str) -> tuple[BufferConfig,
 
 @pytest.mark.parametrize("script", MATCHING)
 def test_experts_and_matching_belong_together_and_take_extra_flags(script: str) -> None:
-    buffer, ftd = both_of(script, "--depth", "2", "--", "--seed", "3", EXPERTS="--num_experts 2")
+    buffer, ftd = both_of(script, "--width", "64", "--", "--seed", "3", EXPERTS="--num_experts 2")
     assert buffer.folder == ftd.buffer_folder
-    assert (buffer.num_experts, buffer.depth, ftd.depth, ftd.seed) == (2, 2, 2, 3)
+    assert (buffer.num_experts, buffer.width, ftd.width, ftd.seed) == (2, 64, 64, 3)
     assert ftd.max_start_epoch - 1 + ftd.expert_epochs <= buffer.train_epochs
     assert str(buffer.alpha) in str(buffer.folder).replace("alpha_1", "alpha_1.0")
     assert ftd.num_per_class == int(Path(script).stem.split("_ipc")[1])

@@ -371,7 +371,7 @@ def test_the_full_baseline_trains_on_every_real_image(real: RealData) -> None:
 @pytest.mark.parametrize("baseline", [random_real, full_real])
 def test_a_baseline_is_evaluated_like_any_set(baseline: Callable[..., Candidate], real: RealData) -> None:
     sampler = ClassSampler(CLASSES, 4, CLASSES, 1, Augmentation("flip", True, SIDE))
-    candidate = baseline(real, sampler, 2, (2, 4), 0)
+    candidate = baseline(real, 4, sampler, 2, (2, 4), 0)
     one, two = (evaluator().select_and_test(candidate, real_split(1), real.test, "key") for _ in range(2))
     assert one == two
     assert one[0] in (2, 4)

@@ -16,5 +16,6 @@ bash scripts/install.sh requirements-dev.txt
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-# Tests are many tiny problems: one thread each and one process per core beat one process with all cores.
-OMP_NUM_THREADS=1 exec .venv/bin/python -m pytest -n auto "$@"
+# Tests are many tiny problems: one thread each and one process per core beat one process with all cores. Whoever has none
+# left takes some of the other's.
+OMP_NUM_THREADS=1 exec .venv/bin/python -m pytest -n auto --dist worksteal "$@"

@@ -4,12 +4,13 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from framework.assemble.bptt import check_start
+from framework.assemble.bptt import start_for
 from framework.assemble.common import (
     bare_network,
     check_against_data,
@@ -57,7 +58,7 @@ class _Outlook:
     module: nn.Module  # on ``meta``
     train: int | None  # real images that are trained on, if they can be told
 
-    @property
+    @cached_property
     def floats(self) -> int:
         """Numbers that one image's forward pass writes."""
         return activation_floats(self.module, self.info.channels, self.info.image_size)
@@ -183,7 +184,7 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 def _buffer(c: BufferConfig, o: _Outlook, data: float) -> list[str]:
     step = f"rho {c.rho:g}, alpha {c.alpha:g}" if c.rho else "plain SGD"
     lines = [f"method: {c.num_experts} experts of {c.train_epochs} epochs, batches of {c.batch_train}, {step}"]
-    beside, execution = side_by_side(c, o.device), expert_execution(c, o.device, o.floats)
+    beside, execution = side_by_side(c, o.device), expert_execution(c, o.device)
     lines.append(f"arithmetic: {execution}, {beside} expert(s) at once")
     disk = 4.0 * o.parameters * (c.train_epochs + 1)
     lines.append(f"disk: {size_text(disk)} an expert, {size_text(disk * c.num_experts)} in all, in {c.folder}")
@@ -220,7 +221,7 @@ def _described(c: Common, processes: int) -> DatasetInfo:
         listing = list_data(data_spec(c))
         check_listing(c, listing, processes)
         if isinstance(c, Config):
-            check_start(c, listing)
+            start_for(c, listing)
         source, classes = listing.source, len(listing.class_names)
         counts = (len(source.train.labels), len(source.test.labels))
         return replace(listing.info, num_classes=classes, train_size=counts[0], test_size=counts[1])

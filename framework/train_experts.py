@@ -7,11 +7,10 @@ from contextlib import ExitStack
 import torch
 from tqdm import tqdm
 
-from framework.assemble.common import bare_network, listed, read_data
+from framework.assemble.common import listed, read_data
 from framework.assemble.experts import expert_execution, expert_recipe, side_by_side
 from framework.assemble.matching import expert_source, network_for
 from framework.config.matching import BufferConfig
-from framework.networks.flat import activation_floats
 from framework.outer.buffers import BufferWriter, keep
 from framework.outer.experts import Expert, ExpertTrainer
 from framework.report.folder import duration
@@ -35,9 +34,7 @@ def main_worker(c: BufferConfig, comm: Comm, device: torch.device) -> int:
     network = network_for(c, listing.info, len(listing.class_names), device)
     with explained(lambda: ADVICE), ExitStack() as stack:
         real = read_data(listing, comm, device)
-        channels, side, _ = real.image_shape
-        floats = activation_floats(bare_network(c, channels, side, real.num_classes), channels, side)
-        recipe, execution = expert_recipe(c, side), expert_execution(c, device, floats)
+        recipe, execution = expert_recipe(c, real.image_shape[-1]), expert_execution(c, device)
         trainer = ExpertTrainer(network, real.train, real.num_classes, recipe, execution, c.seed)
         writer = None
         if comm.main:
@@ -54,9 +51,7 @@ def main_worker(c: BufferConfig, comm: Comm, device: torch.device) -> int:
         try:
             with StopRequest() as stop:
                 for expert in _trained(trainer, mine, side_by_side(c, device), comm, stop):
-                    keep(c.folder, expert)
-                    if writer is not None:
-                        writer.collect()
+                    keep(c.folder, expert) if writer is None else writer.add(expert)
                 comm.barrier()
         except (Interrupted, PeerLost) as reason:
             if comm.main:

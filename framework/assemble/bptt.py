@@ -11,7 +11,7 @@ from framework.data.load import Listing
 from framework.data.splits import RealData
 from framework.distill_higher import BackpropThroughTime, make_engine
 from framework.distilled.foreign import Target
-from framework.distilled.start import read_start
+from framework.distilled.start import Start, read_start
 from framework.inner.augment import Augmentation
 from framework.inner.kernels import Execution
 from framework.inner.loop import InnerLoop
@@ -37,7 +37,7 @@ def assemble_bptt(c: Config, comm: Comm, device: torch.device) -> Parts:
     """
     check_packages(c)
     listing = listed(c, comm)
-    check_start(c, listing)
+    start = start_for(c, listing)
     real = read_data(listing, comm, device)
     classes, (channels, side, _) = real.num_classes, real.image_shape
     batch_size = min(c.batch_size, len(real.train))
@@ -45,7 +45,7 @@ def assemble_bptt(c: Config, comm: Comm, device: torch.device) -> Parts:
     execution = _execution(c, real, bare, batch_size, device)
     network = FlatNetwork(build(c.arch, channels, side, classes, **c.network), device)
     loop = InnerLoop(network, make_optimizer(c.inner_optim, c.inner_lr), execution)
-    synthetic, lines = _new_set(c, real, device)
+    synthetic, lines = _new_set(c, real, start, device)
     sampler = ClassSampler(
         num_classes=classes,
         per_class=c.num_per_class,
@@ -120,25 +120,23 @@ def make_policy(c: Config) -> Policy:
     return make(c.policy, settings)
 
 
-def check_start(c: Config, listing: Listing) -> None:
-    """Check that the set of --ckptname, if any, fits listed data.
+def start_for(c: Config, listing: Listing) -> Start | None:
+    """The set of --ckptname, if any, which must fit listed data.
 
     Raises:
         UserError: naming the flag.
     """
-    if c.ckptname != "none":
-        target = Target(c.dataset, listing.image_shape, listing.class_names)
-        read_start(Path(c.ckptname), target, c.num_per_class)
+    if c.ckptname == "none":
+        return None
+    return read_start(Path(c.ckptname), Target(c.dataset, listing.image_shape, listing.class_names), c.num_per_class)
 
 
-def _new_set(c: Config, real: RealData, device: torch.device) -> tuple[SyntheticSet, list[str]]:
+def _new_set(c: Config, real: RealData, start: Start | None, device: torch.device) -> tuple[SyntheticSet, list[str]]:
     """The synthetic set before the first step: noise and one-hot labels, or those of --ckptname; lines about these."""
     classes = real.num_classes
     images = noise_images(classes, c.num_per_class, real.image_shape, generator(c.seed, "synthetic images"))
     labels, lines = one_hot_labels(classes, c.num_per_class), []
-    if c.ckptname != "none":
-        target = Target(real.name, real.image_shape, real.class_names)
-        start = read_start(Path(c.ckptname), target, c.num_per_class)
+    if start is not None:
         images, line = start.images_under(real.preprocess)
         labels, lines = start.labels, [*start.lines, *([] if line is None else [line])]
     synthetic = SyntheticSet(

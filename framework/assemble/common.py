@@ -71,13 +71,15 @@ def execution_for(
     )  # fmt: skip
 
 
-def check_against_data(c: Common, num_classes: int | None, image_size: int) -> None:
-    """Check what needs the data set's classes (None: not known yet) and image size in pixels.
+def check_against_data(
+    c: Common, num_classes: int | None, image_size: int, train: int | None = None, processes: int = 1
+) -> None:
+    """Check what needs the data set's numbers, those of ``Common.check_data``; None: not known yet.
 
     Raises:
         UserError: naming the flag.
     """
-    c.check_data(num_classes, image_size)
+    c.check_data(num_classes, image_size, train, processes)
     try:
         bare_network(c, 3, image_size, num_classes or 2)
     except ValueError as error:
@@ -90,8 +92,7 @@ def check_listing(c: Common, listing: Listing, processes: int = 1) -> None:
     Raises:
         UserError: naming the flag.
     """
-    check_against_data(c, len(listing.class_names), listing.info.image_size)
-    c.check_data(len(listing.class_names), listing.info.image_size, len(listing.train), processes)
+    check_against_data(c, len(listing.class_names), listing.info.image_size, len(listing.train), processes)
     if (asked := c.real_per_class) is not None:
         flag, per_class = asked
         require_random_real(listing.counts, listing.class_names, per_class, flag)

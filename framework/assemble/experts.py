@@ -29,7 +29,7 @@ def expert_recipe(c: BufferConfig, side: int) -> ExpertRecipe:
     )
 
 
-def expert_execution(c: BufferConfig, device: torch.device, activations: int) -> Execution:
+def expert_execution(c: BufferConfig, device: torch.device) -> Execution:
     """How experts' gradients are computed: a batch at once, unless --chunk says otherwise.
 
     First derivatives need little memory, and experts' steps are compiled only where --accelerate asks for it.
@@ -37,7 +37,7 @@ def expert_execution(c: BufferConfig, device: torch.device, activations: int) ->
     Raises:
         UserError: what the flags ask for does not exist on the device.
     """
-    execution = execution_for(c, device, activations, 0)
+    execution = execution_for(c, device, activations=0, image_steps=0)
     return execution if c.chunk else replace(execution, chunk=c.batch_train)
 
 

@@ -35,15 +35,13 @@ class Understood:
     """The numbers of a file, and what they mean."""
 
     images: Tensor
-    """(N, C, H, W) of the data's shape."""
+    """(N, C, H, W) of the data's shape, sorted by class where that is possible: uint8 pixels, or float32."""
     weights: Tensor
-    """(N, K) float32 class weights."""
-    rows: Tensor | None
-    """(N,) the order that sorts both by class, None where they are in it or stay as they are."""
+    """(N, K) float32 class weights, in the same order."""
     by_class: bool
     """There are equally many images of each class."""
     white: int | None
-    """The value of a white pixel, where the images are pixels."""
+    """The value that a white pixel had in the file, where the images are pixels."""
     lines: list[str]
     """What was not plain, for people."""
 
@@ -79,16 +77,9 @@ def from_foreign(
     found = understood(stored, path, target, pixels=pixels, white=white, label_kind=label_kind)
     for line in found.lines if rate is None else [*found.lines, rate[1]]:
         print(line, file=sys.stderr, flush=True)
-    images, weights = found.images, found.weights
-    if found.rows is not None:
-        images, weights = images[found.rows], weights[found.rows]
-    if found.white is None:
-        images = images.float()
-    else:
-        images = (images * (255 / found.white)).round().clamp(0, 255).to(torch.uint8)
     names, channels, learnt_lr = tuple(target.class_names), target.shape[0], None if rate is None else rate[0]
     unknown = Standardise(torch.zeros(channels), torch.ones(channels))  # until ``preprocessed``
-    return Distilled(path, images, weights, names, unknown, config, {}, found.by_class, learnt_lr)
+    return Distilled(path, found.images, found.weights, names, unknown, config, {}, found.by_class, learnt_lr)
 
 
 def preprocessed(distilled: Distilled, preprocess: Preprocess) -> Distilled:
@@ -127,17 +118,19 @@ def understood(
         lines.append(f"{path}: not as many images of each class by their heaviest label; batches are drawn uniformly")
     elif not in_order and labels.ndim > 1:
         lines.append(f"{path}: not in order of the classes; sorted by the heaviest label")
-    order = rows if (by_class or hard) and not in_order else None
+    if (by_class or hard) and not in_order:
+        images, weights = images[rows], weights[rows]
     if not pixels:
         if not images.is_floating_point():
             raise UserError(f"{path}: holds whole numbers, which are pixels; give --preprocess pixels")
-        return Understood(images, weights, order, by_class, None, lines)
+        return Understood(images.float(), weights, by_class, None, lines)
     white = white or stored.white
     if white is None:
         white, told = _range_of(images, path)
         lines += told
     _check_range(images, path, white)
-    return Understood(images, weights, order, by_class, white, lines)
+    images = (images * (255 / white)).round().clamp(0, 255).to(torch.uint8)
+    return Understood(images, weights, by_class, white, lines)
 
 
 def learnt_rate(stored: Stored, path: Path) -> tuple[float, str] | None:

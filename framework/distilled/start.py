@@ -123,8 +123,4 @@ def _foreign(stored: Stored, path: Path, target: Target, per_class: int) -> Star
     found = understood(stored, path, target, pixels=not images.is_floating_point(), white=255)
     if not found.by_class:
         raise UserError(f"{path}: not {per_class} images of each class by their heaviest label; give another set")
-    images, weights = found.images, found.weights
-    if found.rows is not None:
-        images, weights = images[found.rows], weights[found.rows]
-    images = images.float().contiguous() if found.white is None else images.clamp(0, 255).to(torch.uint8)
-    return Start(path, images, weights, None, found.lines)
+    return Start(path, found.images.contiguous(), found.weights, None, found.lines)

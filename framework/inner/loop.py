@@ -1,15 +1,13 @@
 """The inner loop: the training steps that all parts of a run share."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from framework.inner.augment import Draw, apply
-from framework.inner.graphs import Captured, Recorder
+from framework.inner.graphs import preparer
 from framework.inner.kernels import Execution, Kernels
 from framework.inner.optimizers import Optimizer, State
 from framework.inner.plan import Plan
@@ -50,8 +48,7 @@ class InnerLoop:
         self.execution = execution or Execution()
         self.kernels = Kernels(network, self.execution)
         # Each as it is, or as a graph.
-        graphs = self.execution.graphs
-        prepare: Callable[[Any], Any] = partial(Captured, record=Recorder()) if graphs else lambda function: function
+        prepare = preparer(self.execution.graphs)
         precisions = (False, True)
         self._step = {low: prepare(partial(self._take_step, low)) for low in precisions}
         self._judge = {low: prepare(partial(self._judge_at, low)) for low in precisions}

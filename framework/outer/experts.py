@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from torch import Tensor
 from framework.data.splits import Split
 from framework.errors import UserError
 from framework.inner.augment import Augmenter, Draw
-from framework.inner.graphs import Captured, Recorder
+from framework.inner.graphs import preparer
 from framework.inner.kernels import Execution
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import SGD, State
@@ -145,8 +144,7 @@ class ExpertTrainer:
         self.recipe, self.seed = recipe, seed
         rule = SGD(recipe.lr, recipe.momentum, recipe.weight_decay)
         self.loop = InnerLoop(network, rule, execution)
-        graphs = self.loop.execution.graphs
-        prepare: Callable[[Any], Any] = partial(Captured, record=Recorder()) if graphs else lambda function: function
+        prepare = preparer(self.loop.execution.graphs)
         rules = {False: rule, True: replace(rule, lr=DECAY * rule.lr)}
         self._step = {
             (low, decayed): prepare(partial(self._take_step, low, rules[decayed]))

@@ -113,8 +113,12 @@ def make_policy(c: Config) -> Policy:
         tau=c.tau,
         weight=c.window_weight,
         rule=c.window_rule,
+        anchor=c.truncation_anchor,
+        scale=c.norm_scale,
+        late=c.late,
         gains=(c.early_gain, c.middle_gain),
         patience=(early, middle),
+        plateau=c.plateau,
         probe_every=c.probe_every,
     )
     return make(c.policy, settings)

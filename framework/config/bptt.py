@@ -14,6 +14,8 @@ from framework.outer.policies.registry import POLICIES, that
 
 ENGINES = ("higher", "replay", "lowrank")
 AUTOMATIC, RESIZING = that("automatic"), that("resizes")
+PAPERS_EPOCHS = 2000  # above these, a share of all epochs is far from the 30 epochs of the public code
+MOVING = ("at-bptt", "at-bptt-positions")
 PATIENCE = re.compile(r"\d+(\.\d+)?[TE]|[1-9]\d*")  # a fraction of T or of all epochs, or whole epochs
 
 
@@ -93,6 +95,20 @@ class Config(Distilling):
     window_rule: str = flag("adaptive", "automatic truncation",
         "adaptive: lengths from variation in every stage (paper); public: W+d in the middle, W-d late (public code)",
         choices=("adaptive", "public"), **_policy_in(*RESIZING))
+    truncation_anchor: str = flag("first", "automatic truncation",
+        "the step drawn is the window's first (public code), its centre (the authors' figure) or its last (AT-BPTT++)",
+        choices=("first", "centre", "last"), **_policy_in(*AUTOMATIC))
+    norm_scale: str = flag("raw", "automatic truncation",
+        "gradient norms and variations as they are, or standard: with zero mean and unit deviation over the trajectory",
+        choices=("raw", "standard"), **_policy_in(*AUTOMATIC))
+    late: str = flag("inverse", "automatic truncation",
+        "late positions: inverse, small norms are likely (paper); mirror, the early stage's windows reflected in the "
+        "middle of the trajectory (public code)", choices=("inverse", "mirror"),
+        **_policy_in(*MOVING))
+    plateau: str = flag("consecutive", "automatic truncation",
+        "a stage ends after so many epochs in a row without progress (both sources), or when the mean of so many "
+        "epochs is no progress over the mean of as many before (mean)", choices=("consecutive", "mean"),
+        **_policy_in(*AUTOMATIC))
     early_gain: float = flag(1.5, "automatic truncation",
         "points of accuracy an epoch must gain to count as progress in the early stage", **_policy_in(*AUTOMATIC))
     middle_gain: float = flag(1.0, "automatic truncation", "the same in the middle stage",
@@ -242,6 +258,10 @@ class Config(Distilling):
             text = getattr(c, name)
             if not PATIENCE.fullmatch(text):
                 raise UserError(f"--{name} {text}: give epochs (30), a fraction of T (0.15T) or of all epochs (0.05E)")
+            if text.endswith("E") and c.epochs > PAPERS_EPOCHS and c.policy in AUTOMATIC:
+                epochs = resolve_patience(text, c.totwindow, c.epochs)
+                warnings.append(f"--{name} {text} is {epochs} epochs here; the paper's 5 % seem to be of about 600 "
+                                "epochs: give 30, or 0.15T, for stages like its own")  # fmt: skip
         if c.batch_per_class > c.num_per_class:
             raise UserError(f"--batch_per_class {c.batch_per_class} is larger than --num_per_class {c.num_per_class}: "
                             "give at most the number of images per class")  # fmt: skip

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,14 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from framework.assemble.bptt import make_policy
-from framework.config.bptt import AUTOMATIC, Config, resolve_patience
+from framework.config.bptt import AUTOMATIC, Config, parse, resolve_patience
 from framework.errors import UserError
-from framework.outer.policies.at_bptt import ATBPTT, STAGES
+from framework.outer.policies.at_bptt import ATBPTT
 from framework.outer.policies.plain import BPTT, Forward
 from framework.outer.policies.policy import Policy, Window, no_probe
 from framework.outer.policies.rat_bptt import RaTBPTT
 from framework.outer.policies.registry import POLICIES
+from framework.outer.policies.stages import STAGES, Stages
 
 Setting = tuple[int, int, int]
 
@@ -159,10 +161,13 @@ def automatic(draw: st.DrawFn) -> tuple[ATBPTT, list[float]]:
         tau=draw(st.floats(1e-6, 1e6)),
         weight=draw(st.sampled_from(["rank", "softmax"])),
         rule=draw(st.sampled_from(["adaptive", "public"])),
+        anchor=draw(st.sampled_from(["first", "centre", "last"])),
+        scale=draw(st.sampled_from(["raw", "standard"])),
+        late=draw(st.sampled_from(["inverse", "mirror"])),
         move=draw(st.booleans()),
         resize=draw(st.booleans()),
     )
-    policy.stage = draw(st.integers(0, 2))
+    policy.stages.now = draw(st.integers(0, 2))
     same = draw(st.booleans())
     norms = [draw(NORMS)] * steps if same else draw(st.lists(NORMS, min_size=steps, max_size=steps))
     return policy, norms
@@ -191,12 +196,97 @@ def test_positions_follow_the_formula(stage: int, tau: float) -> None:
     """Early P(t) ~ exp(n/tau), middle uniform, late P(t) ~ exp(-n/tau) (ancestors' faults 3 and 4)."""
     norms = [0.3, 2.0, 1.1, 0.0, 2.5, 1.7, 0.9, 0.2]
     policy = ATBPTT(8, 1, radius=0, tau=tau)
-    policy.stage = stage
+    policy.stages.now = stage
     starts = [policy.choose(lambda: norms).start for _ in range(6000)]
     weight = [math.exp((1, 0, -1)[stage] * n / tau) for n in norms]
     expected = [6000 * w / math.fsum(weight) for w in weight]
     assert chisquare([starts.count(t) for t in range(8)], expected).pvalue > 1e-4
     assert (starts.count(4) > starts.count(3)) == (stage == 0) or stage == 1
+
+
+@pytest.mark.parametrize(
+    ("anchor", "expected"),
+    [
+        # T 10, W 4: the window of every step drawn, moved into the trajectory; cut where its last step is the one drawn
+        ("first", [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4), (5, 4), (6, 4), (6, 4), (6, 4), (6, 4)]),
+        ("centre", [(0, 4), (0, 4), (0, 4), (1, 4), (2, 4), (3, 4), (4, 4), (5, 4), (6, 4), (6, 4)]),
+        ("last", [(0, 1), (0, 2), (0, 3), (0, 4), (1, 4), (2, 4), (3, 4), (4, 4), (5, 4), (6, 4)]),
+    ],
+)
+def test_the_anchor_says_which_step_of_the_window_was_drawn(anchor: str, expected: list[Window]) -> None:
+    policy = ATBPTT(10, 4, radius=0, anchor=anchor)
+    assert [policy._around(t, 4) for t in range(10)] == expected
+    policy.late = "mirror"
+    assert [policy._around(t, 4) for t in range(10)] == expected, "nothing is mirrored before the late stage"
+    policy.stages.now = 2
+    mirrored = [(10 - start - length, length) for start, length in expected]
+    assert [policy._around(t, 4) for t in range(10)] == mirrored
+
+
+@pytest.mark.parametrize(("anchor", "expected"), [("first", (5, 4)), ("centre", (3, 4)), ("last", (3, 3))])
+def test_a_minimum_holds_for_every_anchor(anchor: str, expected: Window) -> None:
+    assert ATBPTT(10, 4, 3, radius=0, anchor=anchor)._around(5, 4) == expected
+    assert ATBPTT(10, 4, 3, radius=0, anchor="last")._around(0, 4) == (3, 1)
+
+
+def test_mirrored_late_positions_are_the_early_ones_reflected() -> None:
+    """The public code: the window starts T - t - M into the trajectory, t as likely as early on."""
+    norms = [4.0, 2.0, 1.0, 0.5, 0.2, 0.1, 0.1, 0.1]
+    early, late = (ATBPTT(8, 2, radius=0, late="mirror") for _ in range(2))
+    late.stages.now = 2
+    pairs = [(early.choose(lambda: norms), late.choose(lambda: norms)) for _ in range(200)]
+    assert all(after.start == 8 - 2 - before.start for before, after in pairs)
+    assert len({after.start for _, after in pairs}) > 3
+    assert late.probabilities() == pytest.approx(early.probabilities())
+
+
+@pytest.mark.parametrize("norms", [[3.0, 1.0, 2.0, 6.0], [1e308, 0.0, 1e307, 1e308], [5e-324, 0.0, 0.0, 0.0]])
+def test_standard_norms_have_mean_0_and_deviation_1(norms: list[float]) -> None:
+    exact = [Fraction(norm) for norm in norms]
+    mean = sum(exact) / 4
+    unit = max(exact)  # a scale, so that the square root below neither overflows nor vanishes
+    deviation = math.sqrt(sum(((n - mean) / unit) ** 2 for n in exact) / 4)
+    weight = [math.exp(-float((n - mean) / unit) / deviation / 2.0) for n in exact]
+    policy = ATBPTT(4, 1, radius=0, scale="standard", tau=2.0)
+    policy.stages.now = 2
+    policy.choose(lambda: norms)
+    assert policy.probabilities() == pytest.approx([w / math.fsum(weight) for w in weight], rel=1e-12)
+
+
+def test_equal_norms_are_standardised_to_zero() -> None:
+    policy = ATBPTT(4, 1, radius=0, scale="standard")
+    policy.choose(lambda: [0.1] * 4)
+    assert policy.probabilities().tolist() == [0.25] * 4
+
+
+def test_a_plateau_of_means_sees_through_jumps_that_consecutive_epochs_do_not() -> None:
+    """Accuracy that jumps by 10 points with the window's place, and rises by nothing: a plateau only by its mean."""
+    jumps = [0.5, 0.6] * 20
+    by_mean, by_epoch = (Stages((1.5, 1.0), (4, 2), plateau) for plateau in ("mean", "consecutive"))
+    for accuracy in jumps[:7]:
+        by_mean.observe(accuracy)
+    assert by_mean.now == 0, "four epochs, and three of the four before them"
+    by_mean.observe(jumps[7])
+    assert by_mean.now == 1
+    for accuracy in jumps[8:12]:
+        by_mean.observe(accuracy)
+    assert by_mean.now == 2, "two and two epochs of the middle stage alone"
+    for accuracy in jumps:
+        by_epoch.observe(accuracy)
+    assert by_epoch.now == 0
+
+
+def test_a_mean_that_rises_by_the_gain_is_progress() -> None:
+    stages = Stages((1.5, 1.0), (3, 3), "mean")
+    for epoch in range(60):
+        stages.observe(0.2 + 0.00501 * epoch)  # three epochs on, the mean of three is 1.503 points higher
+    assert stages.now == 0
+
+
+@pytest.mark.parametrize(("epochs", "warned"), [(2000, False), (2001, True)])
+def test_a_share_of_very_many_epochs_is_warned_of(epochs: int, warned: bool) -> None:
+    flags = f"--ddtype curriculum --cctype 2 -d 2 --epochs {epochs} --early_patience 0.05E"
+    assert any("--early_patience 0.05E is" in warning for warning in parse(flags.split())[1]) == warned
 
 
 @pytest.mark.parametrize("weight", ["rank", "softmax"])
@@ -217,9 +307,9 @@ def test_lengths_follow_the_variation_at_the_step_drawn(weight: str) -> None:
 def test_the_public_rule_uses_w_plus_d_then_w_minus_d() -> None:
     policy = ATBPTT(200, 40, radius=10, rule="public")
     early = {policy.choose(lambda: ramp(policy)).length for _ in range(50)}
-    policy.stage = 1
+    policy.stages.now = 1
     assert {policy.choose(no_probe).length for _ in range(20)} == {50}
-    policy.stage = 2
+    policy.stages.now = 2
     assert {policy.choose(lambda: ramp(policy)).length for _ in range(20)} == {30}
     assert early <= set(range(30, 51))
 
@@ -236,7 +326,7 @@ def test_the_probe_runs_only_when_needed() -> None:
     for _ in range(7):
         policy.choose(probe)
     assert len(calls) == 3, "epochs 0, 3 and 6"
-    policy.stage = 1
+    policy.stages.now = 1
     policy.norms = None
     policy.choose(probe)
     assert len(calls) == 3, "uniform position, fixed length: nothing to look at"
@@ -264,16 +354,16 @@ def test_every_stage_is_reached_for_every_t(steps: int) -> None:
 
 
 def test_progress_resets_the_counter_and_thresholds_are_points() -> None:
-    policy = ATBPTT(10, 2, radius=1, gains=(1.5, 1.0), patience=(2, 2))
+    policy = ATBPTT(10, 2, radius=1, stages=Stages(gains=(1.5, 1.0), patience=(2, 2)))
     accuracies = [0.10, 0.11, 0.13, 0.14, 0.15]  # gains of 1, 2, 1, 1 points
     stages = []
     for accuracy in accuracies:
         policy.observe(loss=0.0, accuracy=accuracy)
-        stages.append(policy.stage)
+        stages.append(policy.stages.now)
     assert stages == [0, 0, 0, 0, 1]
     for accuracy, stage in ((0.165, 1), (0.17, 1), (0.185, 1), (0.19, 1), (0.195, 2), (0.9, 2), (0.1, 2)):
         policy.observe(loss=0.0, accuracy=accuracy)  # 1.5 resets, 0.5 counts, 1.5 resets, 0.5, 0.5: late for good
-        assert policy.stage == stage
+        assert policy.stages.now == stage
 
 
 @pytest.mark.parametrize(
@@ -299,27 +389,30 @@ def test_patience_of_another_form(text: str) -> None:
         resolve_patience(text, 10, 10)
 
 
-@given(case=automatic(), before=st.integers(0, 12), after=st.integers(1, 12), every=st.integers(1, 4))
+@given(case=automatic(), before=st.integers(0, 12), after=st.integers(1, 12), every=st.integers(1, 4),
+       plateau=st.sampled_from(["consecutive", "mean"]))  # fmt: skip
 @settings(max_examples=100, deadline=None)
 def test_a_restored_at_bptt_continues_exactly(
-    case: tuple[ATBPTT, list[float]], before: int, after: int, every: int
+    case: tuple[ATBPTT, list[float]], before: int, after: int, every: int, plateau: str
 ) -> None:
     original, norms = case
     original.probe_every = every
+    original.stages.plateau, original.stages.patience = plateau, (2, 1)
     gen = np.random.default_rng(0)
 
     def go(policy: ATBPTT, count: int, seed: int) -> list[tuple[Window, int]]:
         rng = np.random.default_rng(seed)
         result = []
         for _ in range(count):
-            result.append((policy.choose(lambda: norms), policy.stage))
+            result.append((policy.choose(lambda: norms), policy.stages.now))
             policy.observe(loss=0.0, accuracy=float(rng.random()))
         return result
 
     go(original, before, int(gen.integers(99)))
     restored = ATBPTT(
         original.steps, original.window, original.minimum, original.seed, radius=original.radius, tau=original.tau,
-        weight=original.weight, rule=original.rule, probe_every=every, move=original.move, resize=original.resize,
+        weight=original.weight, rule=original.rule, anchor=original.anchor, scale=original.scale, late=original.late,
+        probe_every=every, move=original.move, resize=original.resize, stages=Stages((1.5, 1.0), (2, 1), plateau),
     )  # fmt: skip
     restored.load_state_dict(json.loads(json.dumps(original.state_dict())))
     assert go(original, after, 5) == go(restored, after, 5)
@@ -337,10 +430,13 @@ def test_ablations_switch_one_half_off() -> None:
 
 def test_the_flags_reach_the_policy() -> None:
     policy = make("at-bptt", (200, 40, 3), d=9, tau=2.5, window_weight="softmax", window_rule="public", early_gain=3.0,
-                  middle_gain=2.0, early_patience="4", middle_patience="0.05E", probe_every=6, epochs=400)  # fmt: skip
+                  middle_gain=2.0, early_patience="4", middle_patience="0.05E", probe_every=6, epochs=400,
+                  truncation_anchor="last", norm_scale="standard", late="mirror", plateau="mean")  # fmt: skip
     assert isinstance(policy, ATBPTT)
     assert (policy.radius, policy.tau, policy.weight, policy.rule) == (9, 2.5, "softmax", "public")
-    assert (policy.gains, policy.patience, policy.probe_every) == ((3.0, 2.0), (4, 20), 6)
+    assert (policy.anchor, policy.scale, policy.late, policy.probe_every) == ("last", "standard", "mirror", 6)
+    stages = policy.stages
+    assert (stages.gains, stages.patience, stages.plateau) == ((3.0, 2.0), (4, 20), "mean")
     assert policy.state() == {"stage": STAGES[0], "stage_number": 1, "stale_epochs": 0}
 
 

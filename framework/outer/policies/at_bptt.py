@@ -10,6 +10,7 @@ from scipy.stats import rankdata
 from framework.errors import UserError
 from framework.outer.policies.policy import Policy, Probe, Vector, Window, no_probe
 from framework.outer.policies.registry import Settings
+from framework.outer.policies.stages import EARLY, LATE, MIDDLE, Stages
 
 
 def _relative_weight(values: Vector, tau: float) -> Vector:
@@ -19,7 +20,13 @@ def _relative_weight(values: Vector, tau: float) -> Vector:
     return weight
 
 
-STAGES = ("early", "middle", "late")
+def _standardised(values: Vector) -> Vector:
+    """Zero mean and unit population deviation; zeros where all values are equal."""
+    if np.ptp(values) == 0:
+        return np.zeros_like(values)
+    relative = values / values.max()  # the square of a large norm overflows
+    standard: Vector = (relative - relative.mean()) / relative.std()
+    return standard
 
 
 class ATBPTT(Policy):
@@ -30,20 +37,23 @@ class ATBPTT(Policy):
     * Dynamic truncation position: t ~ exp(n_t / tau) early, uniform in the middle, exp(-n_t / tau) late.
     * Adaptive window size: M = round(W - d + 2 d eta(t)), eta(t) in [0, 1] by the rank of v_t (the public
       code's reading) or by exp(v_t / tau) over its largest value (the paper's).
-    * Threshold-guided stages: early becomes middle after ``patience[0]`` epochs in a row in which the mean
-      accuracy on real batches gained less than ``gains[0]`` points over the epoch before; middle becomes
-      late likewise with the second pair.
+    * Threshold-guided stages, see ``Stages``.
 
-    t is the first differentiated step, clipped into minimum .. T-M, and M into 1 .. T-minimum.
+    Which step of the window t is, the sources do not agree on; ``anchor`` says it. A window that reaches beyond
+    minimum .. T is moved back into it; one whose last step is t is cut at minimum instead, so that t stays its last.
 
     Args:
         steps, window, minimum, seed: see ``Policy``.
+        stages: when early becomes middle and middle late.
         radius: d.
         tau: temperature of positions and of the softmax weight; above 0.
         weight: ``rank`` or ``softmax``.
         rule: ``adaptive`` (the paper's: eta in every stage) or ``public`` (W+d in the middle, W-d late).
-        gains: points of accuracy that count as progress, early and middle.
-        patience: epochs without progress, early and middle; at least 1 each.
+        anchor: the step drawn is the ``first`` one differentiated (public code), the ``centre`` (the authors' figure;
+            the later of two middle ones), or the ``last`` (the authors' later code, AT-BPTT++).
+        scale: ``raw`` norms, or ``standard``: n and v with zero mean and unit deviation over the trajectory.
+        late: ``inverse`` (the paper's exp(-n_t / tau)) or ``mirror``: the early stage's window, reflected in the
+            middle of the trajectory (public code).
         probe_every: epochs for which one probe is used.
         move: choose positions by norms; otherwise uniformly (for ablation).
         resize: choose lengths by variation; otherwise W (for ablation).
@@ -59,24 +69,23 @@ class ATBPTT(Policy):
         seed: int = 0,
         *,
         radius: int,
+        stages: Stages | None = None,
         tau: float = 1.0,
         weight: str = "rank",
         rule: str = "adaptive",
-        gains: tuple[float, float] = (1.5, 1.0),
-        patience: tuple[int, int] = (1, 1),
+        anchor: str = "first",
+        scale: str = "raw",
+        late: str = "inverse",
         probe_every: int = 1,
         move: bool = True,
         resize: bool = True,
     ) -> None:
         super().__init__(steps, window, minimum, seed)
         assert radius >= 0, "validated with the flags"
-        assert min(patience) >= 1, "validated with the flags"
         self.radius, self.tau, self.weight, self.rule = radius, tau, weight, rule
-        self.gains, self.patience, self.probe_every = gains, patience, probe_every
-        self.move, self.resize = move, resize
-        self.stage = 0  # index into STAGES
-        self.stale = 0  # epochs in a row without progress
-        self.accuracy: float | None = None  # of the epoch before
+        self.anchor, self.scale, self.late = anchor, scale, late
+        self.stages = Stages() if stages is None else stages
+        self.probe_every, self.move, self.resize = probe_every, move, resize
         self.norms: list[float] | None = None  # of the last probe
         self.norms_age = 0  # epochs for which they were used
 
@@ -85,8 +94,9 @@ class ATBPTT(Policy):
         """See ``Policy.make``."""
         s = settings
         return cls(
-            s.steps, s.window, s.minimum, s.seed, radius=s.radius, tau=s.tau, weight=s.weight, rule=s.rule,
-            gains=s.gains, patience=s.patience, probe_every=s.probe_every, **options,
+            s.steps, s.window, s.minimum, s.seed, radius=s.radius, stages=Stages(s.gains, s.patience, s.plateau),
+            tau=s.tau, weight=s.weight, rule=s.rule, anchor=s.anchor, scale=s.scale, late=s.late,
+            probe_every=s.probe_every, **options,
         )  # fmt: skip
 
     def choose(self, probe: Probe = no_probe) -> Window:
@@ -101,18 +111,26 @@ class ATBPTT(Policy):
         draw = float(torch.rand((), generator=self._generator(), dtype=torch.float64))
         # The last edge is 1 up to rounding; searching the others only can never return T.
         t = int(np.searchsorted(np.cumsum(weights)[:-1], draw, side="right"))
-        length = min(self._length(t), self.steps - self.minimum)
-        return Window(min(max(t, self.minimum), self.steps - length), length)
+        return self._around(t, min(self._length(t), self.steps - self.minimum))
+
+    def _around(self, t: int, length: int) -> Window:
+        """The window of a length, at most T - minimum, whose ``anchor`` is the step t: mirrored if so, then fitted."""
+        if self.anchor == "last":
+            length = min(length, max(t + 1 - self.minimum, 1))
+        start = t - {"first": 0, "centre": length // 2, "last": length - 1}[self.anchor]
+        if self.late == "mirror" and self.move and self.stages.now == LATE:
+            start = self.steps - (start + length)
+        return Window(min(max(start, self.minimum), self.steps - length), length)
 
     @property
     def _uniform(self) -> bool:
         """Whether positions are drawn without looking at norms."""
-        return not self.move or self.stage == 1
+        return not self.move or self.stages.now == MIDDLE
 
     @property
     def _fixed(self) -> bool:
         """Whether lengths are set without looking at variations."""
-        return not self.resize or (self.rule == "public" and self.stage > 0)
+        return not self.resize or (self.rule == "public" and self.stages.now > EARLY)
 
     def _refresh(self, probe: Probe) -> None:
         if self.norms is None or self.norms_age >= self.probe_every:
@@ -130,8 +148,9 @@ class ATBPTT(Policy):
         """P(t) of the current stage (T,), from the last probe's norms (paper, dynamic truncation position)."""
         if self._uniform:
             return np.full(self.steps, 1 / self.steps)
-        sign = 1.0 if self.stage == 0 else -1.0
-        weight = _relative_weight(sign * np.asarray(self.norms), self.tau)
+        inverse = self.stages.now == LATE and self.late == "inverse"
+        norms = self._scaled(np.asarray(self.norms))
+        weight = _relative_weight(-norms if inverse else norms, self.tau)
         share: Vector = weight / weight.sum()
         return share
 
@@ -141,11 +160,14 @@ class ATBPTT(Policy):
         v: Vector = np.abs(np.diff(n, prepend=n[0]))
         return v
 
+    def _scaled(self, values: Vector) -> Vector:
+        return _standardised(values) if self.scale == "standard" else values
+
     def eta(self) -> Vector:
         """The window weight in [0, 1] of every step (T,); the largest variation gets 1."""
         v = self.variations()
         if self.weight == "softmax":
-            return _relative_weight(v, self.tau)
+            return _relative_weight(self._scaled(v), self.tau)
         rank: Vector = rankdata(v, method="min") - 1.0
         return rank / rank.max() if rank.max() > 0 else np.ones_like(v)
 
@@ -153,23 +175,18 @@ class ATBPTT(Policy):
         if not self.resize:
             return self.window
         if self._fixed:
-            length = self.window + (self.radius if self.stage == 1 else -self.radius)
+            length = self.window + (self.radius if self.stages.now == MIDDLE else -self.radius)
         else:
             length = math.floor(self.window - self.radius + 2 * self.radius * float(self.eta()[t]) + 0.5)
         return min(max(length, 1), self.steps)
 
     def observe(self, loss: float, accuracy: float) -> None:
-        """Count epochs without progress and change the stage when there were enough of them."""
-        before, self.accuracy = self.accuracy, accuracy
-        if before is None or self.stage == 2:
-            return
-        self.stale = self.stale + 1 if 100 * (accuracy - before) < self.gains[self.stage] else 0
-        if self.stale >= self.patience[self.stage]:
-            self.stage, self.stale = self.stage + 1, 0
+        """Change the stage where the accuracy has stopped rising."""
+        self.stages.observe(accuracy)
 
     def state(self) -> dict[str, str | int]:
-        """Stage (by name, and by number for TensorBoard), and epochs in a row without progress."""
-        return {"stage": STAGES[self.stage], "stage_number": self.stage + 1, "stale_epochs": self.stale}
+        """See ``Stages``."""
+        return self.stages.state()
 
     def curves(self) -> dict[str, list[float]]:
         """Norms and variations of the last probe, and P(t) of the current stage."""
@@ -179,6 +196,13 @@ class ATBPTT(Policy):
         return {"gradient norm": self.norms, "variation": v.tolist(), "probability": p.tolist()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Stage, counter, the epoch before's accuracy, the last probe."""
-        own = ("stage", "stale", "accuracy", "norms", "norms_age")
-        return {**super().state_dict(), **{name: getattr(self, name) for name in own}}
+        """The stage and what it is told by, the last probe."""
+        own = {"stages": self.stages.state_dict(), "norms": self.norms, "norms_age": self.norms_age}
+        return super().state_dict() | own
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See ``Policy``."""
+        stages = self.stages
+        super().load_state_dict(state)
+        stages.load_state_dict(state["stages"])
+        self.stages = stages

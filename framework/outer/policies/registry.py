@@ -24,8 +24,12 @@ class Settings:
     tau: float = 1.0
     weight: str = "rank"
     rule: str = "adaptive"
+    anchor: str = "first"
+    scale: str = "raw"
+    late: str = "inverse"
     gains: tuple[float, float] = (1.5, 1.0)
     patience: tuple[int, int] = (1, 1)
+    plateau: str = "consecutive"
     probe_every: int = 1
 
 

@@ -4,20 +4,24 @@
 
 Every run has a folder of its own, ``DIR/NAME/seedN``; a study that was stopped (by hand, or by ``--minutes``)
 continues where it was when started again. Ends in ``DIR/results.md`` and ``DIR/results.json``. Used by
-``scripts/ablation.sh`` and ``scripts/sensitivity.sh``.
+``scripts/ablation.sh``, ``scripts/readings.sh`` and ``scripts/sensitivity.sh``.
+
+With ``--finalists N --final_seeds 0 1 2 3 4`` the N best variants by test accuracy over ``--seeds``, and the first of
+the list, with which the others are compared, go on to the other seeds.
 """
 
 import os
-import statistics
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import fmean, stdev
+from typing import Any, Self
 
 from common import ROOT, Parser, at_least, markdown, ran_on, run, write_results
+from framework.config.bptt import Config
 from framework.files import make_folder
 from framework.records import Summary
 from framework.report.folder import RunFolder
@@ -31,6 +35,11 @@ class Job:
     seed: int
     flags: list[str]
     folder: Path
+
+    @classmethod
+    def of(cls, out: Path, variant: str, seed: int, flags: list[str]) -> Self:
+        """The run of a study whose results go to ``out``."""
+        return cls(variant, seed, flags, out / variant.replace(" ", "_").replace("/", ":") / f"seed{seed}")
 
     @property
     def summary(self) -> Summary | None:
@@ -46,6 +55,21 @@ class Job:
         """Validation accuracy of the best snapshot that was there after this many seconds."""
         accuracies: list[float] = [e["accuracy"] for e in self.evaluations if e["seconds"] <= seconds]
         return max(accuracies, default=0.0)
+
+    def windows(self) -> dict[str, float]:
+        """Where the epochs' windows lay: shares of them, and means in inner steps; empty without windows."""
+        folder = RunFolder(self.folder)
+        windows = [(point.start, point.length) for point in folder.epochs]
+        if not windows:
+            return {}
+        steps = folder.config.totwindow if isinstance(folder.config, Config) else 0
+        return {
+            "distinct": len(set(windows)) / len(windows),
+            "start in the first sixth": fmean(start < steps / 6 for start, _ in windows),
+            "end at T": fmean(start + length == steps for start, length in windows),
+            "mean start": fmean(start for start, _ in windows),
+            "mean length": fmean(length for _, length in windows),
+        }
 
 
 def execute(title: str, arguments: list[str], folder: Path, seconds: float, threads: int) -> bool:
@@ -87,8 +111,8 @@ def distil(job: Job, deadline: float, threads: int) -> None:
 def mean_and_deviation(values: list[float]) -> dict[str, float | None]:
     """In percent; no deviation for a single value."""
     return {
-        "mean": 100 * statistics.fmean(values),
-        "deviation": 100 * statistics.stdev(values) if len(values) > 1 else None,
+        "mean": 100 * fmean(values),
+        "deviation": 100 * stdev(values) if len(values) > 1 else None,
     }
 
 
@@ -109,22 +133,54 @@ def collect(jobs: list[Job]) -> dict[str, Any]:
             "seeds": [job.seed for job in runs],
             "test accuracy, equal outer steps": mean_and_deviation(accuracies),
             "validation accuracy, equal time": mean_and_deviation([job.accuracy_at(equal_time) for job in runs]),
-            "seconds": statistics.fmean(job.evaluations[-1]["seconds"] for job in runs),
+            "seconds": fmean(job.evaluations[-1]["seconds"] for job in runs),
+            "windows": means([job.windows() for job in runs]),
             "per seed": accuracies,
         }
+    compare(variants)
     first = finished[0].summary
     about = {key: getattr(first, key) for key in ("dataset", "device", "torch", "python", "outer_steps", "epochs")}
     return {**about, "equal time, seconds": equal_time, "flags": finished[0].flags, "variants": variants}
 
 
+def means(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Of each key that all rows have."""
+    return {key: fmean(row[key] for row in rows) for key in rows[0] if all(key in row for row in rows)}
+
+
+def compare(variants: dict[str, dict[str, Any]]) -> None:
+    """Add to each variant but the first how much better it is, in points and in paired seeds, than the first."""
+    first, *others = variants.values()
+    reference = dict(zip(first["seeds"], first["per seed"], strict=True))
+    for row in others:
+        pairs = dict(zip(row["seeds"], row["per seed"], strict=True))
+        gains = [accuracy - reference[seed] for seed, accuracy in pairs.items() if seed in reference]
+        if gains:
+            better = sum(gain > 0 for gain in gains)
+            row["against the first"] = {**mean_and_deviation(gains), "better": better, "pairs": len(gains)}
+
+
+def finalists(jobs: list[Job], count: int) -> set[str]:
+    """The first variant, and the best others by test accuracy, of jobs that are all finished."""
+    names = list(dict.fromkeys(job.variant for job in jobs))
+    variants = collect(jobs)["variants"]
+    best = sorted(names[1:], key=lambda name: -variants[name]["test accuracy, equal outer steps"]["mean"])
+    return {names[0], *best[:count]}
+
+
 def table(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     columns = ("test accuracy, equal outer steps", "validation accuracy, equal time")
+    shares = ("distinct", "start in the first sixth", "end at T")
     rows = [
-        [name, *(percent(row[column]) for column in columns), f"{row['seconds']:.0f}", row["n"]]
+        [name, *(percent(row[column]) for column in columns), against(row), f"{row['seconds']:.0f}", row["n"]]
+        + [f"{100 * row['windows'][share]:.0f} %" for share in shares if row.get("windows")]
         for name, row in results["variants"].items()
     ]
-    text = markdown(["variant", *(f"{column} (%)" for column in columns), "seconds", "n"], rows)
+    head = ["variant", *(f"{column} (%)" for column in columns), "points against the first (better in)", "seconds", "n"]
+    if any(row.get("windows") for row in results["variants"].values()):
+        head += [f"windows: {share}" for share in shares]
+    text = markdown(head, rows)
     if rows:
         text += (
             f"\n\n± is the deviation over seeds. {results['dataset']}, {results['outer_steps']} outer steps, equal "
@@ -133,9 +189,25 @@ def table(results: dict[str, Any]) -> str:
     return text
 
 
+def against(row: dict[str, Any]) -> str:
+    """What ``compare`` found, as text."""
+    found = row.get("against the first")
+    if found is None:
+        return ""
+    sign = "+" if found["mean"] > 0 else ""
+    return f"{sign}{percent(found)} ({found['better']} of {found['pairs']})"
+
+
 def percent(value: dict[str, float | None]) -> str:
     """What ``mean_and_deviation`` found, as text."""
     return f"{value['mean']:.2f}" + ("" if value["deviation"] is None else f" ± {value['deviation']:.2f}")
+
+
+def carry_out(jobs: list[Job], deadline: float, at_a_time: int) -> None:
+    """Run what is not finished, so many at a time, until the deadline."""
+    threads = max(1, (os.cpu_count() or 1) // at_a_time)
+    with ThreadPoolExecutor(at_a_time) as pool:
+        list(pool.map(lambda job: distil(job, deadline, threads), jobs))
 
 
 def main() -> None:
@@ -144,6 +216,8 @@ def main() -> None:
     parser.add_out()
     parser.add_argument("--variant", nargs=2, action="append", metavar=("NAME", "FLAGS"), required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--finalists", type=at_least(0), default=0, metavar="N", help="see above (default: 0, nobody)")
+    parser.add_argument("--final_seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="stop after this time; run again to continue"
     )
@@ -152,15 +226,19 @@ def main() -> None:
     a = parser.parse_args()
     out = a.out.resolve()
     make_folder(out, "--out")
-    jobs = [
-        Job(name, seed, [*a.common, *flags.split()], out / name.replace(" ", "_") / f"seed{seed}")
-        for seed in a.seeds
-        for name, flags in a.variant
-    ]
+    jobs = [Job.of(out, name, seed, [*a.common, *flags.split()]) for seed in a.seeds for name, flags in a.variant]
     deadline = time.monotonic() + 60 * a.minutes
-    threads = max(1, (os.cpu_count() or 1) // a.jobs)
-    with ThreadPoolExecutor(a.jobs) as pool:
-        list(pool.map(lambda job: distil(job, deadline, threads), jobs))
+    carry_out(jobs, deadline, a.jobs)
+    if a.finalists and all(job.summary is not None for job in jobs):
+        chosen = finalists(jobs, a.finalists)
+        final = [
+            Job.of(out, name, seed, [*a.common, *flags.split()])
+            for seed in a.final_seeds
+            for name, flags in a.variant
+            if name in chosen and seed not in a.seeds
+        ]
+        carry_out(final, deadline, a.jobs)
+        jobs += final
     results = collect(jobs)
     write_results(out, "results", results, table(results))
     print(table(results))

@@ -11,6 +11,7 @@ import pytest
 from cli import ROOT, TINY
 from sets import made_up_summary
 
+from framework.config.bptt import parse
 from framework.files import write_json
 from study import Job, collect, table
 
@@ -42,13 +43,42 @@ def test_the_table_compares_at_equal_steps_and_at_equal_time(tmp_path: Path) -> 
     assert slow["validation accuracy, equal time"]["mean"] == pytest.approx(75)  # 0.9 at 20 s, 0.6 before 21 s
     assert fast["validation accuracy, equal time"] == {"mean": pytest.approx(70), "deviation": None}  # the best so far
     assert (slow["n"], fast["n"]) == (2, 1)
-    assert "| slow | 85.00 ± 7.07 | 75.00 ± 21.21 | 41 | 2 |" in table(results)
-    assert "| fast | 70.00 | 70.00 | 20 | 1 |" in table(results)
+    assert "| slow | 85.00 ± 7.07 | 75.00 ± 21.21 |  | 41 | 2 |" in table(results)
+    assert "| fast | 70.00 | 70.00 | -20.00 (0 of 1) | 20 | 1 |" in table(results)
+
+
+def test_finalists_are_the_best_of_the_first_seeds_and_the_reference(tmp_path: Path) -> None:
+    """Nothing is run: all but the finalists' last seeds are there, and those would be missed."""
+    accuracies = {"reference": [0.1, 0.1, 0.1], "good": [0.5, 0.6, 0.05], "bad": [0.2, 0.2], "fair": [0.4, 0.3, 0.4]}
+    for name, values in accuracies.items():
+        for seed, value in enumerate(values):
+            finished(tmp_path / name / f"seed{seed}", value, [(1, value)])
+    variants = [word for name in accuracies for word in ("--variant", name, "")]
+    seeds = ["--seeds", "0", "1", "--finalists", "2", "--final_seeds", "0", "1", "2"]
+    command = [sys.executable, "benchmarks/study.py", "--out", str(tmp_path), *variants, *seeds]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    results = json.loads((tmp_path / "results.json").read_text())["variants"]
+    assert {name: row["n"] for name, row in results.items()} == {"reference": 3, "good": 3, "bad": 2, "fair": 3}
+    against = results["good"]["against the first"]
+    assert (against["better"], against["pairs"]) == (2, 3)
+    assert against["mean"] == pytest.approx(100 * (0.4 + 0.5 - 0.05) / 3)
+
+
+def test_windows_are_told_by_where_they_lay(tmp_path: Path) -> None:
+    config = parse([*TINY, "--totwindow", "12", "--window", "3"])[0]
+    (tmp_path / "config.json").write_text(config.to_json())
+    windows = [(0, 3), (1, 3), (2, 3), (9, 3), (9, 3)]
+    records = [{"kind": "epoch", "step": i, "epoch": i, "window_start": s, "window_length": n, "accuracy": 0.5}
+               for i, (s, n) in enumerate(windows)]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert Job("x", 0, [], tmp_path).windows() == pytest.approx(
+        {"distinct": 0.8, "start in the first sixth": 0.4, "end at T": 0.4, "mean start": 4.2, "mean length": 3}
+    )
 
 
 def test_a_study_out_of_time_continues(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/study.py", "--out", str(tmp_path), "--seeds", "0"]
-    command += ["--variant", "rat", "--truncation rat-bptt", "--variant", "at", "-d 1"]
+    command += ["--variant", "a/b c", "--truncation rat-bptt"]
     flags = ["--", *TINY, "--epochs", "1"]
 
     def run(*options: str) -> str:
@@ -56,14 +86,14 @@ def test_a_study_out_of_time_continues(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stderr
         return result.stdout
 
-    assert "2 of 2 runs are not finished" in run("--minutes", "0")
+    assert "1 of 1 runs are not finished" in run("--minutes", "0")
     assert "not finished" not in run()
     results = json.loads((tmp_path / "results.json").read_text())
-    assert list(results["variants"]) == ["rat", "at"]
+    assert list(results["variants"]) == ["a/b c"]
     assert (tmp_path / "results.md").read_text().startswith("| variant |")
-    before = (tmp_path / "at" / "seed0" / "last.pt").read_bytes()
+    before = (tmp_path / "a:b_c" / "seed0" / "last.pt").read_bytes()
     run()
-    assert before == (tmp_path / "at" / "seed0" / "last.pt").read_bytes(), "finished runs are not touched"
+    assert before == (tmp_path / "a:b_c" / "seed0" / "last.pt").read_bytes(), "finished runs are not touched"
 
 
 def test_a_failing_run_ends_the_study_with_its_error(tmp_path: Path) -> None:

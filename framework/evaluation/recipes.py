@@ -11,7 +11,7 @@ from framework.data.registry import DATASETS
 from framework.distilled.labels import sorted_by_class
 from framework.distilled.set import Distilled
 from framework.errors import UserError
-from framework.inner.augment import Augmentation
+from framework.inner.augment import Augmentation, Augmenter, CondensationAugmentation
 from framework.inner.names import MOMENTUM, WEIGHT_DECAY
 from framework.inner.optimizers import SGD, Optimizer, State, make_optimizer
 from framework.inner.plan import Plan, Sampler, UniformSampler
@@ -65,7 +65,7 @@ class EpochSampler:
 
     size: int
     batches: int
-    augmentation: Augmentation
+    augmentation: Augmenter
 
     def plan(self, steps: int, gen: torch.Generator) -> Plan:
         """Draw all choices of ``steps`` batches, on the CPU; what an epoch's equal batches leave over is dropped."""
@@ -131,6 +131,8 @@ def matching_recipe(
 ) -> Recipe:
     """The recipe ``mtt`` of a run of trajectory matching; see ``make_recipe``.
 
+    Without ``--dsa`` networks are trained as experts are, with the augmentation of dataset condensation.
+
     Args:
         c: its flags.
         images: of the set.
@@ -138,12 +140,12 @@ def matching_recipe(
         lr: the learnt step size.
         eval_steps: one training length instead of the recipe's own.
     """
-    augmentation = Augmentation(c.strategy, False, side)
+    augmentation = Augmentation(c.strategy, False, side) if c.dsa else CondensationAugmentation(side)
     return _decayed("mtt", images, augmentation, lr, c.epoch_eval_train, c.batch_train, eval_steps)
 
 
 def _decayed(
-    name: str, images: int, augmentation: Augmentation, lr: float, epochs: int, batch: int,
+    name: str, images: int, augmentation: Augmenter, lr: float, epochs: int, batch: int,
     eval_steps: tuple[int, ...] | None,
 ) -> Recipe:  # fmt: skip
     batches = -(-images // batch)
@@ -153,5 +155,5 @@ def _decayed(
     decay_at = (epochs // 2 + 2) * batches if eval_steps is None else total // 2
     sampler = EpochSampler(images, batches, augmentation)
     rate = f"a tenth of the rate from step {decay_at:,} on"
-    text = f"SGD {lr:g}, momentum {MOMENTUM}, weight decay {WEIGHT_DECAY:g}, {rate}; {augmentation.strategy}"
+    text = f"SGD {lr:g}, momentum {MOMENTUM}, weight decay {WEIGHT_DECAY:g}, {rate}; {augmentation}"
     return Recipe(name, DecayedSGD(lr, decay_at=decay_at), sampler, (total,), text)

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from framework import load_distilled
 from framework.config.bptt import FLAGS, Config
+from framework.config.common import parse_as
+from framework.config.matching import FtdConfig
 from framework.data.preprocess import Standardise, Zca, ZcaPixels
 from framework.data.splits import RealData
 from framework.distilled.foreign import Target, from_foreign, preprocessed
@@ -28,9 +30,9 @@ from framework.distilled.set import Distilled
 from framework.errors import UserError
 from framework.evaluation import judge
 from framework.evaluation.evaluator import Evaluator, TrainingSet
-from framework.evaluation.recipes import DecayedSGD, EpochSampler, make_recipe
+from framework.evaluation.recipes import DecayedSGD, EpochSampler, make_recipe, matching_recipe
 from framework.evaluation.scores import score
-from framework.inner.augment import Augmentation
+from framework.inner.augment import Augmentation, CondensationAugmentation
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import SGD, Adam, State
 from framework.inner.plan import UniformSampler
@@ -98,6 +100,14 @@ def test_the_dc_recipe_has_the_published_numbers(
     cifar = replace(distilled, config=replace(distilled.config, dataset="cifar10"))
     assert "flip" in make_recipe("dc", cifar, None).sampler.augmentation.operations
     assert make_recipe("dc", cifar, (40,)).rule == DecayedSGD(0.01, decay_at=20)
+
+
+@pytest.mark.parametrize(("flags", "augmentation"), [("", Augmentation), ("--dsa False", CondensationAugmentation)])
+def test_networks_of_trajectory_matching_are_augmented_as_its_experts_are(flags: str, augmentation: type) -> None:
+    c = parse_as(["--dataset", "cifar10", *flags.split()], FtdConfig)[0]
+    sampler = matching_recipe(c, 10, 32, 0.01).sampler
+    assert isinstance(sampler, EpochSampler)
+    assert isinstance(sampler.augmentation, augmentation)
 
 
 def test_inner_and_papers_are_the_runs_own_recipe(finished_run: Path) -> None:

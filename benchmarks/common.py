@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -74,6 +75,12 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table, without a line break at its end. A row that is too short is filled up with empty cells."""
     filled = ([*map(str, row), *[""] * (len(head) - len(row))] for row in rows)
     return "\n".join(markdown_table(head, filled))
+
+
+def threads_each(jobs: int) -> int:
+    """Threads for each of so many processes at a time that share the cores this one may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // jobs)
 
 
 def ran_on(results: Mapping[str, Any]) -> str:

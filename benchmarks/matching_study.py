@@ -18,7 +18,6 @@ A study that was stopped (by hand, or by ``--minutes``) continues where it was w
 with it starts anew, as nobody knows its time. Ends in DIR/results.json and DIR/results.md.
 """
 
-import os
 import shlex
 import shutil
 import statistics
@@ -30,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import Parser, at_least, markdown, ran_on, run, write_results
+from common import Parser, at_least, markdown, ran_on, run, threads_each, write_results
 from framework.config.matching import FtdConfig
 from framework.errors import UserError
 from framework.files import make_folder, read_json, write_json
@@ -54,8 +53,8 @@ class Settings:
 
 
 _ADAM = "--inner_optim Adam --inner_lr 0.005 --lr 0.005 --syn_strategy none --real_strategy none --eval_steps 30 60 120"
-_EXPERTS = "--num_experts 5 --train_epochs 15 --batch_train 64"
-_MATCHING = "--syn_steps 20 --expert_epochs 2 --max_start_epoch 8 --lr_img 100 --eval_it 50 --epoch_eval_train 300"
+_EXPERTS = "--num_experts 3 --train_epochs 8 --batch_train 64"
+_MATCHING = "--syn_steps 20 --expert_epochs 2 --max_start_epoch 5 --lr_img 100 --eval_it 50 --epoch_eval_train 300"
 _BPTT = f"{_ADAM} --window 15 --totwindow 30 --batch_size 500 --test_freq 5"
 SETTINGS = {
     "digits": Settings(
@@ -280,7 +279,7 @@ def main() -> None:
                 TimedJob(name, seed, matching if experts else bptt, out / name / f"seed{seed}", experts, a.seconds)
             )
     deadline = time.monotonic() + 60 * a.minutes
-    threads = max(1, (os.cpu_count() or 1) // a.jobs)
+    threads = threads_each(a.jobs)
     with ThreadPoolExecutor(a.jobs) as pool:
         list(pool.map(lambda job: job.work(deadline, threads), jobs))
     results = {"seconds": a.seconds, "threads": threads, "jobs": a.jobs, **collect(jobs)}

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Self
 
-from common import ROOT, Parser, at_least, markdown, ran_on, run, write_results
+from common import ROOT, Parser, at_least, markdown, ran_on, run, threads_each, write_results
 from framework.config.bptt import Config
 from framework.files import make_folder
 from framework.records import Summary
@@ -205,7 +205,7 @@ def percent(value: dict[str, float | None]) -> str:
 
 def carry_out(jobs: list[Job], deadline: float, at_a_time: int) -> None:
     """Run what is not finished, so many at a time, until the deadline."""
-    threads = max(1, (os.cpu_count() or 1) // at_a_time)
+    threads = threads_each(at_a_time)
     with ThreadPoolExecutor(at_a_time) as pool:
         list(pool.map(lambda job: distil(job, deadline, threads), jobs))
 

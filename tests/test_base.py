@@ -197,13 +197,13 @@ def test_ckptname_is_where_the_set_starts(finished: Path, tmp_path: Path) -> Non
 # ---- resume ----------------------------------------------------------------------------------------
 
 
-KILLED = [(1, "after"), (3, "before"), (4, "after"), (7, "before"), (10, "after")]
+KILLED = [(1, "after"), (4, "before"), (10, "after")]
 STOPPED = [(2, "after"), (8, "after")]  # noticed after the next step, and during an epoch's evaluation
 
 
 @pytest.mark.parametrize(
     ("number", "moments"),
-    [(signal.SIGKILL, KILLED), (signal.SIGTERM, STOPPED), (signal.SIGINT, STOPPED)],
+    [(signal.SIGKILL, KILLED), (signal.SIGTERM, STOPPED), (signal.SIGINT, STOPPED[:1])],
     ids=["SIGKILL", "SIGTERM", "SIGINT"],
 )
 def test_a_run_stopped_again_and_again_ends_bit_identical(

@@ -202,8 +202,8 @@ def markdown(runs: dict[str, RunFolder], folder: Path) -> str:
 def write(paths: list[Path], output: Path) -> list[Path]:
     """Write the page to ``output`` and the Markdown beside it; returns both paths."""
     runs = name_runs(paths)
-    for run in runs.values():
-        _ = run.config  # a folder without a run is reported before anything is drawn
+    for run in runs.values():  # what is missing or damaged is told before anything is drawn
+        _ = run.config, run.summary, run.distilled, run.history, run.evaluations
     files = {output: html(runs), output.with_suffix(".md"): markdown(runs, output.parent)}
     with folder_for(output.parent), StopRequest():  # from here on, Ctrl-C comes too late
         for path, text in files.items():

@@ -36,7 +36,7 @@ from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import PlainSGD
 from framework.inner.plan import ShuffledSampler
 from framework.networks.flat import FlatNetwork, activation_floats
-from framework.outer.buffers import file_name
+from framework.outer.buffers.layout import file_name
 from framework.outer.experts import ExpertTrainer
 from framework.outer.ftd import match
 from framework.outer.replay import Replay

@@ -111,7 +111,7 @@ class ExpertSource:
     dataset: str
     class_names: list[str]  # in label order
     preprocess: str  # kind
-    preprocess_norms: dict[str, float]  # of its tensors, by name; see ``outer.buffers.weighted_norms``
+    preprocess_norms: dict[str, float]  # of its tensors, by name; see ``outer.buffers.record.weighted_norms``
     arch: str  # of ``networks.registry.ARCHITECTURES``, by ``same_maker``
     spec: Spec
     validation: str | None  # checksum of which images were held out; None: experts saw all training images

@@ -11,7 +11,7 @@ from framework.assemble.common import listed, read_data
 from framework.assemble.experts import expert_execution, expert_recipe, side_by_side
 from framework.assemble.matching import expert_source, network_for
 from framework.config.matching import BufferConfig
-from framework.outer.buffers import BufferWriter, keep
+from framework.outer.buffers.writer import BufferWriter, keep
 from framework.outer.experts import Expert, ExpertTrainer
 from framework.report.folder import duration
 from framework.run.distributed import Comm, PeerLost

@@ -15,7 +15,8 @@ from framework.inner.optimizers import PlainSGD
 from framework.inner.plan import ShuffledSampler
 from framework.networks.flat import FlatNetwork, activation_floats
 from framework.networks.registry import build, same_maker, specify
-from framework.outer.buffers import Buffer, compare, rows_checksum, weighted_norms
+from framework.outer.buffers.reader import Buffer
+from framework.outer.buffers.record import compare, rows_checksum, weighted_norms
 from framework.outer.ftd import Starts, TrajectoryMatching
 from framework.outer.lowrank import LowRank, Recipe
 from framework.outer.matched import MatchedSet

@@ -20,16 +20,11 @@ from framework.files import EXPERTS, read_json, write_json
 from framework.inner.augment import Augmentation
 from framework.networks.flat import FlatNetwork
 from framework.networks.registry import build, same_maker, specify
-from framework.outer import buffers
-from framework.outer.buffers import (
-    Buffer,
-    BufferWriter,
-    compare,
-    file_name,
-    read_experts,
-    rows_checksum,
-    weighted_norms,
-)
+from framework.outer.buffers import writer as writing
+from framework.outer.buffers.layout import file_name, layout
+from framework.outer.buffers.reader import Buffer
+from framework.outer.buffers.record import FLAGS, TOLERANCE, compare, read_experts, rows_checksum, weighted_norms
+from framework.outer.buffers.writer import BufferWriter
 from framework.outer.experts import Expert, ExpertRecipe, Sharpness
 from framework.records import Experts, ExpertSource, read_record
 from framework.rng import generator
@@ -205,7 +200,7 @@ def test_what_stands_beside_the_files(tmp_path: Path) -> None:
 
 def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
     wide = FlatNetwork(build("convnet", 2, SIDE, CLASSES, width=256, depth=2), CPU)
-    shapes = [slot.shape for slot in buffers.layout(wide)]
+    shapes = [slot.shape for slot in layout(wide)]
     snapshot = 4 * sum(shape.numel() for shape in shapes)
     torch.save([[[torch.rand(shape) for shape in shapes] for _ in range(25)]], tmp_path / file_name(0))
     process = psutil.Process()
@@ -274,7 +269,7 @@ def test_a_kill_while_experts_move_loses_none(moment: str, tmp_path: Path, monke
         with monkeypatch.context() as patch, writer(tmp_path, 4) as folder:
             folder.add(expert(0))
             if moment == "file":  # between writing the file and listing it
-                patch.setattr(buffers, "write_json", die)
+                patch.setattr(writing, "write_json", die)
             elif moment == "record":  # before the file is written
                 patch.setattr(folder, "_load", die)
             else:  # between listing the file and removing the experts' own
@@ -573,7 +568,7 @@ def test_what_is_taken_for_granted_is_said() -> None:
 
 def test_every_difference_has_its_flag() -> None:
     everything = {**vars(SOURCE), **vars(SPEC), **vars(TRAINING)}
-    assert buffers.FLAGS.keys() == everything.keys() - {"spec"}
+    assert FLAGS.keys() == everything.keys() - {"spec"}
 
 
 def test_a_damaged_record_is_told(tmp_path: Path) -> None:
@@ -602,7 +597,7 @@ def test_norms_tell_preprocessings_apart() -> None:
         assert list(whole) == list(tensors)
         assert whole == pytest.approx(rounded, rel=1e-6)
         for other in (part, swapped):
-            assert any(abs(other[name] / whole[name] - 1) > 2 * buffers.TOLERANCE for name in whole)
+            assert any(abs(other[name] / whole[name] - 1) > 2 * TOLERANCE for name in whole)
     assert weighted_norms({"x": torch.tensor([3.0, 4.0])})["x"] == pytest.approx((3**2 + 8**2) ** 0.5)
 
 

@@ -94,14 +94,14 @@ class Problem:
     step_size: Tensor
     plan: Plan
 
-    def solver(self, variant: str) -> Callable[["Problem"], Matched]:
-        """What differentiates the matching loss of a problem with this one's network."""
+    def solver(self, variant: str, chunk: int) -> Callable[["Problem"], Matched]:
+        """What differentiates the matching loss of a problem with this one's network, in chunks of so many images."""
         device = self.network.device
         if variant == GRAPH:
             set_device_precision("float32")
             return unrolled
         configure_process(device, "float32")
-        how = replace(OURS[variant], chunk=CHUNK.get(device.type, CHUNK["cpu"]))
+        how = replace(OURS[variant], chunk=chunk)
         loop = InnerLoop(self.network, PlainSGD(), how)
         engine = LowRank(loop, Recipe(rank=0)) if variant.startswith("none") else Replay(loop)
         return lambda p: match(engine, p.start, p.target, p.synthetic, p.step_size, p.plan)
@@ -188,7 +188,7 @@ def serve(variant: str, folder: Path, steps: int, a: argparse.Namespace, device:
     """Measure the memory of an iteration and keep its gradient; then time one for each line of the standard input."""
     began = time.perf_counter()
     problem = make(folder, steps, a, device)
-    solve = problem.solver(variant)
+    solve = problem.solver(variant, a.chunk or CHUNK.get(device.type, CHUNK["cpu"]))
     if device.type == "cpu":  # on CUDA, what is captured or loaded counts
         solve(replace(problem, plan=problem.plan[:WARM_UP]))
     peak, found = peak_mib(lambda: solve(problem), device)
@@ -222,6 +222,7 @@ class Server:
         self.variant, self.steps = variant, steps
         command = [sys.executable, __file__, "--out", str(folder), "--serve", variant, "--steps", str(steps)]
         command += ["--images", str(a.images), "--width", str(a.width), "--step_size", str(a.step_size)]
+        command += ["--chunk", str(a.chunk)]
         self.process = subprocess.Popen(
             [*command, "--device", a.device], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -304,8 +305,9 @@ def table(results: dict[str, Any]) -> str:
             rows.append([entry["steps"], name, f"{e['seconds']:.2f}", faster, f"{e['peak MiB']:.0f}", share, *errors])
         rows += [[entry["steps"], name, why] for name, why in entry["left out"].items()]
     head = ["steps", "variant", "s", "faster", "peak MiB", "of it", "cosine", "error", "step size"]
+    chunks = f", ours in chunks of {results['chunk']}" if results["chunk"] else ""
     about = (
-        f"{ran_on(results)}. {results['images']} images per step, width {results['width']}, step size "
+        f"{ran_on(results)}. {results['images']} images per step{chunks}, width {results['width']}, step size "
         f"{results['step size']:g}, start at epoch {results['start epoch']}; medians of {results['repeats']} in turn."
     )
     return f"{markdown(head, rows)}\n\n{about}"
@@ -329,6 +331,7 @@ def main() -> None:
     parser.add_argument("--name", default="matching", help="of the files")
     parser.add_argument("--steps", type=at_least(1), nargs="+", default=[10, 20, 40, 80], help="of the student")
     parser.add_argument("--images", type=at_least(10), default=100, help="synthetic images, a multiple of 10")
+    parser.add_argument("--chunk", type=at_least(0), default=0, help="images per chunk of ours (default: as in runs)")
     parser.add_argument("--width", type=at_least(1), default=128, help="of the ConvNet")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, metavar="NAME", help="; ".join(VARIANTS))
     parser.add_argument("--repeats", type=at_least(1), default=3)
@@ -349,7 +352,7 @@ def main() -> None:
         return
     make_folder(a.out, "--out")
     results: dict[str, Any] = {
-        **environment(device), "images": a.images, "width": a.width, "step size": a.step_size,
+        **environment(device), "images": a.images, "width": a.width, "chunk": a.chunk or None, "step size": a.step_size,
         "start epoch": a.start_epoch, "expert epochs": a.expert_epochs, "expert images": a.expert_images,
         "repeats": a.repeats, "cases": [],
     }  # fmt: skip

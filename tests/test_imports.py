@@ -54,6 +54,13 @@ next(distilled.batches()), distilled.network(), distilled.preprocess
     assert imported(program) <= of_pytorch
 
 
+def test_digits_need_neither_torchvision_nor_scikit_learn() -> None:
+    """Each takes as long to import as PyTorch, in every process of a run."""
+    program = "import framework.base\nfrom framework.data.registry import open_source\nfrom pathlib import Path\n"
+    program += "open_source('digits', Path(), 8)"
+    assert not {"torchvision", "sklearn", "pandas"} & imported(program)
+
+
 # From the top floor down; a file may import from its own floor and from those below it.
 FLOORS = (
     ("main",),

@@ -1,4 +1,4 @@
-"""Readers of data sets that come as arrays: scikit-learn's digits, and those that torchvision downloads.
+"""Readers of the data sets that torchvision downloads.
 
 Pixels are ``(N, C, H, W)`` uint8 in 0..255, labels ``(N,)`` int64; both live on the CPU. Whatever is
 wrong with the files is raised as a one-line ``UserError`` that names the file or the flag.
@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torchvision import datasets
 
@@ -20,24 +19,6 @@ from framework.errors import UserError, one_line
 
 # What torchvision raises for a file that is missing, unreachable or not what its name promises.
 _TORCHVISION_ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, AssertionError, EOFError)
-
-
-def read_digits(root: Path, size: int) -> Source:
-    """scikit-learn's 8x8 grey digits: 1437 training and 360 test images, in a fixed stratified split.
-
-    They ship with scikit-learn, so ``root`` is not looked at. Their grey levels 0..16 become 0..255.
-    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998.
-    """
-    # Imported here because scikit-learn takes a second to import and no other data set needs it.
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    digits = load_digits()
-    pixels = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
-    labels = torch.from_numpy(digits.target.astype(np.int64))
-    halves = train_test_split(np.arange(len(labels)), test_size=360, stratify=digits.target, random_state=0)
-    train, test = (ArrayPart(pixels[half], labels[half], size) for half in map(torch.from_numpy, halves))
-    return Source(tuple(map(str, range(10))), train, None, test)
 
 
 def read_mnist(root: Path, size: int) -> Source:

@@ -49,7 +49,7 @@ _TREE = ("imagenet", "train")  # of ImageNet
 _DDRANKING = {f"image{kind.lower()}": f"Image{kind}" for kind in ("Nette", "Woof", "Fruit", "Meow", "Squawk", "Yellow")}
 # fmt: off
 DATASETS: dict[str, DatasetInfo] = {info.name: info for info in (
-    DatasetInfo("digits", 1, 8, 10, 1437, 360, "readers:read_digits", "embedded", upright=True),
+    DatasetInfo("digits", 1, 8, 10, 1437, 360, "digits:read_digits", "embedded", upright=True),
     DatasetInfo("mnist", 1, 28, 10, 60_000, 10_000, "readers:read_mnist", "downloaded", upright=True),
     DatasetInfo("fashion-mnist", 1, 28, 10, 60_000, 10_000, "readers:read_fashion_mnist", "downloaded"),
     DatasetInfo("svhn", 3, 32, 10, 73_257, 26_032, "readers:read_svhn", "downloaded", upright=True),

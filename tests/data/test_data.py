@@ -23,10 +23,10 @@ from safetensors.torch import load_file, save_file
 
 from framework import machine
 from framework.data import load, parts, preprocess, registry, splits, store
+from framework.data.digits import read_digits
 from framework.data.load import DataSpec
 from framework.data.parts import decode_image
 from framework.data.preprocess import Preprocess, Standardise, Zca, ZcaPixels
-from framework.data.readers import read_digits
 from framework.data.splits import RealData, Split, StreamedImages, epoch_batches
 from framework.errors import UserError
 from framework.files import cache_folder

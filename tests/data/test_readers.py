@@ -20,14 +20,17 @@ from cli import refused
 from loading import loaded
 from PIL import Image
 from scipy.io import savemat
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 from torchvision import datasets
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 from framework.config.bptt import FLAGS
 from framework.data import parts, registry
+from framework.data.digits import read_digits
 from framework.data.folders import read_cub, read_imagefolder, read_imagenet, read_tiny_imagenet
 from framework.data.parts import ArrayPart, Part, Source, decode_image
-from framework.data.readers import read_cifar10, read_digits, read_fashion_mnist, read_mnist, read_svhn
+from framework.data.readers import read_cifar10, read_fashion_mnist, read_mnist, read_svhn
 from framework.data.registry import DATASETS, open_source
 from framework.data.subsets import SUBSETS
 from framework.distilled import formats
@@ -201,6 +204,14 @@ def test_describe_refuses_unknown_names_and_sizes(tmp_path: Path) -> None:
 
 
 # ---- arrays
+
+
+def test_digits_are_scikit_learns_and_their_split_is_its_own(tmp_path: Path) -> None:
+    digits, source = load_digits(), read_digits(tmp_path, 8)
+    halves = train_test_split(np.arange(1797), test_size=360, stratify=digits.target, random_state=0)
+    for half, part in zip(halves, (source.train, source.test), strict=True):
+        assert (everything(part).squeeze(1).numpy() == np.rint(digits.images[half] * 255 / 16)).all()
+        assert (part.labels.numpy() == digits.target[half]).all()
 
 
 def test_digits_split_is_fixed_stratified_and_complete(tmp_path: Path) -> None:

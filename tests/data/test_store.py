@@ -20,9 +20,9 @@ from cli import HANGS, ROOT
 from PIL import Image
 
 from framework.data import parts, store
+from framework.data.digits import read_digits
 from framework.data.folders import read_imagefolder
 from framework.data.parts import FilePart, Part, decode_image
-from framework.data.readers import read_digits
 from framework.data.store import StoredImages, open_store
 from framework.errors import UserError
 

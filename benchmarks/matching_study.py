@@ -54,7 +54,7 @@ class Settings:
 
 _ADAM = "--inner_optim Adam --inner_lr 0.005 --lr 0.005 --syn_strategy none --real_strategy none --eval_steps 30 60 120"
 _EXPERTS = "--num_experts 3 --train_epochs 8 --batch_train 64"
-_MATCHING = "--syn_steps 20 --expert_epochs 2 --max_start_epoch 5 --lr_img 100 --eval_it 50 --epoch_eval_train 300"
+_MATCHING = "--syn_steps 20 --expert_epochs 2 --max_start_epoch 5 --lr_img 300 --eval_it 100 --epoch_eval_train 300"
 _BPTT = f"{_ADAM} --window 15 --totwindow 30 --batch_size 500 --test_freq 5"
 SETTINGS = {
     "digits": Settings(

@@ -54,14 +54,15 @@ class Settings:
 
 _ADAM = "--inner_optim Adam --inner_lr 0.005 --lr 0.005 --syn_strategy none --real_strategy none --eval_steps 30 60 120"
 _EXPERTS = "--num_experts 3 --train_epochs 8 --batch_train 64"
-_MATCHING = "--syn_steps 20 --expert_epochs 2 --max_start_epoch 5 --lr_img 300 --eval_it 100 --epoch_eval_train 300"
+_EVALUATION = "--ema_decay 0.98 --eval_it 100 --epoch_eval_train 300"
+_MATCHING = f"--syn_steps 20 --expert_epochs 2 --max_start_epoch 5 --lr_img 300 {_EVALUATION}"
 _BPTT = f"{_ADAM} --window 15 --totwindow 30 --batch_size 500 --test_freq 5"
 SETTINGS = {
     "digits": Settings(
         common="--dataset digits --depth 1 --width 64",
         experts="--num_experts 10 --train_epochs 15 --batch_train 32 --lr_teacher 0.03",
         matching="--syn_steps 20 --expert_epochs 2 --max_start_epoch 8 --lr_img 10 --lr_lr 1e-4 --lr_teacher 0.03 "
-        "--eval_it 50 --epoch_eval_train 300",
+        f"{_EVALUATION}",
         bptt=f"{_ADAM} --window 15 --totwindow 30 --batch_size 400 --test_freq 20",
     ),
     "mnist": Settings("--dataset mnist --limit_train 5000 --width 16", _EXPERTS, _MATCHING, _BPTT),

@@ -23,6 +23,7 @@ from framework.inner.optimizers import Optimizer, State
 from framework.inner.plan import ClassSampler, Plan
 from framework.networks.flat import FlatNetwork
 from framework.outer.engine import Cost, Engine, Mark, MetaGradient, RealBatch, no_mark
+from framework.outer.kept_factors import KeptFactors, KeptHessian, LowRankSteps
 from framework.outer.lowrank import LowRank, Recipe
 from framework.outer.method import Peers, Proposal
 from framework.outer.patches import PatchAlignment
@@ -93,8 +94,10 @@ class Higher:
         return MetaGradient(loss.detach(), accuracy, grads, theta, Cost(len(plan), len(plan), 5 * len(plan), len(plan)))
 
 
-def make_engine(name: str, loop: InnerLoop, recipe: Recipe | None = None) -> Engine:
-    """The engine called ``name``; ``recipe`` is read by ``lowrank``."""
+def make_engine(name: str, loop: InnerLoop, recipe: Recipe | None = None, kept: KeptFactors | None = None) -> Engine:
+    """The engine called ``name``; ``lowrank`` reads ``recipe``, or uses factors that are ``kept``."""
+    if name == "lowrank" and kept is not None:
+        return KeptHessian(loop, kept) if kept.recipe.mode == "hessian" else LowRankSteps(loop, kept)
     if name == "lowrank":
         return LowRank(loop, recipe)
     return Higher(loop) if name == "higher" else Replay(loop)
@@ -177,6 +180,7 @@ class BackpropThroughTime:
         seed: of every random stream.
         start_epoch: number of the run's first epoch.
         alignment: patch-wise semantic preservation, if any.
+        kept: low-rank factors of the Hessian that the engine keeps across outer steps, if any.
     """
 
     engine: Engine
@@ -192,6 +196,7 @@ class BackpropThroughTime:
     seed: int
     start_epoch: int = 0
     alignment: PatchAlignment | None = None
+    kept: KeptFactors | None = None
     remedy = "lower --inner_lr or --window, or raise --minwindow"
 
     window: Window | None = None  # in force
@@ -220,15 +225,21 @@ class BackpropThroughTime:
         """The window of an outer step: chosen anew every epoch, or every step where the policy wants that."""
         if self.window is None or (self.policy.every_step and self.window_step != step):
             # Kept at once: a run that stops within this step must not ask the policy for it again.
-            chosen = self.policy.choose(lambda: self._probe(step)) if self.peers.main else None
+            chosen = None
+            if self.peers.main:
+                chosen = self.policy.choose(lambda: self._probe(step)), self.policy.drift
             self.window_step = step
-            self.window = self.peers.from_main(chosen)
+            told = self.peers.from_main(chosen)
+            assert told is not None
+            self.window, self.policy.drift = told
         assert self.window is not None
         return self.window
 
     def _probe(self, step: int) -> list[float]:
-        """Gradient norms along the whole trajectory of a network of the step's own."""
-        theta = self.network.init(generator(self.seed, "probe", step, "network"))
+        """Gradient norms along the whole trajectory of a network of the probe's own, or of the step's first one."""
+        own = ("probe", step, "network")
+        key = ("network", self.peers.rank, step) if self.policy.probes_first_network else own
+        theta = self.network.init(generator(self.seed, *key))
         plan = self.sampler.plan(self.policy.steps, generator(self.seed, "probe", step, "trajectory"))
         return self.engine.loop.probe_norms(theta, self.set.images, self.set.labels, plan.to(self.network.device))
 
@@ -248,11 +259,16 @@ class BackpropThroughTime:
         classes = self.train.labels[batch.to(device)]
         draw = self.augmentation.draw(1, len(batch), generator(self.seed, "real batch", *key)).at(0)
         real = RealBatch(images, F.one_hot(classes, self.num_classes).float(), draw.to(device))
+        if self.kept is not None:
+            self.kept.begin(step, self.policy.drift)
         result = outer_gradient(self.engine, thetas, self.set.now, plans, window, real)
-        grads = {"images": result.grads.images}
-        if result.grads.labels is not None:
-            grads["labels"] = result.grads.labels
+        found = {name: gradient for name, gradient in result.grads._asdict().items() if gradient is not None}
+        grads = {name: gradient for name, gradient in found.items() if name in self.set.learnt}
         facts = {"window_start": window.start, "window_length": window.length, "alignment": None}
+        if self.policy.every_step:
+            facts |= self.policy.state()
+        if self.kept is not None:
+            facts["factors_age"] = self.kept.age
         proposal = Proposal(grads, result.loss, result.accuracy, facts=facts)
         return proposal if self.alignment is None else self._aligned(proposal, result.theta, images, classes, step)
 
@@ -280,10 +296,13 @@ class BackpropThroughTime:
     def state_dict(self) -> dict[str, Any]:
         """See ``Method``."""
         window = None if self.window is None else list(self.window)
-        return {"policy": self.policy.state_dict(), "window": window, "window_step": self.window_step}
+        state = {"policy": self.policy.state_dict(), "window": window, "window_step": self.window_step}
+        return state if self.kept is None else state | {"kept_factors": self.kept.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See ``Method``."""
         self.policy.load_state_dict(state["policy"])
         self.window = None if state["window"] is None else Window(*state["window"])
         self.window_step = state["window_step"]
+        if self.kept is not None:
+            self.kept.load_state_dict(state["kept_factors"])

@@ -58,11 +58,16 @@ class InnerLoop:
             for learnt in (False, True)
         }
 
-    def with_rule(self, rule: Optimizer) -> "InnerLoop":
-        """The loop with another optimiser, and the same kernels: what is compiled is compiled once."""
+    def with_rule(self, rule: Optimizer, *, graphs: bool = True) -> "InnerLoop":
+        """The loop with another optimiser, and the same kernels: what is compiled is compiled once.
+
+        Args:
+            rule: the optimiser.
+            graphs: whether its steps may be captured; not where it holds tensors that will not stay.
+        """
         if rule == self.rule:
             return self
-        other = InnerLoop(self.network, rule, self.execution)
+        other = InnerLoop(self.network, rule, self.execution if graphs else replace(self.execution, graphs=False))
         other.kernels = self.kernels
         return other
 

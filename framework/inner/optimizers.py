@@ -4,6 +4,7 @@ One rule everywhere: PyTorch's own (for Adam, epsilon is added after the bias co
 works on one flat vector or on a list of tensors' worth of it alike, being elementwise.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -146,7 +147,34 @@ class PlainSGD:
         return State(cotangent.theta, cotangent.m, lr, new.t - 1), -new.v * cotangent.theta
 
 
-Optimizer = Adam | SGD | PlainSGD
+@dataclass(frozen=True)
+class Transformed:
+    """An optimiser that steps by a function of the gradient, through which it is differentiated too.
+
+    Args:
+        rule: the optimiser.
+        transform: (P,) to (P,), by differentiable operations; not elementwise, so a state is that of one network.
+    """
+
+    rule: "Optimizer"
+    transform: Callable[[Tensor], Tensor]
+
+    def step(self, state: State, grad: Tensor) -> State:
+        """One update; differentiable in every tensor of ``state`` and in ``grad``."""
+        return self.rule.step(state, self.transform(grad))
+
+    def step_sizes(self, new: State) -> Tensor:
+        """See ``Adam.step_sizes``, of the transformed gradient."""
+        return self.rule.step_sizes(new)
+
+    def pullback(self, cotangent: State, new: State, grad: Tensor) -> tuple[State, Tensor]:
+        """The vector-Jacobian product of ``step``; see ``Adam.pullback``."""
+        transformed, vjp = torch.func.vjp(self.transform, grad)
+        before, w = self.rule.pullback(cotangent, new, transformed)
+        return before, vjp(w)[0]
+
+
+Optimizer = Adam | SGD | PlainSGD | Transformed
 
 
 def make_optimizer(name: str, lr: float) -> Optimizer:

@@ -40,9 +40,14 @@ class Recipe:
     metric: str = "plain"
     cotangent: bool = True
 
+    @property
+    def columns(self) -> int:
+        """k + s: random samples of one factorisation."""
+        return self.rank + self.oversampling
+
     def products(self) -> int:
         """Hessian-vector products of one factorisation."""
-        return (self.rank + self.oversampling) * (self.power_iterations + 2) + 3 * self.cotangent
+        return self.columns * (self.power_iterations + 2) + 3 * self.cotangent
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,9 @@ def factorise(
         recipe: what to do.
         scale: (P,) diagonal of S; None: the identity.
         cotangent: w (P,); both w and H w are then kept in the basis, so that the product with w is exact.
+
+    Returns:
+        The factors; their values are NaN where a product is not finite.
     """
 
     def times(columns: Tensor) -> Tensor:
@@ -90,6 +98,8 @@ def factorise(
         w = w / torch.linalg.vector_norm(w)
         basis, extra = torch.linalg.qr(torch.cat([w, times(w), basis], dim=1)).Q, 2
     core = basis.T @ times(basis)
+    if not core.isfinite().all():  # of a network that has diverged: some eigensolvers would raise
+        return Factors(basis, core.new_full((len(core),), torch.nan), scale)
     values, vectors = torch.linalg.eigh((core + core.T) / 2)
     if extra:
         return Factors(basis @ vectors, values, scale)
@@ -137,7 +147,7 @@ class LowRank(Replay):
         """Factors of the Hessian at ``old`` on an augmented batch. The samples depend on the step's number alone."""
         recipe = self.recipe
         gen = generator(0, "low-rank samples", old.t)
-        samples = torch.randn(w.numel(), recipe.rank + recipe.oversampling, generator=gen, dtype=w.dtype).to(w.device)
+        samples = torch.randn(w.numel(), recipe.columns, generator=gen, dtype=w.dtype).to(w.device)
         return factorise(
             lambda vectors: self.loop.kernels.hessian_products(old.theta, images, labels, vectors),
             samples,
@@ -148,5 +158,5 @@ class LowRank(Replay):
 
     def _cost(self, length: int, vectors: int) -> Cost:
         rebuilds = 0 if self.recipe.rank == 0 else -(-length // (self.recipe.refresh or length))
-        columns = self.recipe.rank + self.recipe.oversampling
-        return Cost(length + rebuilds, length + rebuilds * self.recipe.products(), vectors + 2 * columns, 1)
+        products = length + rebuilds * self.recipe.products()
+        return Cost(length + rebuilds, products, vectors + 2 * self.recipe.columns, 1)

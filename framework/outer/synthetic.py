@@ -41,6 +41,8 @@ class SyntheticSet:
         eps: Adam's.
         weight_decay: of images and labels.
         ema_decay: of the moving average of the meta-gradient's norm that sets the clip.
+        learn_images: also update ``images``; one of both is learnt.
+        normalise: scale every image that a step has moved back to Euclidean norm 1 (AT-BPTT++'s public code).
     """
 
     def __init__(
@@ -55,13 +57,17 @@ class SyntheticSet:
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         ema_decay: float = 0.9,
+        learn_images: bool = True,
+        normalise: bool = False,
     ) -> None:
-        self.images = images.clone().requires_grad_()
+        assert learn_images or learn_labels, "validated with the flags"
+        self.images = images.clone().requires_grad_(learn_images)
         self.labels = labels.clone().requires_grad_(learn_labels)
-        self.learn_labels = learn_labels
+        self.learn_images, self.learn_labels = learn_images, learn_labels
+        self.normalise = normalise and learn_images
         self.ema_decay = ema_decay
         self.norm_ema: Tensor | None = None  # () moving average of the meta-gradient's norm
-        groups: list[dict[str, Any]] = [{"params": [self.images], "lr": lr}]
+        groups: list[dict[str, Any]] = [{"params": [self.images], "lr": lr}] if learn_images else []
         if learn_labels:
             groups.append({"params": [self.labels], "lr": label_lr})
         self.optimizer: torch.optim.Optimizer = (
@@ -78,13 +84,15 @@ class SyntheticSet:
     @property
     def learnt(self) -> dict[str, Tensor]:
         """The tensors that are learnt, by their names."""
-        return {"images": self.images} | ({"labels": self.labels} if self.learn_labels else {})
+        both = {"images": (self.images, self.learn_images), "labels": (self.labels, self.learn_labels)}
+        return {name: tensor for name, (tensor, learnt) in both.items() if learnt}
 
     @torch.no_grad()
     def update(self, grads: dict[str, Tensor], mask: Tensor | None = None) -> dict[str, Tensor]:
         """Clip the meta-gradient to twice the moving average of its norm, step, keep labels >= 0.
 
-        Pixels outside ``mask``, if given, keep their values; a momentum would go on moving them without a gradient.
+        Pixels outside ``mask``, if given, keep their values, but for ``normalise``; a momentum would go on moving them
+        without a gradient.
 
         The norm is that of images' and labels' gradient together; the average includes it before it
         sets the clip, and starts at the first norm. Nothing here waits for the device.
@@ -106,9 +114,19 @@ class SyntheticSet:
         self.optimizer.zero_grad()
         if mask is not None:
             self.images.copy_(torch.where(mask, self.images, before))
+        if self.normalise:
+            self._normalise_images(mask)
         if self.learn_labels:
             self.labels.clamp_(min=0)
         return {"clip_factor": factor}
+
+    def _normalise_images(self, mask: Tensor | None) -> None:
+        """Scale images back to norm 1, all of whose pixels change by that; but not those that may not move at all."""
+        scaled = F.normalize(self.images.flatten(1)).view_as(self.images)
+        if mask is not None:
+            moved = mask.expand_as(self.images).flatten(1).any(1).view(-1, *[1] * (self.images.dim() - 1))
+            scaled = torch.where(moved, scaled, self.images)
+        self.images.copy_(scaled)
 
     def snapshots(self) -> dict[str, Snapshot]:
         """See ``LearntSet``: one, without a name."""

@@ -4,11 +4,9 @@ import math
 from typing import Any, Self
 
 import numpy as np
-import torch
 from scipy.stats import rankdata
 
-from framework.errors import UserError
-from framework.outer.policies.policy import Policy, Probe, Vector, Window, no_probe
+from framework.outer.policies.policy import Policy, Probe, Vector, Window, checked_norms, no_probe, sample
 from framework.outer.policies.registry import Settings
 from framework.outer.policies.stages import EARLY, LATE, MIDDLE, Stages
 
@@ -108,9 +106,7 @@ class ATBPTT(Policy):
         if not (self._uniform and self._fixed):
             self._refresh(probe)
         weights = self.probabilities()
-        draw = float(torch.rand((), generator=self._generator(), dtype=torch.float64))
-        # The last edge is 1 up to rounding; searching the others only can never return T.
-        t = int(np.searchsorted(np.cumsum(weights)[:-1], draw, side="right"))
+        t = sample(weights, self._generator())
         return self._around(t, min(self._length(t), self.steps - self.minimum))
 
     def _around(self, t: int, length: int) -> Window:
@@ -134,14 +130,7 @@ class ATBPTT(Policy):
 
     def _refresh(self, probe: Probe) -> None:
         if self.norms is None or self.norms_age >= self.probe_every:
-            norms = list(map(float, probe()))
-            for step, norm in enumerate(norms):
-                if not math.isfinite(norm):
-                    raise UserError(
-                        f"the probe's gradient norm is {norm} at inner step {step} of {self.steps}: lower --inner_lr"
-                    )
-            assert len(norms) == self.steps
-            self.norms, self.norms_age = norms, 0
+            self.norms, self.norms_age = checked_norms(probe(), self.steps).tolist(), 0
         self.norms_age += 1
 
     def probabilities(self) -> Vector:
@@ -184,7 +173,7 @@ class ATBPTT(Policy):
         """Change the stage where the accuracy has stopped rising."""
         self.stages.observe(accuracy)
 
-    def state(self) -> dict[str, str | int]:
+    def state(self) -> dict[str, str | int | float]:
         """See ``Stages``."""
         return self.stages.state()
 

@@ -9,6 +9,7 @@ network for T steps on the current synthetic set and returns the T gradient norm
 when they need it, since it costs as much as a prefix of T steps.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from framework.errors import UserError
 from framework.outer.policies.registry import Settings
 from framework.rng import generator
 
@@ -29,6 +31,26 @@ Vector = NDArray[np.float64]
 def no_probe() -> Sequence[float]:
     """For policies that never look at gradients."""
     raise AssertionError("this policy needs a probe")
+
+
+def checked_norms(norms: Sequence[float], steps: int) -> Vector:
+    """A probe's gradient norms (T,) of all ``steps``.
+
+    Raises:
+        UserError: one is not finite; names the inner step.
+    """
+    for step, norm in enumerate(norms):
+        if not math.isfinite(norm):
+            raise UserError(f"the probe's gradient norm is {norm} at inner step {step} of {steps}: lower --inner_lr")
+    assert len(norms) == steps
+    return np.asarray(norms, dtype=np.float64)
+
+
+def sample(chances: Vector, gen: torch.Generator) -> int:
+    """A step t with the probability ``chances[t]``, which sum to 1 but for rounding."""
+    draw = float(torch.rand((), generator=gen, dtype=torch.float64))
+    # The last edge is 1 up to rounding; searching the others only can never return T.
+    return int(np.searchsorted(np.cumsum(chances)[:-1], draw, side="right"))
 
 
 class Window(NamedTuple):
@@ -50,6 +72,10 @@ class Policy(ABC):
 
     name: ClassVar[str]
     every_step: bool = False
+    probes_first_network: ClassVar[bool] = False
+    """Whether the probe starts from the initial weights of the step's first network, instead of weights of its own."""
+    drift: float | None = None
+    """How far gradient norms have moved since the last choice, relatively; None where it is not measured."""
 
     def __init__(self, steps: int, window: int, minimum: int = 0, seed: int = 0) -> None:
         assert 1 <= window <= steps and 0 <= minimum <= steps - window, "validated with the flags"
@@ -65,7 +91,7 @@ class Policy(ABC):
     def choose(self, probe: Probe = no_probe) -> Window:
         """The next window, with minimum <= start and start + length <= T."""
 
-    def state(self) -> dict[str, str | int]:
+    def state(self) -> dict[str, str | int | float]:
         """Where the policy stands, for the metrics of every epoch."""
         return {}
 

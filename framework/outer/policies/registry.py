@@ -31,6 +31,9 @@ class Settings:
     patience: tuple[int, int] = (1, 1)
     plateau: str = "consecutive"
     probe_every: int = 1
+    kl_weight: float = 1.0
+    reference_rate: float = 0.05
+    length_temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Entry:
         places: reads ``minimum``.
         automatic: looks at gradient norms, in stages, and reads their settings.
         resizes: changes the window's length, within ``radius``.
+        learns: learns where windows lie, and reads the settings of that.
         options: more arguments of its ``make``.
     """
 
@@ -49,6 +53,7 @@ class Entry:
     places: bool = False
     automatic: bool = False
     resizes: bool = False
+    learns: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -61,11 +66,12 @@ POLICIES = {
     "at-bptt": Entry("at_bptt:ATBPTT", places=True, automatic=True, resizes=True),
     "at-bptt-positions": Entry("at_bptt:ATBPTT", places=True, automatic=True, options={"resize": False}),
     "at-bptt-windows": Entry("at_bptt:ATBPTT", places=True, automatic=True, resizes=True, options={"move": False}),
+    "at-bptt-pp": Entry("at_bptt_pp:ATBPTTPP", learns=True),
 }
 
 
 def that(reads: str) -> tuple[str, ...]:
-    """The names of the policies that ``places``, are ``automatic`` or ``resizes``."""
+    """The names of the policies of which a field of ``Entry`` is true."""
     return tuple(name for name, entry in POLICIES.items() if getattr(entry, reads))
 
 

@@ -56,7 +56,7 @@ class Stages:
         """Points between the means of the recent half and of the half before it."""
         return 100 * (fmean(self.recent[patience:]) - fmean(self.recent[:patience]))
 
-    def state(self) -> dict[str, str | int]:
+    def state(self) -> dict[str, str | int | float]:
         """Stage (by name, and by number for TensorBoard), and epochs in a row without progress."""
         return {"stage": STAGES[self.now], "stage_number": self.now + 1, "stale_epochs": self.stale}
 

@@ -53,6 +53,7 @@ class Run:
         self.method, self.set = self.parts.method, self.parts.set
         self.assessor = Assessor(config, comm, self.parts, lambda: self.stop.check(comm, collective=False))
         self.progress = Progress(config.start_epoch)
+        self.resumed = saved is not None
         if saved is not None:
             self._restore(saved)
         self.reporter: Reporter | None = None
@@ -67,7 +68,9 @@ class Run:
         try:
             with self.stop:
                 try:
-                    while self.progress.epoch < self.config.epochs:
+                    if self.config.eval_only:
+                        self._evaluate_alone()
+                    while not self.config.eval_only and self.progress.epoch < self.config.epochs:
                         self._epoch()
                     if self.comm.main:  # one process is enough for a few networks at the very end
                         with explained(self._advice):
@@ -78,10 +81,7 @@ class Run:
                     if isinstance(reason, UserError):
                         raise
                     if self.comm.main:
-                        if self.progress.best is not None:
-                            self.assessor.export(self.progress.best, self.folder, now=True)
-                        where = self.folder / files.LAST
-                        print(f"stopped by {reason}: saved {where}; continue with --resume", flush=True)
+                        print(f"stopped by {reason}: {self._left_behind()}", flush=True)
                     return reason.exit_code
         finally:
             if self.reporter is not None:
@@ -89,6 +89,14 @@ class Run:
         if self.comm.main:
             print(result_table(summary), flush=True)
         return 0
+
+    def _left_behind(self) -> str:
+        """Export the best snapshot of a run that stops early; what to say of it."""
+        if self.config.eval_only:
+            return "the evaluation was not finished; give the same command again"
+        if self.progress.best is not None:
+            self.assessor.export(self.progress.best, self.folder, now=True)
+        return f"saved {self.folder / files.LAST}; continue with --resume"
 
     # ---- the outer loop ----------------------------------------------------------------------------
 
@@ -187,12 +195,22 @@ class Run:
             for entry in entries:
                 self.reporter.evaluated(entry, p.best, p.step, self._seconds())
 
+    def _evaluate_alone(self) -> None:
+        """``--eval_only``: evaluate the set as it is, unless the checkpoint has that evaluation."""
+        p = self.progress
+        if p.step_in_epoch or all(entry.epoch != p.epoch for entry in p.history):
+            with explained(self._advice):
+                self._evaluate(p.epoch, last=True)
+        if self.reporter is not None:
+            self.reporter.plot(p.history, lambda: self.assessor.pictures(self.set.images), p.step, last=True)
+
     # ---- state -------------------------------------------------------------------------------------
 
     def _open_folder(self) -> None:
         c = self.config
         self.lock.make()
-        write_text(self.folder / files.CONFIG, c.to_json() + "\n")
+        if not (c.eval_only and self.resumed):  # the run's flags are the folder's
+            write_text(self.folder / files.CONFIG, c.to_json() + "\n")
         if c.wandb:
             mirror_to_wandb(c.name, dataclasses.asdict(c), self.folder)
         total = (c.epochs - c.start_epoch) * self.method.steps_per_epoch
@@ -202,8 +220,8 @@ class Run:
 
     def _advice(self) -> str:
         """What to lower if memory runs out."""
-        kept = f"the last good state is saved in {self.folder / files.LAST}"
-        return f"{advice(self.config, self.parts.memory, self.device)}; {kept}"
+        kept = "" if self.config.eval_only else f"; the last good state is saved in {self.folder / files.LAST}"
+        return f"{advice(self.config, self.parts.memory, self.device)}{kept}"
 
     def _seconds(self) -> float:
         """Since the start of the run, pauses between attempts left out."""
@@ -212,7 +230,7 @@ class Run:
     def _save(self) -> None:
         """Write ``last.pt``: everything that changes during the run. The one before becomes ``previous.pt``."""
         self.last_save = time.monotonic()
-        if not self.comm.main:
+        if not self.comm.main or self.config.eval_only:  # a run that goes on later must not know of an evaluation
             return
         assert self.reporter is not None
         self.progress.seconds, self.progress.records = self._seconds(), self.reporter.records

@@ -264,7 +264,7 @@ class BackpropThroughTime:
         result = outer_gradient(self.engine, thetas, self.set.now, plans, window, real)
         found = {name: gradient for name, gradient in result.grads._asdict().items() if gradient is not None}
         grads = {name: gradient for name, gradient in found.items() if name in self.set.learnt}
-        facts = {"window_start": window.start, "window_length": window.length, "alignment": None}
+        facts: dict[str, Any] = {"window_start": window.start, "window_length": window.length, "alignment": None}
         if self.policy.every_step:
             facts |= self.policy.state()
         if self.kept is not None:

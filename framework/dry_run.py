@@ -92,6 +92,8 @@ def preview(config: Common) -> str:
         assert isinstance(c, Config), "every kind of run has its own preview"
         method, *own = _bptt(c, outlook, data)
     lines = [c.to_json(), "", method, f"device: {device}"]
+    if isinstance(c, Distilling) and c.eval_only:
+        lines.append("--eval_only: one evaluation, and none of the steps below")
     lines.append(f"network: {c.arch}, {outlook.parameters:,} parameters, {shape}")
     if info.num_classes is None:
         lines.append(f"classes: unknown, --root {c.root} is not here; the estimate assumes {classes}")
@@ -132,7 +134,7 @@ def _bptt(c: Config, o: _Outlook, data: float) -> list[str]:
         lines.append(f"steps per epoch: about {steps} ({about}), {total:,} in all")
     work = total * c.longest_window * c.inner_batch(o.classes) * c.meta_batch
     execution = execution_for(c, o.device, o.floats, work, c.engine_name != "higher")
-    lines.append(f"engine: {c.engine_name} ({execution})")
+    lines.append(f"engine: {c.engine_text} ({execution})")
     problem = Problem(o.module, o.info.channels, o.info.image_size, o.classes, real_batch, execution)
     window, real = step_bytes(c, problem)
     return [*lines, _memory({"window": window, "real batch": real, "data": data})]

@@ -28,6 +28,7 @@ class Flag:
     const: Any = None
     read_by: str = ""  # shown in --help: who reads this flag, if not everybody
     reads: Callable[[Any], bool] | None = None  # of the configuration; False: giving the flag is pointless, so warn
+    negation: str = ""  # an option that stands for this one with False
     inert: str = ""  # why giving it changes nothing
     resume: str = "same"  # "same": must not change on resume; "free": may
 
@@ -55,8 +56,8 @@ def truth(text: str) -> bool:
     return text.lower() == "true"
 
 
-def switch(default: bool, group: str, text: str, **about: Any) -> Any:
-    """A flag that is given alone or with True or False."""
+def switch(default: bool | None, group: str, text: str, **about: Any) -> Any:
+    """A flag that is given alone or with True or False; None: the run's other flags decide."""
     return flag(default, group, text, kind=truth, nargs="?", const=True, metavar="True|False", **about)
 
 
@@ -105,6 +106,11 @@ def add_flags(parser: Parser, configuration: Any, order: Sequence[str]) -> None:
             default=argparse.SUPPRESS,
             **_options(about, field.default),
         )
+        if about.negation:
+            groups[about.group].add_argument(
+                about.negation, dest=field.name, action="store_const", const=False, default=argparse.SUPPRESS,
+                help=f"the same as {option(field.name)} False",
+            )  # fmt: skip
 
 
 def _options(about: Flag, default: Any) -> dict[str, Any]:
@@ -158,7 +164,7 @@ def _checked(name: str, value: Any, field: "dataclasses.Field[Any]") -> Any:
     several = isinstance(field.default, tuple)
     if several != isinstance(value, list | tuple) or (value is None and field.default is not None):
         raise UserError(f"{option(name)} {value!r}: {'several values' if several else 'one value'} expected")
-    kind = about.kind if isinstance(about.kind, type) else type(field.default)
+    kind = bool if about.kind is truth else about.kind if isinstance(about.kind, type) else type(field.default)
     for single in value if several else () if value is None else (value,):
         sound = (
             isinstance(single, float | int) and not isinstance(single, bool) if kind is float else type(single) is kind

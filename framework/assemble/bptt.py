@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from framework.assemble.common import Parts, bare_network, check_packages, execution_for, listed, read_data
-from framework.config.bptt import Config, resolve_patience
+from framework.config.bptt import LEARNING, Config, resolve_patience
 from framework.data.load import Listing
 from framework.data.splits import RealData
 from framework.distill_higher import BackpropThroughTime, make_engine
@@ -19,6 +19,7 @@ from framework.inner.optimizers import make_optimizer
 from framework.inner.plan import ClassSampler
 from framework.networks.flat import FlatNetwork, activation_floats
 from framework.networks.registry import build
+from framework.outer.kept_factors import KeptFactors, KeptRecipe
 from framework.outer.lowrank import Recipe
 from framework.outer.patches import PatchAlignment
 from framework.outer.policies.policy import Policy
@@ -53,8 +54,9 @@ def assemble_bptt(c: Config, comm: Comm, device: torch.device) -> Parts:
         batch_per_class=c.batch_per_class,
         augmentation=Augmentation(c.syn_strategy, c.comp_aug, side),
     )
+    kept = KeptFactors(kept_recipe(c), comm, c.seed) if c.keeps_factors else None
     method = BackpropThroughTime(
-        engine=make_engine(c.engine_name, loop, lowrank_recipe(c)),
+        engine=make_engine(c.engine_name, loop, lowrank_recipe(c), kept),
         sampler=sampler,
         policy=make_policy(c),
         set=synthetic,
@@ -67,6 +69,7 @@ def assemble_bptt(c: Config, comm: Comm, device: torch.device) -> Parts:
         seed=c.seed,
         start_epoch=c.start_epoch,
         alignment=PatchAlignment(c.psp_patches, c.psp_lambda, classes, c.seed) if c.psp_patches else None,
+        kept=kept,
     )
     memory = Problem(bare, channels, side, classes, len(real.train), execution, comm.size)
     return Parts(real, loop, sampler, synthetic, method, memory, lines + _description(c, real, loop, method))
@@ -78,7 +81,7 @@ def _description(c: Config, real: RealData, loop: InnerLoop, method: BackpropThr
     if c.batch_size > method.batch_size:
         lines.append(f"--batch_size {c.batch_size}: only {method.batch_size} real training images; using all")
     lines.append(
-        f"{c.policy} on {c.dataset}, engine {c.engine_name} ({loop.execution}), {loop.network.device}: "
+        f"{c.policy} on {c.dataset}, engine {c.engine_text} ({loop.execution}), {loop.network.device}: "
         f"{len(method.set.images)} synthetic images, {len(real.train)} real (and {validation} for validation), "
         f"{method.steps_per_epoch} outer steps per epoch, {loop.network.size:,} parameters; {c.folder}"
     )
@@ -100,6 +103,12 @@ def lowrank_recipe(c: Config) -> Recipe:
                   not c.lowrank_random)  # fmt: skip
 
 
+def kept_recipe(c: Config) -> KeptRecipe:
+    """How factors are made, kept and used under --cr_lrha."""
+    factors = Recipe(c.cr_rank, c.cr_oversample, c.cr_power_iter, cotangent=False)
+    return KeptRecipe(factors, c.cr_delta, c.cr_period, c.cr_blend, c.cr_mode)
+
+
 def make_policy(c: Config) -> Policy:
     """The truncation policy that the flags ask for."""
     early, middle = (resolve_patience(text, c.totwindow, c.epochs) for text in (c.early_patience, c.middle_patience))
@@ -109,7 +118,7 @@ def make_policy(c: Config) -> Policy:
         minimum=c.minwindow,
         seed=c.seed,
         every_step=c.complete_random,
-        radius=c.d or 0,
+        radius=c.window_radius if c.policy in LEARNING else c.d or 0,
         tau=c.tau,
         weight=c.window_weight,
         rule=c.window_rule,
@@ -120,6 +129,9 @@ def make_policy(c: Config) -> Policy:
         patience=(early, middle),
         plateau=c.plateau,
         probe_every=c.probe_every,
+        kl_weight=c.selector_kl,
+        reference_rate=c.selector_ref_ema,
+        length_temperature=c.selector_tau_w,
     )
     return make(c.policy, settings)
 
@@ -153,5 +165,7 @@ def _new_set(c: Config, real: RealData, start: Start | None, device: torch.devic
         eps=c.eps,
         weight_decay=c.wd,
         ema_decay=c.clip_coef,
+        learn_images=not c.freeze_data,
+        normalise=c.normalises,
     )
     return synthetic, lines

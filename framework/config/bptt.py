@@ -8,18 +8,22 @@ from typing import Any, Literal
 
 from framework.config.common import Distilling, check_strategy, parse_as
 from framework.errors import UserError
-from framework.flags import flag
+from framework.flags import flag, switch
 from framework.inner.names import AUGMENTATIONS, MOMENTUM, WEIGHT_DECAY
 from framework.outer.policies.registry import POLICIES, that
 
 ENGINES = ("higher", "replay", "lowrank")
-AUTOMATIC, RESIZING = that("automatic"), that("resizes")
+AUTOMATIC, RESIZING, LEARNING = that("automatic"), that("resizes"), that("learns")
 PAPERS_EPOCHS = 2000  # above these, a share of all epochs is far from the 30 epochs of the public code
 MOVING = ("at-bptt", "at-bptt-positions")
 PATIENCE = re.compile(r"\d+(\.\d+)?[TE]|[1-9]\d*")  # a fraction of T or of all epochs, or whole epochs
 
 
-_ENGINE_LOWRANK: dict[str, Any] = {"read_by": "--engine lowrank", "reads": lambda config: config.engine == "lowrank"}
+_ENGINE_LOWRANK: dict[str, Any] = {
+    "read_by": "--engine lowrank without --cr_lrha",
+    "reads": lambda config: config.engine == "lowrank" and not config.keeps_factors,
+}
+_KEPT: dict[str, Any] = {"read_by": "--cr_lrha", "reads": lambda config: config.keeps_factors}
 
 
 def _policy_in(*names: str) -> dict[str, Any]:
@@ -47,6 +51,10 @@ class Config(Distilling):
 
     # Synthetic set
     train_y: bool = flag(False, "synthetic set", "learn soft labels too; they start one-hot and stay >= 0")
+    freeze_data: bool = flag(False, "synthetic set", "learn the labels alone, of images that stay as they are")
+    normalize_syn: bool | None = switch(None, "synthetic set",
+        "scale images back to Euclidean norm 1 after every outer step (default: True under at-bptt-pp, else False)",
+        negation="--no_normalize_syn", read_by="runs without --freeze_data", reads=lambda c: not c.freeze_data)
     ckptname: str = flag("none", "synthetic set",
         "start from this distilled set instead of noise: a run's folder, or a file or image folder of this program or "
         "another, as evaluate reads them; brought into the run's preprocessing", metavar="FILE")
@@ -66,8 +74,8 @@ class Config(Distilling):
 
     # Truncation
     ddtype: str = flag("standard", "truncation",
-        "standard: BPTT over the first --window steps; curriculum: the window lies where --cctype says",
-        choices=("standard", "curriculum"), read_by="runs without --truncation",
+        "standard: BPTT over the first --window steps; curriculum: the window lies where --cctype says; at_bptt_pp: "
+        "AT-BPTT++", choices=("standard", "curriculum", "at_bptt_pp"), read_by="runs without --truncation",
         reads=lambda c: c.truncation is None)
     cctype: int = flag(0, "truncation", "where a curriculum's window lies: 0 at the end, 1 moving forward, 2 random",
         choices=(0, 1, 2), read_by="--ddtype curriculum without --truncation",
@@ -121,11 +129,23 @@ class Config(Distilling):
     probe_every: int = flag(1, "automatic truncation", "epochs for which one probe of the gradient norms is used",
         minimum=1, **_policy_in(*AUTOMATIC))
 
+    # Learnt truncation
+    window_radius: int = flag(8, "learnt truncation", "r: lengths from W-r to W+r", minimum=0, metavar="STEPS",
+        **_policy_in(*LEARNING))
+    selector_kl: float = flag(1.0, "learnt truncation",
+        "lambda: how closely the policy of positions stays to its reference; larger is closer", above=0,
+        **_policy_in(*LEARNING))
+    selector_ref_ema: float = flag(0.05, "learnt truncation",
+        "rho: share of the policy that its reference takes on at every outer step", minimum=0, maximum=1,
+        **_policy_in(*LEARNING))
+    selector_tau_w: float = flag(1.0, "learnt truncation", "tau_w: temperature of lengths", above=0,
+        **_policy_in(*LEARNING))
+
     # Meta-gradient
     engine: str = flag("auto", "meta-gradient",
         "how the window is differentiated: higher (graph of the whole window; the reference), replay (the same "
         "gradient, one step at a time, in a fraction of the memory), lowrank (replay with low-rank Hessians, the "
-        "paper's approximation), or auto (replay)", choices=("auto", *ENGINES))
+        "paper's approximation), or auto (replay; lowrank with --cr_lrha)", choices=("auto", *ENGINES))
     meta_batch: int = flag(1, "meta-gradient",
         "inner networks per outer step, whose meta-gradients are averaged; on CUDA all of them share each kernel",
         minimum=1, metavar="NETWORKS")
@@ -144,6 +164,27 @@ class Config(Distilling):
     lowrank_random: bool = flag(False, "meta-gradient",
         "random samples alone, as published; by default the vector to be multiplied is kept among the factors too",
         **_ENGINE_LOWRANK)
+
+    cr_lrha: bool | None = switch(None, "meta-gradient",
+        "keep low-rank factors across outer steps (default: True under at-bptt-pp, else False)",
+        negation="--disable_cr_lrha", read_by="--engine auto and lowrank",
+        reads=lambda c: c.engine in ("auto", "lowrank"))
+    cr_mode: str = flag("hessian", "meta-gradient",
+        "what kept factors stand for: the Hessian of the backward recursion (hessian), or, as in AT-BPTT++'s public "
+        "code, what inner gradients of the window are multiplied by (gradient)", choices=("hessian", "gradient"),
+        **_KEPT)
+    cr_rank: int = flag(32, "meta-gradient", "rank of kept factors", minimum=1, metavar="K", **_KEPT)
+    cr_oversample: int = flag(4, "meta-gradient", "extra random samples when they are made", minimum=0,
+        metavar="SAMPLES", **_KEPT)
+    cr_power_iter: int = flag(2, "meta-gradient", "power iterations when they are made", minimum=0, metavar="N",
+        **_KEPT)
+    cr_period: int = flag(20, "meta-gradient", "outer steps for which they are kept at most", minimum=1,
+        metavar="STEPS", **_KEPT)
+    cr_delta: float = flag(0.2, "meta-gradient",
+        "relative change of the gradient norm at the step drawn from which on they are made anew", minimum=0,
+        read_by="--cr_lrha under at-bptt-pp", reads=lambda c: c.keeps_factors and c.policy in LEARNING)
+    cr_blend: float = flag(1.0, "meta-gradient", "share of what they stand for; the rest is exact", minimum=0,
+        maximum=1, **_KEPT)
 
     # Outer loop
     epochs: int = flag(100, "outer loop", "passes over the real training set", aliases=("--epoch",), minimum=1,
@@ -191,9 +232,14 @@ class Config(Distilling):
         """See ``Distilling``."""
         return {
             "data set": f"{self.dataset}{', ZCA' if self.zca else ', ZCA of pixels' if self.zca_pixels else ''}",
-            "method": f"{self.policy}, W {self.window}, T {self.totwindow}",
+            "method": f"{self.policy}, W {self.window}, T {self.totwindow}{', CR-LRHA' if self.keeps_factors else ''}",
             "images per class": f"{self.num_per_class}{', learnt labels' if self.train_y else ''}",
         }
+
+    @property
+    def given_set(self) -> str | None:
+        """See ``Distilling``."""
+        return None if self.ckptname == "none" else self.ckptname
 
     @property
     def policy(self) -> str:
@@ -202,12 +248,16 @@ class Config(Distilling):
             return self.truncation
         if self.ddtype == "standard":
             return "bptt" if self.window == self.totwindow else "t-bptt"
+        if self.ddtype == "at_bptt_pp":
+            return "at-bptt-pp"
         return ("fixed", "forward", "rat-bptt" if self.d is None else "at-bptt")[self.cctype]
 
     @property
     def longest_window(self) -> int:
         """The most inner steps that the policy will ever have differentiated."""
-        radius = self.d if self.d is not None and self.policy in RESIZING else 0
+        radius = self.window_radius if self.policy in LEARNING else 0
+        if self.d is not None and self.policy in RESIZING:
+            radius = self.d
         return self.totwindow if self.policy == "bptt" else min(self.window + radius, self.totwindow)
 
     def inner_batch(self, num_classes: int) -> int:
@@ -215,9 +265,34 @@ class Config(Distilling):
         return (self.task_sampler_nc or num_classes) * self.batch_per_class
 
     @property
+    def keeps_factors(self) -> bool:
+        """Whether low-rank factors are kept across outer steps: if asked for, and by default as AT-BPTT++ does."""
+        wanted = self.policy in LEARNING if self.cr_lrha is None else self.cr_lrha
+        return wanted and self.engine in ("auto", "lowrank")
+
+    @property
     def engine_name(self) -> str:
         """The engine that --engine stands for."""
-        return "replay" if self.engine == "auto" else self.engine
+        automatic = "lowrank" if self.keeps_factors else "replay"
+        return automatic if self.engine == "auto" else self.engine
+
+    @property
+    def engine_text(self) -> str:
+        """It for people."""
+        kept = {"hessian": "kept factors for the Hessian", "gradient": "kept factors for inner gradients"}
+        return f"{self.engine_name}, {kept[self.cr_mode]}" if self.keeps_factors else self.engine_name
+
+    @property
+    def factor_columns(self) -> int:
+        """Random samples of a low-rank factorisation; 0 without any."""
+        if self.keeps_factors:
+            return self.cr_rank + self.cr_oversample
+        return self.lowrank_rank + self.lowrank_oversampling if self.engine_name == "lowrank" else 0
+
+    @property
+    def normalises(self) -> bool:
+        """Whether images are scaled back to norm 1 after every outer step; by default as AT-BPTT++ does."""
+        return self.policy in LEARNING if self.normalize_syn is None else self.normalize_syn
 
     @property
     def name_parts(self) -> list[str]:
@@ -252,6 +327,10 @@ class Config(Distilling):
         if c.flags()["minwindow"].reads(c) and c.minwindow + c.window > c.totwindow:  # type: ignore[misc]
             raise UserError(f"--minwindow {c.minwindow} + --window {c.window} is larger than --totwindow "
                             f"{c.totwindow}: lower --minwindow or --window, or raise --totwindow")  # fmt: skip
+        if c.freeze_data and not c.train_y:
+            raise UserError("--freeze_data leaves nothing to learn: give --train_y too, or leave it out")
+        if c.freeze_data and c.psp_patches:
+            raise UserError("--psp_patches learns images, which --freeze_data keeps as they are: leave one of them out")
         if c.policy in RESIZING and c.d is None:
             raise UserError(f"--truncation {c.policy} needs the window radius: give -d, for example -d {c.window // 4}")
         for name in ("early_patience", "middle_patience"):

@@ -23,8 +23,8 @@ from framework.networks.spec import ACTIVATIONS, NORMS, POOLS
 DOWNLOADED, IMAGE_FILES = of_origin("downloaded"), of_origin("files")
 GROUPS = (
     "data", "network", "experts", "synthetic set", "inner loop", "matching", "truncation", "automatic truncation",
-    "meta-gradient", "arithmetic", "outer loop", "high resolution", "evaluation", "output", "device and processes",
-    "accepted for the originals' sake",
+    "learnt truncation", "meta-gradient", "arithmetic", "outer loop", "high resolution", "evaluation", "output",
+    "device and processes", "accepted for the originals' sake",
 )  # fmt: skip
 """Of flags, in the order of ``--help``."""
 
@@ -276,6 +276,9 @@ class Distilling(Common):
     baselines: tuple[str, ...] = flag((), "evaluation",
         "rows to add to the result table: random (as many real images, same recipe), full (the whole real set)",
         kind=str, nargs="*", choices=("random", "full"), resume="free")
+    eval_only: bool = flag(False, "evaluation", "take no step: evaluate the set that the run starts from, or with "
+        "--resume the run as its checkpoint left it, and stop; writes all that the end of a run writes, but no "
+        "checkpoint", resume="free")
 
     # Output
     save_dir: str | None = flag(None, "output", "the run's folder (default: save/<dataset>/<name made of the flags>)",
@@ -308,6 +311,11 @@ class Distilling(Common):
         if self.save_dir is not None:
             return Path(self.save_dir)
         return Path("save", self.dataset, "_".join(self.name_parts + ([self.fname.strip("_")] if self.fname else [])))
+
+    @property
+    def given_set(self) -> str | None:
+        """File or folder of the set that the run starts from; None: it makes its own."""
+        return None
 
     @property
     @abstractmethod
@@ -387,6 +395,9 @@ class Distilling(Common):
     def validate(self) -> list[str]:
         """See ``Common``."""
         warnings = super().validate()
+        if self.eval_only and not self.resume and self.given_set is None:
+            start = "--ckptname FILE, or " if "ckptname" in self.flags() else ""
+            raise UserError(f"--eval_only: there is nothing to evaluate; give {start}--resume with the folder of a run")
         if self.select == "test":
             warnings.append("--select test chooses snapshot and length on the test set, as the papers do: "
                             "the reported accuracy is optimistic")  # fmt: skip

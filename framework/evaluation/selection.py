@@ -132,7 +132,8 @@ class Assessor:
     def summarise(self, folder: Path, progress: Progress, seconds: Callable[[], float]) -> Summary:
         """``summary.json``: made once, by the only use of the test set."""
         c, there = self.config, RunFolder(folder).summary
-        if there is not None and there.epochs == c.epochs and {"distilled", *c.baselines} <= there.results.keys():
+        epochs = progress.epoch if c.eval_only else c.epochs
+        if there is not None and there.epochs == epochs and {"distilled", *c.baselines} <= there.results.keys():
             return there
         assert progress.best is not None, "the last epoch is always evaluated"
         results = self.final_results(progress.best)
@@ -144,7 +145,7 @@ class Assessor:
             dataset=c.dataset,
             policy=c.policy,
             seed=c.seed,
-            epochs=c.epochs,
+            epochs=epochs,
             outer_steps=progress.step,
             best_epoch=progress.best.epoch,
             select=c.select,

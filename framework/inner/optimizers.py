@@ -169,7 +169,7 @@ class Transformed:
 
     def pullback(self, cotangent: State, new: State, grad: Tensor) -> tuple[State, Tensor]:
         """The vector-Jacobian product of ``step``; see ``Adam.pullback``."""
-        transformed, vjp = torch.func.vjp(self.transform, grad)
+        transformed, vjp = torch.func.vjp(self.transform, grad)  # type: ignore[misc]  # three with has_aux alone
         before, w = self.rule.pullback(cotangent, new, transformed)
         return before, vjp(w)[0]
 

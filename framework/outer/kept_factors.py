@@ -207,7 +207,8 @@ def reshaped(factors: Factors, blend: float, gradient: Tensor) -> Tensor:
     """
     image = factors @ gradient / factors.values.abs().max().clamp_min(EPS)
     norm, own = (torch.linalg.vector_norm(vector).clamp_min(EPS) for vector in (image, gradient))
-    return (1 - blend) * gradient + blend * own / norm * image
+    result: Tensor = (1 - blend) * gradient + blend * own / norm * image
+    return result
 
 
 def with_factors(cost: Cost, recipe: Recipe, rebuilt: bool) -> Cost:

@@ -71,10 +71,12 @@ def find_run(folder: Path, config: Distilling) -> dict[str, Any] | None:
 
     Raises:
         UserError: the folder holds a run and --resume was not given; or both its checkpoints are damaged, or
-            of another configuration.
+            of another configuration; or there is none, and a set was to be evaluated.
     """
     last, previous = folder / LAST, folder / PREVIOUS
     if not (last.exists() or previous.exists()):
+        if config.eval_only and config.given_set is None:
+            raise UserError(f"--eval_only: {folder} holds no checkpoint to evaluate; check --save_dir")
         return None
     if not config.resume:
         raise UserError(f"{folder} already holds a run: continue it with --resume, or choose another --save_dir")

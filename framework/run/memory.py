@@ -92,7 +92,7 @@ def _window_and_real_bytes(config: Config, problem: Problem) -> tuple[float, flo
     at_once = c.meta_batch if execution.together else 1
     window = window_bytes(
         c.engine_name, p.module, p.channels, p.side, c.longest_window, batch, batch if whole else execution.chunk,
-        c.lowrank_rank + c.lowrank_oversampling if c.engine_name == "lowrank" else 0,
+        c.factor_columns,
     )  # fmt: skip
     images = real_batch if whole or c.engine_name == "higher" else min(real_batch, execution.chunk)
     return at_once * window, at_once * 4 * REAL_GRAPH * images * activation_floats(p.module, p.channels, p.side)
@@ -107,7 +107,10 @@ def size_text(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-HALVED = ("batch_size", "batch_per_class", "task_sampler_nc", "d", "window", "totwindow", "batch_syn", "syn_steps")
+HALVED = (
+    "batch_size", "batch_per_class", "task_sampler_nc", "d", "window_radius", "window", "totwindow", "cr_rank",
+    "batch_syn", "syn_steps",
+)  # fmt: skip
 ELSEWHERE = "while loading or building: lower --limit_train, --im_size, --num_per_class or --width, or free memory"
 WORTH_IT = 0.9  # a change is named only if it leaves at most this share of the memory
 # How PyTorch says it on the CPU, where it has no exception of its own.

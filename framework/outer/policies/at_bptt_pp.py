@@ -73,7 +73,7 @@ class ATBPTTPP(Policy):
         self.norms: list[float] | None = None  # of the last probe
         self.lowest: float | None = None  # of the probes' mean norms
         self.highest: float | None = None
-        self.beta, self.drift = 1.0, 1.0
+        self.beta = 1.0
 
     @classmethod
     def make(cls, settings: Settings, **options: Any) -> Self:
@@ -130,7 +130,8 @@ class ATBPTTPP(Policy):
     def state(self) -> dict[str, str | int | float]:
         """Beta and drift of the last choice, and in words (``stage``, for plots) which steps that beta prefers."""
         stage = "large norms" if self.beta > 1 / 3 else "small norms" if self.beta < -1 / 3 else "reference"
-        return {"stage": stage, "beta": self.beta, "drift": self.drift}
+        drift = {} if self.drift is None else {"drift": self.drift}
+        return {"stage": stage, "beta": self.beta, **drift}
 
     def curves(self) -> dict[str, list[float]]:
         """Norms and variations of the last probe, the policy that was drawn from, and the reference after it."""

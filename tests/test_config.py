@@ -38,6 +38,11 @@ OURS = """
 AUTOMATIC = """
 -d --d --tau --window_weight --window_rule --early_gain --middle_gain --early_patience --middle_patience --probe_every
 """
+LEARNT = """
+--window_radius --selector_kl --selector_ref_ema --selector_tau_w --cr_lrha --disable_cr_lrha --cr_mode --cr_rank
+--cr_oversample --cr_power_iter --cr_delta --cr_period --cr_blend --normalize_syn --no_normalize_syn --freeze_data
+--eval_only
+"""
 
 
 def options() -> list[str]:
@@ -45,7 +50,7 @@ def options() -> list[str]:
 
 
 def test_the_set_of_flags_is_exactly_this() -> None:
-    assert sorted(options()) == sorted((ANCESTORS + OURS + AUTOMATIC).split())
+    assert sorted(options()) == sorted((ANCESTORS + OURS + AUTOMATIC + LEARNT).split())
 
 
 def test_every_flag_is_explained_in_the_help_text(capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,10 +136,48 @@ def test_a_line_is_read_as(line: str, expected: dict[str, Any]) -> None:
         ("--ddtype curriculum --cctype 2 --d 0", "at-bptt"),
         ("--ddtype curriculum --cctype 1 -d 3", "forward"),
         ("--ddtype curriculum --cctype 2 -d 3 --truncation rat-bptt", "rat-bptt"),
+        ("--ddtype at_bptt_pp", "at-bptt-pp"),
+        ("--ddtype at_bptt_pp --cctype 2 -d 3", "at-bptt-pp"),
+        ("--ddtype curriculum --truncation at-bptt-pp", "at-bptt-pp"),
     ],
 )  # fmt: skip
 def test_policies_follow_the_table_of_the_method(line: str, policy: str) -> None:
     assert parse(line.split())[0].policy == policy
+
+
+@pytest.mark.parametrize(
+    ("line", "engine", "keeps", "normalises"),
+    [
+        ("", "replay", False, False),
+        ("--ddtype at_bptt_pp", "lowrank", True, True),
+        ("--ddtype at_bptt_pp --disable_cr_lrha --no_normalize_syn", "replay", False, False),
+        ("--ddtype at_bptt_pp --cr_lrha False --normalize_syn False", "replay", False, False),
+        ("--ddtype at_bptt_pp --engine replay", "replay", False, True),
+        ("--ddtype at_bptt_pp --engine lowrank", "lowrank", True, True),
+        ("--ddtype at_bptt_pp --engine lowrank --disable_cr_lrha", "lowrank", False, True),
+        ("--ddtype at_bptt_pp --engine higher --disable_cr_lrha --cr_lrha", "higher", False, True),
+        ("--truncation rat-bptt --cr_lrha --normalize_syn", "lowrank", True, True),
+        ("--truncation rat-bptt --engine lowrank", "lowrank", False, False),
+        ("--truncation at-bptt-positions --normalize_syn True --no_normalize_syn", "replay", False, False),
+    ],
+)
+def test_what_at_bptt_pp_does_by_default_others_do_if_asked(
+    line: str, engine: str, keeps: bool, normalises: bool
+) -> None:
+    config, _ = parse(line.split())
+    assert (config.engine_name, config.keeps_factors, config.normalises) == (engine, keeps, normalises)
+
+
+@pytest.mark.parametrize(
+    ("line", "longest"),
+    [
+        ("--ddtype at_bptt_pp --window 5", 13), ("--ddtype at_bptt_pp --window 15", 20),
+        ("--ddtype at_bptt_pp --window 5 --window_radius 2 -d 9", 7), ("--truncation rat-bptt --window 5", 5),
+        ("--truncation at-bptt --window 5 -d 3 --window_radius 9", 8),
+    ],
+)  # fmt: skip
+def test_the_longest_window_is_within_the_policys_own_radius(line: str, longest: int) -> None:
+    assert parse(line.split())[0].longest_window == longest
 
 
 @pytest.mark.parametrize(
@@ -196,6 +239,16 @@ def refusal(line: str) -> str:
         ("totwindow", "0", "20"),
         ("tau", "0 -1", "1e-9"),
         ("probe_every", "0", "1"),
+        ("window_radius", "-1", "0 99"),
+        ("selector_kl", "0 -1", "1e-9"),
+        ("selector_ref_ema", "-0.1 1.1", "0 1"),
+        ("selector_tau_w", "0 -1", "1e-9"),
+        ("cr_rank", "0", "1"),
+        ("cr_oversample", "-1", "0"),
+        ("cr_power_iter", "-1", "0"),
+        ("cr_period", "0", "1"),
+        ("cr_delta", "-0.1", "0"),
+        ("cr_blend", "-0.1 1.1", "0 1"),
         ("epochs", "0", "1"),
         ("start_epoch", "-1", "0 99"),
         ("batch_size", "0", "1"),
@@ -250,6 +303,10 @@ def test_numbers_are_finite(name: str, value: str) -> None:
         ("--early_patience=-0.5T", "--early_patience"),
         ("--middle_patience 3.5", "--middle_patience 3.5|0.15T"),
         ("--middle_patience T", "--middle_patience T|0.15T"),
+        ("--freeze_data", "--freeze_data|--train_y"),
+        ("--freeze_data --train_y --psp_patches 2", "--freeze_data|--psp_patches"),
+        ("--eval_only", "--eval_only|nothing to evaluate|--ckptname|--resume"),
+        ("--ddtype at_bptt_pp --window 21", "--window 21|--totwindow 20"),
         ("--num_per_class 3 --batch_per_class 4", "--batch_per_class 4|--num_per_class 3"),
         ("--start_epoch 100", "--start_epoch 100|--epochs 100"),
         ("--epochs 3 --start_epoch 7", "--start_epoch 7|--epochs 3"),
@@ -284,6 +341,10 @@ def test_a_contradiction_names_its_flags(line: str, words: str) -> None:
         "--truncation rat-bptt --window 14 --minwindow 6",
         "--num_per_class 4 --batch_per_class 4",
         "--start_epoch 99",
+        "--ddtype at_bptt_pp --window 20 --minwindow 9 --window_radius 30",
+        "--freeze_data --train_y",
+        "--eval_only --ckptname file",
+        "--eval_only --resume",
         "--select test --val_fraction 0",
         "--syn_strategy none --real_strategy flip_rotate_scale_crop_color_cutout_mixup",
     ],
@@ -387,6 +448,24 @@ def test_what_the_parser_refuses_is_one_line_and_code_2(
         ("tau", "--tau 2 --ddtype curriculum --cctype 2"),
         ("window_rule", "--window_rule public --truncation at-bptt-positions"),
         ("probe_every", "--probe_every 2"),
+        ("minwindow", "--minwindow 3 --truncation at-bptt-pp"),
+        ("complete_random", "--complete_random --ddtype at_bptt_pp"),
+        ("cctype", "--cctype 2 --ddtype at_bptt_pp"),
+        ("d", "-d 3 --ddtype at_bptt_pp"),
+        ("tau", "--tau 2 --ddtype at_bptt_pp"),
+        ("window_radius", "--window_radius 3 --truncation at-bptt -d 2"),
+        ("selector_kl", "--selector_kl 3 --truncation rat-bptt"),
+        ("cr_rank", "--cr_rank 3 --truncation rat-bptt"),
+        ("cr_rank", "--cr_rank 3 --ddtype at_bptt_pp --disable_cr_lrha"),
+        ("cr_rank", "--cr_rank 3 --ddtype at_bptt_pp --engine replay"),
+        ("cr_mode", "--cr_mode gradient --engine lowrank"),
+        ("cr_delta", "--cr_delta 0.3 --truncation rat-bptt --cr_lrha"),
+        ("cr_lrha", "--cr_lrha --engine replay"),
+        ("cr_lrha", "--disable_cr_lrha --engine higher"),
+        ("lowrank_rank", "--lowrank_rank 3"),
+        ("lowrank_rank", "--lowrank_rank 3 --engine lowrank --cr_lrha"),
+        ("lowrank_rank", "--lowrank_rank 3 --engine lowrank --ddtype at_bptt_pp"),
+        ("normalize_syn", "--normalize_syn --freeze_data --train_y"),
         ("label_lr_scale", "--label_lr_scale 2"),
         ("eps", "--eps 1e-4 --outer_optim SGD"),
         ("fname", "--fname x --save_dir y"),
@@ -421,7 +500,12 @@ def test_a_flag_that_cannot_matter_gets_one_warning(flag: str, line: str) -> Non
         "--truncation rat-bptt --complete_random --window 5 --minwindow 3",
         "--ddtype curriculum --cctype 2 -d 3 --tau 2 --window_rule public --window_weight softmax --early_gain 2",
         "--truncation at-bptt-positions --tau 2 --middle_patience 0.05E --early_patience 4 --minwindow 0",
-        "--train_y --label_lr_scale 2",
+        "--ddtype at_bptt_pp --window_radius 3 --selector_kl 2 --selector_ref_ema 0.1 --selector_tau_w 2 --cr_rank 5 "
+        "--cr_oversample 1 --cr_power_iter 1 --cr_delta 0.1 --cr_period 3 --cr_blend 0.5 --cr_mode gradient --window 9",
+        "--ddtype at_bptt_pp --engine lowrank --cr_rank 3 --no_normalize_syn",
+        "--ddtype at_bptt_pp --engine lowrank --disable_cr_lrha --lowrank_rank 3",
+        "--truncation rat-bptt --cr_lrha --cr_rank 3 --cr_period 5 --normalize_syn",
+        "--train_y --label_lr_scale 2 --freeze_data",
         "--eps 1e-4",
         "--fname x",
         "--wandb --name x",
@@ -443,7 +527,7 @@ def test_selecting_on_the_test_set_is_warned_of() -> None:
 FREE = """
 root workers epochs baselines save_dir fname resume print_freq ckpt_epochs ckpt_minutes wandb name dry_run device gpu
 rank dist_url dist_backend data_cache cache_dir chunk channels_last accelerate
-max_bad_steps deterministic mp_distributed nproc world_size
+eval_only max_bad_steps deterministic mp_distributed nproc world_size
 """
 
 
@@ -480,7 +564,7 @@ def test_a_saved_configuration_without_a_younger_flag_has_its_default() -> None:
 
 WORDS = ["", "0", "1", "2", "7", "25", "-1", "0.5", "nan", "1e400", "9" * 30, "x", "none", "flip_rotate", "é", "a b"]
 WORDS += sorted({str(choice) for flag in FLAGS.values() for choice in flag.choices or ()})
-OPTIONS = sorted(set((ANCESTORS + OURS + AUTOMATIC).split()) - {"-h", "--help"})
+OPTIONS = sorted(set((ANCESTORS + OURS + AUTOMATIC + LEARNT).split()) - {"-h", "--help"})
 tokens = st.lists(st.one_of(st.sampled_from(OPTIONS), st.sampled_from(WORDS)), max_size=8)
 pairs = st.lists(st.tuples(st.sampled_from(OPTIONS), st.sampled_from(WORDS)), max_size=5).map(lambda p: sum(p, ()))
 

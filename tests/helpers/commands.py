@@ -1,4 +1,4 @@
-"""The example commands of the RaT-BPTT and AT-BPTT READMEs, as data, and what each of them means."""
+"""The example commands of the READMEs of RaT-BPTT, AT-BPTT and AT-BPTT++, as data, and what each of them means."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -148,6 +148,69 @@ AT_BPTT = {
         ("at most 130 of 300 inner steps", "856,648 parameters", "3 x 64 x 64", "about 90 (90,000 real"),
     ),
 }
-COMMANDS = {f"rat-bptt {name}": c for name, c in RAT_BPTT.items()} | {
-    f"at-bptt {name}": c for name, c in AT_BPTT.items()
+_PP = {key: value for key, value in _COMMON.items() if key != "ddtype"} | {"ddtype": "at_bptt_pp", "seed": 41}
+_PP |= {"train_y": True}
+
+AT_BPTT_PP = {
+    "cifar10-ipc10": Command(
+        "--dataset cifar10 --num_per_class 10 --batch_per_class 10 --task_sampler_nc 10 --train_y --num_train_eval 8 "
+        "--world_size 1 --rank 0 --batch_size 5000 --ddtype at_bptt_pp --arch convnet --window 16 --totwindow 32 "
+        "--window_radius 8 --selector_kl 1.0 --selector_ref_ema 0.05 --selector_tau_w 1.0 --cr_rank 32 --cr_delta 0.2 "
+        "--cr_period 20 --cr_oversample 4 --cr_power_iter 2 --inner_optim Adam --inner_lr 0.001 --lr 0.001 "
+        "--epochs 60000 --test_freq 25 --print_freq 10 --zca --syn_strategy flip_rotate --real_strategy flip_rotate "
+        "--comp_aug --comp_aug_real --fname at_bptt_pp_cifar10_ipc10_table1 --seed 41",
+        _PP
+        | {"dataset": "cifar10", "num_per_class": 10, "batch_per_class": 10, "task_sampler_nc": 10}
+        | {"batch_size": 5000, "window": 16, "totwindow": 32, "lr": 0.001, "test_freq": 25, "zca": True}
+        | {"comp_aug": True, "comp_aug_real": True, "fname": "at_bptt_pp_cifar10_ipc10_table1"},
+        "at-bptt-pp",
+        ("at most 24 of 32 inner steps", "319,626 parameters", "3 x 32 x 32", "about 9 (45,000 real", "kept factors"),
+    ),
+    "cifar100-ipc10": Command(
+        "--dataset cifar100 --num_per_class 10 --batch_per_class 1 --task_sampler_nc 100 --train_y --num_train_eval 8 "
+        "--world_size 1 --rank 0 --batch_size 5000 --ddtype at_bptt_pp --arch convnet --window 100 --totwindow 300 "
+        "--window_radius 30 --selector_kl 1.0 --selector_ref_ema 0.05 --selector_tau_w 1.0 --cr_rank 32 "
+        "--cr_delta 0.05 --cr_period 20 --inner_optim Adam --inner_lr 0.001 --lr 0.001 --epochs 60000 --test_freq 25 "
+        "--print_freq 10 --zca --syn_strategy flip_rotate --real_strategy flip_rotate --fname at_bptt_pp_cifar100 "
+        "--seed 41",
+        _PP
+        | {"dataset": "cifar100", "num_per_class": 10, "task_sampler_nc": 100, "batch_size": 5000, "window": 100}
+        | {"totwindow": 300, "window_radius": 30, "cr_delta": 0.05, "lr": 0.001, "test_freq": 25, "zca": True}
+        | {"fname": "at_bptt_pp_cifar100"},
+        "at-bptt-pp",
+        ("at most 130 of 300 inner steps", "504,036 parameters", "3 x 32 x 32", "about 9 (45,000 real"),
+    ),
+    "tiny-imagenet-ipc10": Command(
+        "--dataset tiny-imagenet-200 --num_per_class 10 --batch_per_class 1 --task_sampler_nc 50 --train_y "
+        "--num_train_eval 8 --world_size 1 --rank 0 --batch_size 1000 --ddtype at_bptt_pp --arch convnet4 "
+        "--window 100 --totwindow 300 --window_radius 40 --selector_kl 1.0 --selector_ref_ema 0.05 "
+        "--selector_tau_w 1.0 --cr_rank 32 --cr_delta 0.05 --cr_period 20 --inner_optim Adam --inner_lr 0.001 "
+        "--lr 0.0003 --epochs 60000 --test_freq 10 --print_freq 10 --syn_strategy flip_rotate "
+        "--real_strategy flip_rotate --fname at_bptt_pp_tiny --seed 41",
+        _PP
+        | {"dataset": "tiny-imagenet-200", "num_per_class": 10, "task_sampler_nc": 50, "batch_size": 1000}
+        | {"arch": "convnet4", "window": 100, "totwindow": 300, "window_radius": 40, "cr_delta": 0.05}
+        | {"lr": 0.0003, "test_freq": 10, "fname": "at_bptt_pp_tiny"},
+        "at-bptt-pp",
+        ("at most 140 of 300 inner steps", "856,648 parameters", "3 x 64 x 64", "about 90 (90,000 real"),
+    ),
+    "imagenet-ipc1": Command(
+        "--dataset imagenet --num_per_class 1 --batch_per_class 1 --task_sampler_nc 50 --train_y --num_train_eval 8 "
+        "--world_size 1 --rank 0 --batch_size 1500 --ddtype at_bptt_pp --arch convnet4 --window 80 --totwindow 280 "
+        "--window_radius 40 --selector_kl 1.0 --selector_ref_ema 0.05 --selector_tau_w 1.0 --cr_rank 32 "
+        "--cr_delta 0.05 --cr_period 20 --inner_optim Adam --inner_lr 0.001 --lr 0.0003 --epochs 60000 --test_freq 10 "
+        "--print_freq 10 --syn_strategy flip_rotate --real_strategy flip_rotate --fname at_bptt_pp_imagenet "
+        "--workers 4 --seed 41",
+        _PP
+        | {"dataset": "imagenet", "task_sampler_nc": 50, "batch_size": 1500, "arch": "convnet4", "window": 80}
+        | {"totwindow": 280, "window_radius": 40, "cr_delta": 0.05, "lr": 0.0003, "test_freq": 10, "workers": 4}
+        | {"fname": "at_bptt_pp_imagenet"},
+        "at-bptt-pp",
+        ("at most 120 of 280 inner steps", "2,495,848 parameters", "3 x 64 x 64", "about 768 (1,153,050"),
+    ),
+}
+COMMANDS = {
+    f"{paper} {name}": command
+    for paper, commands in (("rat-bptt", RAT_BPTT), ("at-bptt", AT_BPTT), ("at-bptt-pp", AT_BPTT_PP))
+    for name, command in commands.items()
 }

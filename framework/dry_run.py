@@ -75,8 +75,8 @@ def preview(config: Common) -> str:
     place = find_place(c, os.environ)
     device = resolve_device(c.device_name, 0 if place is None else place.local_rank or 0)
     if isinstance(c, Distilling):
-        if can_hold(c.folder):
-            find_run(c.folder, c)
+        can_hold(c.folder)
+        find_run(c.folder, c)
         check_packages(c)
     info = _described(c, 1 if place is None else place.size)
     classes = info.num_classes or 10

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,8 @@ def test_fewer_steps_than_print_freq_is_no_division_by_zero(tmp_path: Path) -> N
         "--engine higher --meta_batch 2",
         "--engine lowrank --lowrank_rank 2 --lowrank_refresh 2 --lowrank_metric adam",
         "--engine lowrank --lowrank_rank 2 --lowrank_random --train_y",
+        "--ddtype at_bptt_pp --cr_mode gradient --cr_rank 2 --cr_oversample 0 --cr_power_iter 0 --meta_batch 2",
+        "--cr_lrha --cr_rank 2 --cr_oversample 0 --cr_power_iter 0 --normalize_syn --train_y --freeze_data",
         "--precision bf16 --window 3 --totwindow 25 --chunk 4 --channels_last",
         "--start_epoch 2",
         "--select test",
@@ -192,6 +195,55 @@ def test_ckptname_is_where_the_set_starts(finished: Path, tmp_path: Path) -> Non
     ended = checkpoint.load(tmp_path / "run" / "last.pt")["set"]
     assert torch.allclose(given["images"], ended["images"], atol=1e-9)
     assert torch.allclose(given["labels"], ended["labels"], atol=1e-9)
+
+
+# ---- evaluation alone ----------------------------------------------------------------------------
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_given_set_is_evaluated_as_a_run_would_and_not_changed(finished: Path, tmp_path: Path) -> None:
+    flags = ["--train_y", "--eval_only", "--ckptname", str(finished / "distilled.safetensors"), "--num_train_eval", "1"]
+    assert main([*TINY, *flags, "--save_dir", str(tmp_path / "run")]) == 0
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {
+        ".lock", "accuracy.png", "best.pt", "config.json", "distilled.png", "distilled.safetensors", "metrics.jsonl",
+        "summary.json", "tensorboard",
+    }  # fmt: skip
+    given, found = (load_file(folder / "distilled.safetensors") for folder in (finished, tmp_path / "run"))
+    assert difference(given, found) is None
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["outer_steps"], summary["epochs"], list(summary["results"])) == (0, 0, ["distilled"])
+    assert [kind for kind, *_ in records_of(tmp_path / "run")] == ["evaluation"]
+
+
+def test_a_run_is_evaluated_as_it_stands_and_goes_on_as_if_it_had_not_been(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    state = checkpoint.load(folder / "last.pt")
+    last = state["progress"]["history"][-1]
+    state["progress"] |= {"history": [], "best": None}  # as of a run that stopped before its first evaluation
+    checkpoint.save(folder / "last.pt", state)
+    (folder / "summary.json").unlink()
+    before = files_of(folder)
+    flags = [*TINY, "--train_y", "--save_dir", str(folder), "--resume"]
+    assert main([*flags, "--eval_only", "--epochs", "99"]) == 0
+    after = files_of(folder)
+    assert {name for name, content in after.items() if before.get(name) != content} >= {"summary.json", "metrics.jsonl"}
+    assert [after[name] for name in ("last.pt", "config.json")] == [before[name] for name in ("last.pt", "config.json")]
+    added = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (added["kind"], added["epoch"], added["scores"]) == ("evaluation", 3, last["scores"])
+    assert json.loads(after["summary.json"])["epochs"] == 3
+
+
+def test_a_finished_run_is_not_evaluated_twice(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [*TINY, "--train_y", "--baselines", "random", "full", "--save_dir", str(finished), "--resume"]
+    before = {name: content for name, content in files_of(finished).items() if name != "accuracy.png"}
+    assert main([*flags, "--eval_only"]) == 0
+    assert "random real images" in capsys.readouterr().out
+    assert before == {name: content for name, content in files_of(finished).items() if name != "accuracy.png"}
 
 
 # ---- resume ----------------------------------------------------------------------------------------
@@ -281,6 +333,10 @@ def refused(capsys: pytest.CaptureFixture[str], *flags: str | Path) -> str:
         ("--ckptname /nowhere.safetensors", ["/nowhere.safetensors"]),
         ("--val_fraction 0.0001 --select val --save_dir /dev/null/x", ["--save_dir"]),
         ("--lr nan", ["--lr nan", "finite"]),
+        ("--eval_only", ["--eval_only", "nothing to evaluate", "--ckptname"]),
+        ("--eval_only --resume", ["--eval_only", "no checkpoint to evaluate", "--save_dir"]),
+        ("--eval_only --resume --dry_run", ["--eval_only", "no checkpoint to evaluate", "--save_dir"]),
+        ("--freeze_data", ["--freeze_data", "--train_y"]),
         ("--zca --zca_pixels", ["--zca and --zca_pixels are two preprocessings: give one of them"]),
         ("--no_such_flag", ["--no_such_flag"]),
         ("--epoch x", ["--epoch", "x"]),

@@ -126,7 +126,7 @@ def test_one_hot_labels_are_sorted_by_class() -> None:
 
 
 def make_set(
-    learn_labels: bool = True, optimizer: str = "Adam", weight_decay: float = 0.0, ema: float = 0.9
+    learn_labels: bool = True, optimizer: str = "Adam", weight_decay: float = 0.0, ema: float = 0.9, **about: bool
 ) -> SyntheticSet:
     images = noise_images(3, 2, (1, 4, 4), generator(0)).double()
     return SyntheticSet(
@@ -139,6 +139,7 @@ def make_set(
         eps=1e-6,
         weight_decay=weight_decay,
         ema_decay=ema,
+        **about,
     )
 
 
@@ -196,6 +197,59 @@ def test_steps_are_pytorchs_own_on_clipped_gradients(learn_labels: bool, optimiz
         labels.data.copy_(labels.data.where(labels.data > 0, 0.0))
     assert torch.allclose(s.images, images, rtol=1e-13, atol=1e-15)
     assert torch.allclose(s.labels, labels if learn_labels else before, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("learn_labels", [True, False])
+def test_normalised_images_are_those_of_the_step_scaled_to_norm_one(learn_labels: bool) -> None:
+    plain, s = make_set(learn_labels), make_set(learn_labels, normalise=True)
+    for grads in gradients(4, learn_labels):
+        plain.images.data.copy_(s.images)
+        plain.update(grads)
+        s.update(grads)
+        for image, moved in zip(s.images.detach(), plain.images.detach(), strict=True):
+            assert torch.allclose(image, moved / moved.square().sum().sqrt(), rtol=1e-13, atol=0)
+            assert not torch.equal(moved, image)
+        assert torch.equal(s.labels, plain.labels)
+
+
+def test_only_images_that_may_move_are_normalised() -> None:
+    s = make_set(normalise=True)
+    with torch.no_grad():
+        s.images.mul_(3.0)
+    before = s.images.detach().clone()
+    mask = torch.zeros_like(before, dtype=torch.bool)
+    mask[1, :, :2] = True  # a patch of one image, all of which is scaled with it
+    s.update(gradients(1)[0], mask)
+    assert [i for i in range(6) if not torch.equal(s.images[i], before[i])] == [1]
+    assert s.images[1].norm().item() == pytest.approx(1, rel=1e-13)
+    kept = s.images.detach()[1, :, 2:] / before[1, :, 2:]
+    assert torch.allclose(kept, kept.flatten()[0].expand_as(kept), rtol=1e-12)
+
+
+def test_an_image_without_any_light_stays_finite() -> None:
+    s = make_set(learn_labels=False, normalise=True)
+    with torch.no_grad():
+        s.images[0] = 0
+    s.update({"images": torch.zeros_like(s.images)})
+    assert bool(s.images.isfinite().all())
+    assert not s.images[0].any()
+
+
+def test_frozen_images_keep_every_bit_and_labels_learn_alone() -> None:
+    s, both = make_set(weight_decay=0.5, learn_images=False, normalise=True), make_set(weight_decay=0.5)
+    assert list(s.learnt) == ["labels"]
+    assert not s.images.requires_grad
+    assert not s.now.images.requires_grad
+    before = s.images.clone()
+    for grads in gradients(3):
+        labels = {"labels": grads["labels"] / joint_norm({"labels": grads["labels"]})}  # no step is clipped
+        s.update(labels)
+        both.update({"images": torch.zeros_like(before), **labels})
+    assert torch.equal(s.images, before)
+    assert torch.equal(s.labels, both.labels)
+    again = make_set(weight_decay=0.5, learn_images=False)
+    again.load_state_dict(s.state_dict())
+    assert difference(again.state_dict(), s.state_dict()) is None
 
 
 @settings(max_examples=20, deadline=None)

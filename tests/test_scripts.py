@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import AT_BPTT, RAT_BPTT
+from commands import AT_BPTT, AT_BPTT_PP, RAT_BPTT
 from PIL import Image
 
 from framework.config.bptt import parse
@@ -26,6 +26,10 @@ PUBLISHED = {
     "rat_bptt/cifar100_ipc1_fixed.sh": RAT_BPTT["cifar100-ipc1"],
     "rat_bptt/tiny_imagenet_ipc10_fixed.sh": RAT_BPTT["tiny-imagenet-fixed"],
     "rat_bptt/imagenet_ipc1_fixed.sh": RAT_BPTT["imagenet-ipc1"],
+    "at_bptt_pp/cifar10_ipc10.sh": AT_BPTT_PP["cifar10-ipc10"],
+    "at_bptt_pp/cifar100_ipc10.sh": AT_BPTT_PP["cifar100-ipc10"],
+    "at_bptt_pp/tiny_imagenet_ipc10.sh": AT_BPTT_PP["tiny-imagenet-ipc10"],
+    "at_bptt_pp/imagenet_ipc1.sh": AT_BPTT_PP["imagenet-ipc1"],
 }
 EVERY = sorted(str(path.relative_to(SCRIPTS)) for path in SCRIPTS.rglob("*_ipc*.sh"))
 BENCHMARKS = [script for script in EVERY if not script.startswith("ftd/")]
@@ -54,7 +58,24 @@ def test_every_benchmark_parses_without_a_warning_and_takes_extra_flags(script: 
     name = Path(script).stem.split("_ipc")[0].replace("tiny_imagenet", "tiny-imagenet-200")
     assert config.dataset == name
     assert config.num_per_class == int(Path(script).stem.split("_ipc")[1].split("_")[0])
-    assert config.policy == ("at-bptt" if "/" not in script else "fixed" if "fixed" in script else "rat-bptt")
+    folder = "fixed" if "fixed" in script else script.rpartition("/")[0]
+    assert config.policy == (folder.replace("_", "-") or "at-bptt")
+
+
+@pytest.mark.parametrize("dataset", ["digits", "cifar10"])
+@pytest.mark.parametrize("study", ["ablation", "ablation_pp", "sensitivity"])
+def test_every_variant_of_a_study_is_understood_without_a_warning(study: str, dataset: str, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/usr/bin/env bash\nprintf '%s\\n' \"$@\"\n")
+    python.chmod(0o755)
+    command = ["bash", str(SCRIPTS / f"{study}.sh"), "--dataset", dataset]
+    environment = {**os.environ, "PYTHON": str(python)}
+    words = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    common = words[words.index("--") + 1 :]
+    variants = {words[i + 1]: words[i + 2] for i, word in enumerate(words) if word == "--variant"}
+    assert len(variants) == words.count("--variant") >= 4
+    for name, flags in variants.items():
+        assert parse([*common, *flags.split()])[1] == [], name
 
 
 def both_of(script: str, *extra: str, **environment: str) -> tuple[BufferConfig, FtdConfig]:

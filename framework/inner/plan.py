@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from framework.inner.augment import Augmentation, Draw
+from framework.inner.augment import Augmentation, Augmenter, Draw
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Sampler(Protocol):
     """Draws batches of a set."""
 
     @property
-    def augmentation(self) -> Augmentation:
+    def augmentation(self) -> Augmenter:
         """Of each batch."""
 
     def plan(self, steps: int, gen: torch.Generator) -> Plan:
@@ -99,7 +99,7 @@ class UniformSampler:
 
     size: int
     batch: int
-    augmentation: Augmentation
+    augmentation: Augmenter
 
     def plan(self, steps: int, gen: torch.Generator) -> Plan:
         """Draw all choices of ``steps`` batches, on the CPU."""
@@ -123,7 +123,7 @@ class ShuffledSampler:
 
     size: int
     batch: int
-    augmentation: Augmentation
+    augmentation: Augmenter
 
     def plan(self, steps: int, gen: torch.Generator) -> Plan:
         """Draw all choices of ``steps`` batches, on the CPU."""

@@ -134,6 +134,7 @@ class Run:
             except Rejected as reason:
                 self._skip_step(facts, str(reason))
             else:
+                self.method.applied(facts["meta_gradient_norm"])
                 self._record_step(facts, updated, time.monotonic() - began)
 
     def _skip_step(self, facts: dict[str, Any], reason: str) -> None:

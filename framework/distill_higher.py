@@ -227,11 +227,12 @@ class BackpropThroughTime:
             # Kept at once: a run that stops within this step must not ask the policy for it again.
             chosen = None
             if self.peers.main:
-                chosen = self.policy.choose(lambda: self._probe(step)), self.policy.drift
+                window = self.policy.choose(lambda: self._probe(step))
+                chosen = window, self.policy.weight, self.policy.drift
             self.window_step = step
             told = self.peers.from_main(chosen)
             assert told is not None
-            self.window, self.policy.drift = told
+            self.window, self.policy.weight, self.policy.drift = told
         assert self.window is not None
         return self.window
 
@@ -263,7 +264,8 @@ class BackpropThroughTime:
             self.kept.begin(step, self.policy.drift)
         result = outer_gradient(self.engine, thetas, self.set.now, plans, window, real)
         found = {name: gradient for name, gradient in result.grads._asdict().items() if gradient is not None}
-        grads = {name: gradient for name, gradient in found.items() if name in self.set.learnt}
+        weight = self.policy.weight
+        grads = {name: gradient * weight for name, gradient in found.items() if name in self.set.learnt}
         facts: dict[str, Any] = {"window_start": window.start, "window_length": window.length, "alignment": None}
         if self.policy.every_step:
             facts |= self.policy.state()
@@ -279,6 +281,10 @@ class BackpropThroughTime:
         psp = self.alignment.pull(self.network, trained, self.set.images, real, classes, step)
         grads = proposal.grads | {"images": (proposal.grads["images"] + psp.gradient) * psp.mask}
         return replace(proposal, grads=grads, mask=psp.mask, facts=proposal.facts | {"alignment": psp.loss})
+
+    def applied(self, norm: float) -> None:
+        """See ``Method``: tell the policy."""
+        self.policy.learn(norm / self.policy.weight)
 
     def close_epoch(self, loss: float, accuracy: float) -> dict[str, Any]:
         """See ``Method``: the epoch's last window, and where the policy stood."""

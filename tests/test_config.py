@@ -37,7 +37,7 @@ OURS = """
 """
 AUTOMATIC = """
 -d --d --tau --window_weight --window_rule --early_gain --middle_gain --early_patience --middle_patience --probe_every
---truncation_anchor --norm_scale --late --plateau
+--truncation_anchor --norm_scale --late --plateau --reweight --is_bins --is_decay --is_uniform
 """
 LEARNT = """
 --window_radius --selector_kl --selector_ref_ema --selector_tau_w --cr_lrha --disable_cr_lrha --cr_mode --cr_rank

@@ -58,7 +58,7 @@ def assemble_bptt(c: Config, comm: Comm, device: torch.device) -> Parts:
     method = BackpropThroughTime(
         engine=make_engine(c.engine_name, loop, lowrank_recipe(c), kept),
         sampler=sampler,
-        policy=make_policy(c),
+        policy=make_policy(c, classes, batch_size),
         set=synthetic,
         train=real.train,
         num_classes=classes,
@@ -109,8 +109,15 @@ def kept_recipe(c: Config) -> KeptRecipe:
     return KeptRecipe(factors, c.cr_delta, c.cr_period, c.cr_blend, c.cr_mode)
 
 
-def make_policy(c: Config) -> Policy:
-    """The truncation policy that the flags ask for."""
+def make_policy(c: Config, num_classes: int, real_batch: int) -> Policy:
+    """The truncation policy that the flags ask for.
+
+    Args:
+        c: these.
+        num_classes: of the data.
+        real_batch: real images of an outer step.
+    """
+    inner = c.inner_batch(num_classes)
     early, middle = (resolve_patience(text, c.totwindow, c.epochs) for text in (c.early_patience, c.middle_patience))
     settings = Settings(
         steps=c.totwindow,
@@ -120,15 +127,21 @@ def make_policy(c: Config) -> Policy:
         every_step=c.complete_random,
         radius=c.window_radius if c.policy in LEARNING else c.d or 0,
         tau=c.tau,
-        weight=c.window_weight,
+        measure=c.window_weight,
         rule=c.window_rule,
         anchor=c.truncation_anchor,
         scale=c.norm_scale,
         late=c.late,
+        reweight=c.reweight,
         gains=(c.early_gain, c.middle_gain),
         patience=(early, middle),
         plateau=c.plateau,
         probe_every=c.probe_every,
+        bins=c.is_bins,
+        bin_decay=c.is_decay,
+        uniform=c.is_uniform,
+        # Passes over an image: 3 for a gradient, 12 for a differentiated step.
+        cost=(3.0 * inner, 12.0 * inner * c.window + 3.0 * real_batch),
         kl_weight=c.selector_kl,
         reference_rate=c.selector_ref_ema,
         length_temperature=c.selector_tau_w,

@@ -113,6 +113,8 @@ class Config(Distilling):
         "late positions: inverse, small norms are likely (paper); mirror, the early stage's windows reflected in the "
         "middle of the trajectory (public code)", choices=("inverse", "mirror"),
         **_policy_in(*MOVING))
+    reweight: bool = flag(False, "automatic truncation", "weight meta-gradients by 1 / (T P(t)): the objective of "
+        "uniform positions, sampled by AT-BPTT's", **_policy_in(*MOVING))
     plateau: str = flag("consecutive", "automatic truncation",
         "a stage ends after so many epochs in a row without progress (both sources), or when the mean of so many "
         "epochs is no progress over the mean of as many before (mean)", choices=("consecutive", "mean"),
@@ -128,6 +130,14 @@ class Config(Distilling):
         metavar="N|fT|fE", **_policy_in(*AUTOMATIC))
     probe_every: int = flag(1, "automatic truncation", "epochs for which one probe of the gradient norms is used",
         minimum=1, **_policy_in(*AUTOMATIC))
+
+    # Importance sampling
+    is_bins: int = flag(9, "importance sampling", "bins of window positions, each with a moving average of its "
+        "meta-gradient's squared norm", minimum=1, **_policy_in("rat-is"))
+    is_decay: float = flag(0.9, "importance sampling", "decay of these averages", minimum=0, maximum=1,
+        **_policy_in("rat-is"))
+    is_uniform: float = flag(0.2, "importance sampling", "share of windows that stay uniform, so that no weight is "
+        "above 1 / this", above=0, maximum=1, **_policy_in("rat-is"))
 
     # Learnt truncation
     window_radius: int = flag(8, "learnt truncation", "r: lengths from W-r to W+r", minimum=0, metavar="STEPS",

@@ -23,8 +23,8 @@ from framework.networks.spec import ACTIVATIONS, NORMS, POOLS
 DOWNLOADED, IMAGE_FILES = of_origin("downloaded"), of_origin("files")
 GROUPS = (
     "data", "network", "experts", "synthetic set", "inner loop", "matching", "truncation", "automatic truncation",
-    "learnt truncation", "meta-gradient", "arithmetic", "outer loop", "high resolution", "evaluation", "output",
-    "device and processes", "accepted for the originals' sake",
+    "importance sampling", "learnt truncation", "meta-gradient", "arithmetic", "outer loop", "high resolution",
+    "evaluation", "output", "device and processes", "accepted for the originals' sake",
 )  # fmt: skip
 """Of flags, in the order of ``--help``."""
 

@@ -172,6 +172,9 @@ class TrajectoryMatching:
         order = torch.randperm(len(self.experts), generator=generator(self.seed, "experts", turn))
         return int(order[place])
 
+    def applied(self, norm: float) -> None:
+        """See ``Method``: nothing depends on it."""
+
     def close_epoch(self, loss: float, accuracy: float) -> dict[str, Any]:
         """See ``Method``."""
         return {"step_size": self.set.step_size.item()}

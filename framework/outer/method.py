@@ -115,6 +115,13 @@ class Method(Protocol):
             first: steps of the epoch that were taken before.
         """
 
+    def applied(self, norm: float) -> None:
+        """Take note that the last proposal was applied.
+
+        Args:
+            norm: of its gradients together, averaged over the ranks.
+        """
+
     def close_epoch(self, loss: float, accuracy: float) -> dict[str, Any]:
         """Take note of an epoch that is over.
 

@@ -38,7 +38,9 @@ def make(name: str, setting: Setting, seed: int = 0, **flags: Any) -> Policy:
     steps, window, minimum = setting
     d = {"d": 7} if name in AUTOMATIC else {}
     flags = {**d, **flags}
-    return make_policy(Config(truncation=name, totwindow=steps, window=window, minwindow=minimum, seed=seed, **flags))
+    return make_policy(
+        Config(truncation=name, totwindow=steps, window=window, minwindow=minimum, seed=seed, **flags), 10, 200
+    )
 
 
 def ramp(policy: Policy) -> list[float]:
@@ -50,6 +52,7 @@ def windows(policy: Policy, count: int) -> Iterator[Window]:
     """What a run of epochs with a loss and an accuracy that never improve would see."""
     for _ in range(count):
         yield policy.choose(lambda: ramp(policy))
+        policy.learn(norm=1.0)
         policy.observe(loss=1.0, accuracy=0.5)
 
 
@@ -159,11 +162,12 @@ def automatic(draw: st.DrawFn) -> tuple[ATBPTT, list[float]]:
         draw(st.integers(0, 99)),
         radius=draw(st.integers(0, 80)),
         tau=draw(st.floats(1e-6, 1e6)),
-        weight=draw(st.sampled_from(["rank", "softmax"])),
+        measure=draw(st.sampled_from(["rank", "softmax"])),
         rule=draw(st.sampled_from(["adaptive", "public"])),
         anchor=draw(st.sampled_from(["first", "centre", "last"])),
         scale=draw(st.sampled_from(["raw", "standard"])),
         late=draw(st.sampled_from(["inverse", "mirror"])),
+        reweight=draw(st.booleans()),
         move=draw(st.booleans()),
         resize=draw(st.booleans()),
     )
@@ -297,7 +301,7 @@ def test_lengths_follow_the_variation_at_the_step_drawn(weight: str) -> None:
         eta = [sum(other < v for other in variation) / 5 for v in variation]
     else:
         eta = [math.exp(v - 4.0) for v in variation]
-    policy = ATBPTT(6, 4, radius=3, weight=weight)
+    policy = ATBPTT(6, 4, radius=3, measure=weight)
     assert policy.choose(lambda: norms).length in range(1, 7)
     assert policy.eta() == pytest.approx(eta)
     lengths = {policy._length(t) for t in range(6)}
@@ -411,7 +415,7 @@ def test_a_restored_at_bptt_continues_exactly(
     go(original, before, int(gen.integers(99)))
     restored = ATBPTT(
         original.steps, original.window, original.minimum, original.seed, radius=original.radius, tau=original.tau,
-        weight=original.weight, rule=original.rule, anchor=original.anchor, scale=original.scale, late=original.late,
+        measure=original.measure, rule=original.rule, anchor=original.anchor, scale=original.scale, late=original.late,
         probe_every=every, move=original.move, resize=original.resize, stages=Stages((1.5, 1.0), (2, 1), plateau),
     )  # fmt: skip
     restored.load_state_dict(json.loads(json.dumps(original.state_dict())))
@@ -431,9 +435,11 @@ def test_ablations_switch_one_half_off() -> None:
 def test_the_flags_reach_the_policy() -> None:
     policy = make("at-bptt", (200, 40, 3), d=9, tau=2.5, window_weight="softmax", window_rule="public", early_gain=3.0,
                   middle_gain=2.0, early_patience="4", middle_patience="0.05E", probe_every=6, epochs=400,
-                  truncation_anchor="last", norm_scale="standard", late="mirror", plateau="mean")  # fmt: skip
+                  truncation_anchor="last", norm_scale="standard", late="mirror",
+                  plateau="mean", reweight=True)  # fmt: skip
     assert isinstance(policy, ATBPTT)
-    assert (policy.radius, policy.tau, policy.weight, policy.rule) == (9, 2.5, "softmax", "public")
+    assert (policy.radius, policy.tau, policy.measure, policy.rule) == (9, 2.5, "softmax", "public")
+    assert policy.reweight
     assert (policy.anchor, policy.scale, policy.late, policy.probe_every) == ("last", "standard", "mirror", 6)
     stages = policy.stages
     assert (stages.gains, stages.patience, stages.plateau) == ((3.0, 2.0), (4, 20), "mean")

@@ -44,14 +44,16 @@ class ATBPTT(Policy):
         steps, window, minimum, seed: see ``Policy``.
         stages: when early becomes middle and middle late.
         radius: d.
-        tau: temperature of positions and of the softmax weight; above 0.
-        weight: ``rank`` or ``softmax``.
+        tau: temperature of positions and of the softmax; above 0.
+        measure: what lengths follow, ``rank`` or ``softmax``.
         rule: ``adaptive`` (the paper's: eta in every stage) or ``public`` (W+d in the middle, W-d late).
         anchor: the step drawn is the ``first`` one differentiated (public code), the ``centre`` (the authors' figure;
             the later of two middle ones), or the ``last`` (the authors' later code, AT-BPTT++).
         scale: ``raw`` norms, or ``standard``: n and v with zero mean and unit deviation over the trajectory.
         late: ``inverse`` (the paper's exp(-n_t / tau)) or ``mirror``: the early stage's window, reflected in the
             middle of the trajectory (public code).
+        reweight: weight meta-gradients by 1 / (T P(t)), so that their expectation is that of a uniform t: RaT-BPTT's
+            objective, but for the windows that are fitted into the trajectory and for their lengths.
         probe_every: epochs for which one probe is used.
         move: choose positions by norms; otherwise uniformly (for ablation).
         resize: choose lengths by variation; otherwise W (for ablation).
@@ -69,19 +71,20 @@ class ATBPTT(Policy):
         radius: int,
         stages: Stages | None = None,
         tau: float = 1.0,
-        weight: str = "rank",
+        measure: str = "rank",
         rule: str = "adaptive",
         anchor: str = "first",
         scale: str = "raw",
         late: str = "inverse",
+        reweight: bool = False,
         probe_every: int = 1,
         move: bool = True,
         resize: bool = True,
     ) -> None:
         super().__init__(steps, window, minimum, seed)
         assert radius >= 0, "validated with the flags"
-        self.radius, self.tau, self.weight, self.rule = radius, tau, weight, rule
-        self.anchor, self.scale, self.late = anchor, scale, late
+        self.radius, self.tau, self.measure, self.rule = radius, tau, measure, rule
+        self.anchor, self.scale, self.late, self.reweight = anchor, scale, late, reweight
         self.stages = Stages() if stages is None else stages
         self.probe_every, self.move, self.resize = probe_every, move, resize
         self.norms: list[float] | None = None  # of the last probe
@@ -93,8 +96,8 @@ class ATBPTT(Policy):
         s = settings
         return cls(
             s.steps, s.window, s.minimum, s.seed, radius=s.radius, stages=Stages(s.gains, s.patience, s.plateau),
-            tau=s.tau, weight=s.weight, rule=s.rule, anchor=s.anchor, scale=s.scale, late=s.late,
-            probe_every=s.probe_every, **options,
+            tau=s.tau, measure=s.measure, rule=s.rule, anchor=s.anchor, scale=s.scale, late=s.late,
+            reweight=s.reweight, probe_every=s.probe_every, **options,
         )  # fmt: skip
 
     def choose(self, probe: Probe = no_probe) -> Window:
@@ -107,6 +110,8 @@ class ATBPTT(Policy):
             self._refresh(probe)
         weights = self.probabilities()
         t = sample(weights, self._generator())
+        if self.reweight:
+            self.weight = float(1 / (self.steps * weights[t]))
         return self._around(t, min(self._length(t), self.steps - self.minimum))
 
     def _around(self, t: int, length: int) -> Window:
@@ -155,7 +160,7 @@ class ATBPTT(Policy):
     def eta(self) -> Vector:
         """The window weight in [0, 1] of every step (T,); the largest variation gets 1."""
         v = self.variations()
-        if self.weight == "softmax":
+        if self.measure == "softmax":
             return _relative_weight(self._scaled(v), self.tau)
         rank: Vector = rankdata(v, method="min") - 1.0
         return rank / rank.max() if rank.max() > 0 else np.ones_like(v)

@@ -74,6 +74,8 @@ class Policy(ABC):
     every_step: bool = False
     probes_first_network: ClassVar[bool] = False
     """Whether the probe starts from the initial weights of the step's first network, instead of weights of its own."""
+    weight: float = 1.0
+    """What the meta-gradient of the last window is multiplied by."""
     drift: float | None = None
     """How far gradient norms have moved since the last choice, relatively; None where it is not measured."""
 
@@ -99,6 +101,9 @@ class Policy(ABC):
         """What the last choice was made from, over the T steps, for a plot; empty without a probe."""
         return {}
 
+    def learn(self, norm: float) -> None:  # noqa: B027  (most policies do not care)
+        """Take note of the norm of an applied step's meta-gradient, over all ranks and before ``weight``."""
+
     def observe(self, loss: float, accuracy: float) -> None:  # noqa: B027  (most policies do not care)
         """Take note of an epoch's mean loss and accuracy (a fraction) on real batches."""
 
@@ -109,7 +114,7 @@ class Policy(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes during a run, as plain numbers."""
-        return {"draws": self.draws}
+        return {"draws": self.draws, "weight": self.weight}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what ``state_dict`` returned.

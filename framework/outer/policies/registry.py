@@ -22,15 +22,20 @@ class Settings:
     every_step: bool = False
     radius: int = 0
     tau: float = 1.0
-    weight: str = "rank"
+    measure: str = "rank"
     rule: str = "adaptive"
     anchor: str = "first"
     scale: str = "raw"
     late: str = "inverse"
+    reweight: bool = False
     gains: tuple[float, float] = (1.5, 1.0)
     patience: tuple[int, int] = (1, 1)
     plateau: str = "consecutive"
     probe_every: int = 1
+    bins: int = 9
+    bin_decay: float = 0.9
+    uniform: float = 0.2
+    cost: tuple[float, float] = (3.0, 12.0)
     kl_weight: float = 1.0
     reference_rate: float = 0.05
     length_temperature: float = 1.0
@@ -63,6 +68,7 @@ POLICIES = {
     "fixed": Entry("plain:Fixed"),
     "forward": Entry("plain:Forward", places=True),
     "rat-bptt": Entry("rat_bptt:RaTBPTT", places=True),
+    "rat-is": Entry("rat_is:ImportanceSampled", places=True),
     "at-bptt": Entry("at_bptt:ATBPTT", places=True, automatic=True, resizes=True),
     "at-bptt-positions": Entry("at_bptt:ATBPTT", places=True, automatic=True, options={"resize": False}),
     "at-bptt-windows": Entry("at_bptt:ATBPTT", places=True, automatic=True, resizes=True, options={"move": False}),

@@ -1,0 +1,108 @@
+"""RaT-BPTT's objective by importance sampling: windows where the meta-gradient is large and cheap, with weights."""
+
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from framework.outer.policies.policy import Policy, Probe, Vector, Window, no_probe, sample
+from framework.outer.policies.registry import Settings
+
+ENOUGH = 2  # samples of every bin, before which positions are uniform
+
+
+def best_chances(moments: Vector, costs: Vector, sizes: Vector, uniform: float) -> Vector:
+    """The chances (K,) of bins of positions with which importance sampling tells most for its cost.
+
+    With G(N) the meta-gradient of position N, drawn with the chance p(N) and weighted by 1 / (P p(N)), the second
+    moment of the estimate times its expected cost is sum(m / p) sum(p c) / P^2, m(N) being E||G(N)||^2 and c(N) the
+    cost. By Cauchy and Schwarz it is least at p ~ sqrt(m / c), and there never above that of uniform positions.
+
+    Args:
+        moments: (K,) m of each bin, at least one above 0.
+        costs: (K,) c, above 0.
+        sizes: (K,) positions in each.
+        uniform: share that is left to uniform positions, so that no weight exceeds 1 / this.
+    """
+    best = sizes * np.sqrt(moments / costs)
+    chances: Vector = (1 - uniform) * best / best.sum() + uniform * sizes / sizes.sum()
+    return chances
+
+
+class ImportanceSampled(Policy):
+    """Draws RaT-BPTT's window anew at every step, from a distribution that is learnt; without bias, by weights.
+
+    Positions minimum .. T-W are divided into bins; a window starts uniformly within the bin drawn. For each bin a
+    moving average of the meta-gradient's squared norm is kept; see ``best_chances``. The expectation of the weighted
+    meta-gradient over positions is RaT-BPTT's.
+
+    Args:
+        steps, window, minimum, seed: see ``Policy``.
+        bins: of positions; as many as there are positions at most.
+        decay: of the moving averages.
+        uniform: see ``best_chances``; in 0 .. 1.
+        cost: of a prefix step, and of all of an outer step but its prefix, in any one unit.
+    """
+
+    name = "rat-is"
+    every_step = True
+
+    def __init__(
+        self,
+        steps: int,
+        window: int,
+        minimum: int = 0,
+        seed: int = 0,
+        *,
+        bins: int = 9,
+        decay: float = 0.9,
+        uniform: float = 0.2,
+        cost: tuple[float, float] = (3.0, 12.0),
+    ) -> None:
+        super().__init__(steps, window, minimum, seed)
+        positions = np.arange(minimum, steps - window + 1)
+        self.bins = [part.tolist() for part in np.array_split(positions, min(bins, len(positions)))]
+        self.sizes = np.array([len(part) for part in self.bins], dtype=np.float64)
+        self.costs = cost[0] * np.array([np.mean(part) for part in self.bins]) + cost[1]
+        self.decay, self.uniform = decay, uniform
+        self.moments = [0.0] * len(self.bins)  # moving averages of the squared norm
+        self.samples = [0] * len(self.bins)
+        self.bin = 0  # of the last window
+
+    @classmethod
+    def make(cls, settings: Settings, **options: Any) -> Self:
+        """See ``Policy.make``."""
+        s = settings
+        return cls(s.steps, s.window, s.minimum, s.seed, bins=s.bins, decay=s.bin_decay, uniform=s.uniform, cost=s.cost,
+                   **options)  # fmt: skip
+
+    def chances(self) -> Vector:
+        """Of the bins (K,), now."""
+        moments = np.array(self.moments)
+        if min(self.samples) < ENOUGH or not moments.any():
+            uniform: Vector = self.sizes / self.sizes.sum()
+            return uniform
+        return best_chances(moments, self.costs, self.sizes, self.uniform)
+
+    def choose(self, probe: Probe = no_probe) -> Window:
+        """Draw a bin, then a position in it."""
+        gen, chances = self._generator(), self.chances()
+        self.bin = sample(chances, gen)
+        part = self.bins[self.bin]
+        self.weight = float(self.sizes[self.bin] / self.sizes.sum() / chances[self.bin])
+        return Window(part[int(torch.randint(len(part), (), generator=gen))], self.window)
+
+    def learn(self, norm: float) -> None:
+        """Take the squared norm into the average of the last window's bin."""
+        k, first = self.bin, self.samples[self.bin] == 0
+        self.moments[k] = norm**2 if first else self.decay * self.moments[k] + (1 - self.decay) * norm**2
+        self.samples[k] += 1
+
+    def state(self) -> dict[str, str | int | float]:
+        """The last window's weight."""
+        return {"weight": self.weight}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is known of the bins, and the last one drawn."""
+        own = {"moments": list(self.moments), "samples": list(self.samples), "bin": self.bin}
+        return super().state_dict() | own

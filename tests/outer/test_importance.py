@@ -1,0 +1,145 @@
+"""Windows by importance sampling: without bias, never dearer than uniform ones, and exact to save and restore."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_method import method
+
+from framework.assemble.bptt import make_policy
+from framework.config.bptt import parse
+from framework.outer.policies.at_bptt import ATBPTT
+from framework.outer.policies.rat_is import ImportanceSampled, best_chances
+from framework.outer.policies.stages import LATE
+
+MOMENTS = st.lists(st.floats(1e-12, 1e6), min_size=9, max_size=9)
+
+
+def taught(moments: list[float], **about: float) -> ImportanceSampled:
+    """A policy over positions 3 .. 40 that knows the moments of its nine bins."""
+    policy = ImportanceSampled(50, 10, 3, **about)  # type: ignore[arg-type]
+    for k, moment in enumerate(moments):
+        policy.bin = k
+        for _ in range(2):
+            policy.learn(moment**0.5)
+    return policy
+
+
+@given(moments=MOMENTS, seed=st.integers(0, 99))
+def test_the_expectation_over_positions_is_rat_bptts(moments: list[float], seed: int) -> None:
+    """By enumeration in float64: every position once, with its chance and its weight."""
+    policy = taught(moments)
+    gradients = np.random.default_rng(seed).normal(size=(38, 5))  # a meta-gradient of each position
+    chances, expectation, total = policy.chances(), np.zeros(5), 0.0
+    for k, part in enumerate(policy.bins):
+        for position in part:
+            chance = chances[k] / len(part)
+            expectation += chance * (1 / (38 * chance)) * gradients[position - 3]
+            total += chance
+    assert total == pytest.approx(1, rel=1e-12)
+    assert expectation == pytest.approx(gradients.mean(0), rel=1e-12, abs=1e-12)
+    for _ in range(20):  # and those are the weights and places that it hands out
+        window = policy.choose()
+        (k,) = (k for k, part in enumerate(policy.bins) if window.start in part)
+        assert policy.weight == pytest.approx(len(policy.bins[k]) / (38 * chances[k]), rel=1e-12)
+        assert policy.weight <= 1 / 0.2 + 1e-9
+        assert window.length == 10
+
+
+def test_positions_are_drawn_with_their_chances() -> None:
+    policy = taught([9.0, 4.0, *[1.0] * 7])
+    chances, starts = policy.chances(), [policy.choose().start for _ in range(4000)]
+    for part, chance in zip(policy.bins, chances, strict=True):
+        share = np.mean([start in part for start in starts])
+        assert abs(share - chance) < 5 * (chance * (1 - chance) / 4000) ** 0.5
+    assert set(starts) == set(range(3, 41))
+
+
+@given(moments=MOMENTS, slope=st.floats(0, 10), uniform=st.floats(0.0, 1.0))
+def test_second_moment_times_cost_is_never_above_that_of_uniform_positions(
+    moments: list[float], slope: float, uniform: float
+) -> None:
+    m, sizes = np.array(moments), np.full(9, 4.0)
+    costs = 1 + slope * np.arange(9)
+
+    def product(chances: np.ndarray) -> float:
+        """[sum m / (P^2 p)] [sum p c], of positions in bins of equal chance."""
+        return float((sizes**2 * m / chances).sum() / sizes.sum() ** 2 * (chances * costs).sum())
+
+    rat, best = product(sizes / sizes.sum()), best_chances(m, costs, sizes, 0.0)
+    assert rat == pytest.approx(m.mean() * costs.mean())
+    assert product(best) == pytest.approx(np.sqrt(m * costs).mean() ** 2)
+    assert product(best) <= rat * (1 + 1e-12)
+    if uniform > 0:
+        mixed = best_chances(m, costs, sizes, uniform)
+        assert (sizes / sizes.sum() / mixed).max() <= 1 / uniform * (1 + 1e-12)
+
+
+def test_positions_are_uniform_until_every_bin_has_two_samples_and_averages_decay() -> None:
+    policy = ImportanceSampled(20, 2, bins=3, decay=0.5)
+    assert [len(part) for part in policy.bins] == [7, 6, 6]
+    for k, norms in enumerate(([2.0, 4.0], [1.0, 1.0], [3.0])):
+        policy.bin = k
+        for norm in norms:
+            policy.learn(norm)
+    assert policy.chances() == pytest.approx(np.array([7, 6, 6]) / 19)
+    policy.learn(1.0)
+    assert policy.moments == pytest.approx([0.5 * 4 + 0.5 * 16, 1.0, 0.5 * 9 + 0.5 * 1])
+    assert policy.chances() == pytest.approx(best_chances(np.array([10, 1, 5.0]), policy.costs, policy.sizes, 0.2))
+
+
+def test_fewer_positions_than_bins_and_gradients_of_zero() -> None:
+    policy = ImportanceSampled(5, 5)
+    for _ in range(4):
+        assert tuple(policy.choose()) == (0, 5)
+        assert policy.weight == 1
+        policy.learn(0.0)
+
+
+def test_costs_are_counted_in_passes_by_the_flags() -> None:
+    flags = "--truncation rat-is --window 4 --totwindow 12 --batch_per_class 2 --num_per_class 2 --is_bins 3"
+    policy = make_policy(parse(flags.split())[0], num_classes=10, real_batch=100)
+    assert isinstance(policy, ImportanceSampled)
+    inner = 20
+    assert policy.costs == pytest.approx([3 * inner * n + 12 * inner * 4 + 3 * 100 for n in (1, 4, 7)])
+
+
+def test_a_restored_policy_continues_exactly() -> None:
+    one = taught([float(k + 1) for k in range(9)])
+    one.choose()
+    two = ImportanceSampled(50, 10, 3)
+    two.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    for norm in (0.5, 3.0, 2.0):
+        for policy in (one, two):
+            policy.learn(norm)
+        assert one.choose() == two.choose()
+        assert one.state_dict() == two.state_dict()
+
+
+def test_the_method_weights_its_proposal_and_tells_the_policy_the_unweighted_norm() -> None:
+    plain, weighted = method("rat-is"), method("rat-is")
+    one = next(plain.proposals(0, 0))
+    weighted._window(0)
+    weighted.policy.weight = 2.5
+    two = next(weighted.proposals(0, 0))
+    for name, gradient in one.grads.items():
+        assert (two.grads[name] == 2.5 * gradient).all()
+    assert two.facts["weight"] == 2.5
+    weighted.applied(5.0)
+    assert isinstance(weighted.policy, ImportanceSampled)
+    assert weighted.policy.moments[weighted.policy.bin] == 4.0
+
+
+def test_reweighted_at_bptt_has_the_expectation_of_uniform_steps() -> None:
+    norms = [3.0, 1.0, 0.5, 0.2, 0.1]
+    policy = ATBPTT(5, 1, radius=0, reweight=True)
+    policy.stages.now = LATE
+    gradients = np.arange(1.0, 6.0) ** 2
+    seen = {}
+    for _ in range(300):
+        window = policy.choose(lambda: norms)
+        seen[window.start] = policy.probabilities()[window.start] * policy.weight * gradients[window.start]
+    assert set(seen) == set(range(5))
+    assert sum(seen.values()) == pytest.approx(gradients.mean(), rel=1e-12)

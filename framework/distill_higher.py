@@ -219,7 +219,7 @@ class BackpropThroughTime:
         mine = batches[first:, self.peers.rank * share : (self.peers.rank + 1) * share]
         before = (epoch - self.start_epoch) * self.steps_per_epoch + first
         for step, (batch, images) in enumerate(zip(mine, self.train.batches(mine), strict=True), before):
-            yield self._propose(step, self._window(step), batch, images)
+            yield self.propose(step, self._window(step), batch, images)
 
     def _window(self, step: int) -> Window:
         """The window of an outer step: chosen anew every epoch, or every step where the policy wants that."""
@@ -244,7 +244,7 @@ class BackpropThroughTime:
         plan = self.sampler.plan(self.policy.steps, generator(self.seed, "probe", step, "trajectory"))
         return self.engine.loop.probe_norms(theta, self.set.images, self.set.labels, plan.to(self.network.device))
 
-    def _propose(self, step: int, window: Window, batch: Tensor, images: Tensor) -> Proposal:
+    def propose(self, step: int, window: Window, batch: Tensor, images: Tensor) -> Proposal:
         """This rank's proposal for an outer step.
 
         Args:

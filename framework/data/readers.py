@@ -4,8 +4,11 @@ Pixels are ``(N, C, H, W)`` uint8 in 0..255, labels ``(N,)`` int64; both live on
 wrong with the files is raised as a one-line ``UserError`` that names the file or the flag.
 """
 
+import gzip
 import sys
+import zlib
 from collections.abc import Callable, Sequence
+from hashlib import md5
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,17 @@ from framework.errors import UserError, one_line
 # What torchvision raises for a file that is missing, unreachable or not what its name promises.
 _TORCHVISION_ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, AssertionError, EOFError)
 
+DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package ``dataset-fashion-mnist`` puts its gzipped IDX files."""
+
+# MD5 of what the archives hold: the package has compressed it anew.
+DEBIAN_SUMS = {
+    "train-images-idx3-ubyte.gz": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+    "train-labels-idx1-ubyte.gz": "9018921c3c673c538a1fc5bad174d6f9",
+    "t10k-images-idx3-ubyte.gz": "8181f5470baa50b63fa0f6fddb340f0a",
+    "t10k-labels-idx1-ubyte.gz": "15d484375f8d13e6eb1aabb0c3f46965",
+}
+
 
 def read_mnist(root: Path, size: int) -> Source:
     """MNIST (1x28x28, ten digits) from ``root/MNIST/raw``; downloaded there if it is missing.
@@ -30,11 +44,46 @@ def read_mnist(root: Path, size: int) -> Source:
 
 
 def read_fashion_mnist(root: Path, size: int) -> Source:
-    """Fashion-MNIST (1x28x28, ten kinds of clothes) from ``root/FashionMNIST/raw``; downloaded if missing.
+    """Fashion-MNIST (1x28x28, ten kinds of clothes) from ``root/FashionMNIST/raw``, else from Debian's package.
 
-    Source: H. Xiao, K. Rasul and R. Vollgraf, Fashion-MNIST, arXiv 1708.07747, through torchvision.
+    Downloaded to ``root`` where neither is there. Source: H. Xiao, K. Rasul and R. Vollgraf, Fashion-MNIST,
+    arXiv 1708.07747, through torchvision or ``dataset-fashion-mnist``.
     """
-    return _mnist("fashion-mnist", datasets.FashionMNIST, root, size)
+    raw = root / "FashionMNIST" / "raw"
+    here = all((raw / Path(file).stem).is_file() for file in DEBIAN_SUMS)
+    if not here and all((DEBIAN_FASHION / file).is_file() for file in DEBIAN_SUMS):
+        return _debian_fashion(size)
+    remedy = "; or apt-get install dataset-fashion-mnist"
+    return _mnist("fashion-mnist", datasets.FashionMNIST, root, size, remedy)
+
+
+def _debian_fashion(size: int) -> Source:
+    """Fashion-MNIST from Debian's package.
+
+    Raises:
+        UserError: a file cannot be read, or does not hold what was published.
+    """
+    content = {file: _unpacked(DEBIAN_FASHION / file, known) for file, known in DEBIAN_SUMS.items()}
+
+    def part(prefix: str) -> ArrayPart:
+        # IDX: four bytes of magic, four for each dimension, then the values.
+        pixels = np.frombuffer(content[f"{prefix}-images-idx3-ubyte.gz"], np.uint8, offset=16).reshape(-1, 28, 28)
+        labels = np.frombuffer(content[f"{prefix}-labels-idx1-ubyte.gz"], np.uint8, offset=8).astype(np.int64)
+        return _whole(pixels.copy(), labels, DATASETS["fashion-mnist"], size)
+
+    return Source(tuple(datasets.FashionMNIST.classes), part("train"), None, part("t10k"))
+
+
+def _unpacked(file: Path, known: str) -> bytes:
+    """What a gzipped file holds, which must have the MD5 sum ``known``."""
+    remedy = "install the package dataset-fashion-mnist again, or put the data set into --root"
+    try:
+        content = gzip.decompress(file.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{file}: cannot be read ({one_line(error)}); {remedy}") from error
+    if md5(content, usedforsecurity=False).hexdigest() != known:
+        raise UserError(f"{file}: not the published file (its checksum differs); {remedy}")
+    return content
 
 
 def read_svhn(root: Path, size: int) -> Source:
@@ -72,9 +121,9 @@ def read_cifar100(root: Path, size: int) -> Source:
 _Half = tuple[Any, Any, Sequence[object]]  # (N, H, W) or (N, H, W, 3) uint8 array, labels, names of classes
 
 
-def _mnist(name: str, dataset: Any, root: Path, size: int) -> Source:
+def _mnist(name: str, dataset: Any, root: Path, size: int, remedy: str = "") -> Source:
     files = [Path(archive).stem for archive, _ in dataset.resources]
-    return _of_class(name, dataset, root, size, Path(dataset.__name__, "raw"), files, dataset.mirrors[0])
+    return _of_class(name, dataset, root, size, Path(dataset.__name__, "raw"), files, dataset.mirrors[0], remedy)
 
 
 def _cifar(name: str, dataset: Any, root: Path, size: int) -> Source:
@@ -83,7 +132,9 @@ def _cifar(name: str, dataset: Any, root: Path, size: int) -> Source:
     return _of_class(name, dataset, root, size, Path(dataset.base_folder), files, dataset.url)
 
 
-def _of_class(name: str, dataset: Any, root: Path, size: int, subfolder: Path, files: list[str], url: str) -> Source:
+def _of_class(
+    name: str, dataset: Any, root: Path, size: int, subfolder: Path, files: list[str], url: str, remedy: str = ""
+) -> Source:
     """Read one of torchvision's classes, which download both halves at once."""
 
     def open_half(half: str, download: bool) -> _Half:
@@ -91,17 +142,25 @@ def _of_class(name: str, dataset: Any, root: Path, size: int, subfolder: Path, f
         part = dataset(str(root), train=train, download=download and train)
         return part.data, part.targets, part.classes
 
-    return _torchvision(name, open_half, root, size, root / subfolder, files, url)
+    return _torchvision(name, open_half, root, size, root / subfolder, files, url, remedy)
 
 
 def _torchvision(
-    name: str, open_half: Callable[[str, bool], _Half], root: Path, size: int, folder: Path, files: list[str], url: str
+    name: str,
+    open_half: Callable[[str, bool], _Half],
+    root: Path,
+    size: int,
+    folder: Path,
+    files: list[str],
+    url: str,
+    remedy: str = "",
 ) -> Source:
     """Read both halves of torchvision's data set ``name``, after a download if ``folder`` lacks one of ``files``.
 
     Args:
         open_half: called with ``train`` or ``test`` and whether to download.
         url: where the files come from, for a person to read.
+        remedy: another way to get them, at the end of the message.
     """
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
@@ -113,7 +172,7 @@ def _torchvision(
         if missing:
             raise UserError(
                 f"--root {root}: {name} is not there and its download failed ({one_line(error)}); "
-                f"put {', '.join(files)} into {folder} (from {url})"
+                f"put {', '.join(files)} into {folder} (from {url}){remedy}"
             ) from error
         raise UserError(
             f"--root {root}: the {name} files in {folder} are damaged ({one_line(error)}); "

@@ -1,5 +1,7 @@
 """Readers on tiny trees in their true layout, and on the real files where they are at hand."""
 
+import gzip
+import hashlib
 import os
 import pickle
 import re
@@ -26,7 +28,7 @@ from torchvision import datasets
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 from framework.config.bptt import FLAGS
-from framework.data import parts, registry
+from framework.data import parts, readers, registry
 from framework.data.digits import read_digits
 from framework.data.folders import read_cub, read_imagefolder, read_imagenet, read_tiny_imagenet
 from framework.data.parts import ArrayPart, Part, Source, decode_image
@@ -272,6 +274,51 @@ def test_fashion_mnist_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         read_fashion_mnist(tmp_path, 28)
 
 
+@pytest.fixture
+def debian_fashion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small copy of Debian's package, whose sums are taken for the published ones."""
+    folder, sums = tmp_path / "debian", {}
+    folder.mkdir()
+    for file in write_mnist(tmp_path / "made").iterdir():
+        (folder / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+        sums[f"{file.name}.gz"] = hashlib.md5(file.read_bytes()).hexdigest()
+    assert sums.keys() == readers.DEBIAN_SUMS.keys()
+    monkeypatch.setattr(readers, "DEBIAN_FASHION", folder)
+    monkeypatch.setattr(readers, "DEBIAN_SUMS", sums)
+    return folder
+
+
+def test_fashion_mnist_of_debian_is_found_without_a_download(
+    debian_fashion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.FashionMNIST, "download", lambda self: pytest.fail("downloaded"))
+    packaged = read_fashion_mnist(tmp_path / "none", 28)
+    write_mnist(tmp_path, name="FashionMNIST")
+    own = read_fashion_mnist(tmp_path, 28)
+    assert packaged.class_names == own.class_names
+    for one, other in ((packaged.train, own.train), (packaged.test, own.test)):
+        assert torch.equal(one.labels, other.labels) and torch.equal(everything(one), everything(other))
+    # The files in --root come first: the package is not even opened.
+    (debian_fashion / "train-images-idx3-ubyte.gz").write_bytes(b"damaged")
+    assert len(read_fashion_mnist(tmp_path, 28).train.labels) == 20
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"no gzip", r"cannot be read \(Not a gzipped file"),
+        (gzip.compress(b"x" * 999)[:-9], "cannot be read"),
+        (gzip.compress(b"another"), r"not the published file \(its checksum differs\)"),
+    ],
+    ids=["no gzip", "cut", "another"],
+)
+def test_damaged_fashion_mnist_of_debian(debian_fashion: Path, tmp_path: Path, content: bytes, said: str) -> None:
+    file = debian_fashion / "t10k-labels-idx1-ubyte.gz"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{file}: {said}.*; install the package dataset-fashion-mnist again, or put"):
+        read_fashion_mnist(tmp_path / "none", 28)
+
+
 @pytest.mark.parametrize("subfolder", ["", "svhn"])
 def test_svhn_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subfolder: str) -> None:
     written = write_svhn(tmp_path / subfolder, monkeypatch)
@@ -338,7 +385,7 @@ def test_cifar_with_a_wrong_checksum_is_never_unpickled(tmp_path: Path, monkeypa
     ("name", "place"),
     [
         ("mnist", r"train-images-idx3-ubyte, .* into .*/MNIST/raw \(from http.*mnist"),
-        ("fashion-mnist", r"train-images-idx3-ubyte, .* into .*/FashionMNIST/raw \(from http.*fashion-mnist"),
+        ("fashion-mnist", r"train-images-idx3-ubyte, .* into .*/FashionMNIST/raw \(from http.*\); or apt-get install"),
         ("svhn", r"train_32x32.mat, test_32x32.mat into .*/svhn \(from http.*/housenumbers\)"),
         ("cifar10", r"data_batch_1, .*batches.meta into .*cifar-10-batches-py \(from https://.*cifar"),
         ("cifar100", r"train, test, meta into .*cifar-100-python \(from https://.*cifar"),
@@ -353,6 +400,7 @@ def test_failed_download(
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", unreachable)
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", unreachable)
     monkeypatch.setattr("torchvision.datasets.svhn.download_url", unreachable)
+    monkeypatch.setattr(readers, "DEBIAN_FASHION", tmp_path)
     with pytest.raises(
         UserError, match=rf"--root .*{name} is not there and its download failed .*put {place}"
     ) as error:

@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_out(Path("Figure"))
     a = parser.parse_args()
     folder = RunFolder(a.run)
-    name = folder.config.dataset
+    name = folder.config.dataset_label
     if not folder.summary or folder.distilled is None:
         raise UserError(f"{a.run}: not a finished run; continue it with main.py --resume")
     make_folder(a.out, "--out")

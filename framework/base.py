@@ -243,12 +243,14 @@ class Run:
                 "method": self.method.state_dict(),
                 "processes": self.comm.size,
                 "class_names": list(self.parts.real.class_names),
+                "data": self.parts.real.identity,
             }
             checkpoint.save_run(self.folder, state)
 
     def _restore(self, saved: dict[str, Any]) -> None:
         last = self.folder / files.LAST
         self._check_classes(saved.get("class_names"))
+        self._check_content(saved.get("data"))
         try:
             self.set.load_state_dict(saved["set"])
             self.method.load_state_dict(saved["method"])
@@ -271,6 +273,14 @@ class Run:
         source, data = f"--resume: {self.folder / files.LAST}", self.parts.real.class_names
         if saved is not None and match_classes(saved, data, source) != list(range(len(data))):
             raise UserError(f"{source}: the data's classes are in another order now; give the data as they were")
+
+    def _check_content(self, saved: str | None) -> None:
+        """Refuse other data of one's own under the same name; checkpoints of earlier versions do not say."""
+        if saved not in (None, self.parts.real.identity):
+            raise UserError(
+                f"--resume: {self.folder / files.LAST}: was begun on data of another content than that of "
+                f"{self.config.dataset}; give those data, or another --save_dir"
+            )
 
 
 def main_worker(config: Distilling, comm: Comm, device: torch.device) -> int:

@@ -46,7 +46,7 @@ def main_worker(c: BufferConfig, comm: Comm, device: torch.device) -> int:
         if comm.main:
             print(
                 f"{c.num_experts - len(missing)} of {c.num_experts} experts are in {c.folder}; training the others on "
-                f"{len(real.train):,} images of {c.dataset} ({execution}), {device}", flush=True
+                f"{len(real.train):,} images of {c.dataset_label} ({execution}), {device}", flush=True
             )  # fmt: skip
         try:
             with StopRequest() as stop:

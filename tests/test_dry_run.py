@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from framework.config.bptt import DEFAULTS, FLAGS, parse
+from framework.config.bptt import DEFAULTS, parse
+from framework.data.registry import DATASETS
 from framework.data.subsets import SUBSETS
 from framework.dry_run import preview
 from framework.errors import UserError
@@ -51,7 +52,7 @@ def test_an_example_command_is_explained_without_its_data(
 COUNTED = {"imagefolder", *SUBSETS}  # how many images there are is known from their files alone
 
 
-@pytest.mark.parametrize("dataset", sorted({*map(str, FLAGS["dataset"].choices or ())} - COUNTED))
+@pytest.mark.parametrize("dataset", sorted(DATASETS.keys() - COUNTED))
 def test_a_data_set_of_known_size_is_explained_without_its_files(dataset: str) -> None:
     text = shown(f"--dataset {dataset}")
     assert "unknown" not in text

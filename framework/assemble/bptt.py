@@ -81,7 +81,7 @@ def _description(c: Config, real: RealData, loop: InnerLoop, method: BackpropThr
     if c.batch_size > method.batch_size:
         lines.append(f"--batch_size {c.batch_size}: only {method.batch_size} real training images; using all")
     lines.append(
-        f"{c.policy} on {c.dataset}, engine {c.engine_text} ({loop.execution}), {loop.network.device}: "
+        f"{c.policy} on {c.dataset_label}, engine {c.engine_text} ({loop.execution}), {loop.network.device}: "
         f"{len(method.set.images)} synthetic images, {len(real.train)} real (and {validation} for validation), "
         f"{method.steps_per_epoch} outer steps per epoch, {loop.network.size:,} parameters; {c.folder}"
     )

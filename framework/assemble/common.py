@@ -9,6 +9,7 @@ from torch import nn
 
 from framework.config.common import Common, Distilling
 from framework.data.load import DataSpec, Listing, list_data, load_listed
+from framework.data.registry import Reading
 from framework.data.splits import RealData, Split, require_random_real
 from framework.errors import UserError
 from framework.inner.execution import choose
@@ -122,6 +123,7 @@ def data_spec(c: Common) -> DataSpec:
         workers=c.workers,
         data_cache=c.data_cache,
         cache_dir=None if c.cache_dir is None else Path(c.cache_dir),
+        reading=Reading(c.pixel_range),
     )
 
 

@@ -71,7 +71,7 @@ def _description(c: FtdConfig, experts: Buffer, loop: InnerLoop, images: int, re
     """What a run says at its start."""
     validation = 0 if real.val is None else len(real.val)
     lines = [
-        f"{c.policy} on {c.dataset} ({loop.execution}), {loop.network.device}: {images} synthetic images, "
+        f"{c.policy} on {c.dataset_label} ({loop.execution}), {loop.network.device}: {images} synthetic images, "
         f"{len(experts)} experts of {experts.epochs} epochs in {experts.folder}, {validation} real images for "
         f"validation, {c.iterations} iterations, {loop.network.size:,} parameters; {c.folder}"
     ]
@@ -106,7 +106,7 @@ def expert_source(c: Matching, listing: Listing, real: RealData) -> ExpertSource
     """What experts of these flags are trained on, for the comparison with those in a folder."""
     channels, side, _ = real.image_shape
     return ExpertSource(
-        dataset=c.dataset,
+        dataset=real.identity or c.dataset,
         class_names=list(real.class_names),
         preprocess=real.preprocess.kind,
         preprocess_norms=weighted_norms(real.preprocess.tensors()),

@@ -241,7 +241,7 @@ class Config(Distilling):
     def facts(self) -> dict[str, str]:
         """See ``Distilling``."""
         return {
-            "data set": f"{self.dataset}{', ZCA' if self.zca else ', ZCA of pixels' if self.zca_pixels else ''}",
+            "data set": f"{self.dataset_label}{', ZCA' if self.zca else ', ZCA of pixels' if self.zca_pixels else ''}",
             "method": f"{self.policy}, W {self.window}, T {self.totwindow}{', CR-LRHA' if self.keeps_factors else ''}",
             "images per class": f"{self.num_per_class}{', learnt labels' if self.train_y else ''}",
         }

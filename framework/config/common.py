@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
-from framework.data.registry import DATASETS, of_origin
+from framework.data.registry import NAMES, is_own, kind_of, label_of, of_origin
 from framework.errors import UserError
 from framework.flags import Flag, Parser, add_flags, check_range, checked_values, flag, flags_of, option, plain_text
 from framework.inner.names import AUGMENTATIONS, CHUNK, PRECISIONS
@@ -45,10 +45,14 @@ class Common(ABC):
     dataset: str = flag("digits", "data",
         "real data set to distil: digits (embedded, needs no files), one that is downloaded to ROOT if missing "
         f"({', '.join(DOWNLOADED)}), one of image files ({', '.join(IMAGE_FILES[:-1])}: ImageNet and ten classes of "
-        "it), or imagefolder (ROOT/train/<class>/*, ROOT/{val,test}/<class>/*)",
-        choices=tuple(DATASETS), metavar="NAME")
+        "it), imagefolder (ROOT/train/<class>/*, ROOT/{val,test}/<class>/*), or npz:FILE (arrays x_train, y_train, "
+        "x_test, y_test, or images and labels)",
+        choices=NAMES, metavar="NAME")
     root: str = flag("./dataset", "data", "folder that holds the data set's files",
         metavar="DIR", resume="free", read_by="all but digits", reads=lambda c: c.dataset != "digits")
+    pixel_range: int | None = flag(None, "data", "the value of white in floating-point images, 1 or 255 (default: as "
+        "the values tell, where they are certain)", kind=int, choices=(1, 255), read_by="--dataset npz:FILE",
+        reads=lambda c: kind_of(c.dataset) == "npz")
     im_size: int | None = flag(None, "data", "resize images to this many pixels a side (default: the data set's own)",
         kind=int, minimum=1, metavar="PIXELS")
     val_fraction: float = flag(0.1, "data",
@@ -145,6 +149,11 @@ class Common(ABC):
     @abstractmethod
     def zca_reg(self) -> float:
         """Regularisation of the whitening ``zca``, as a share of the mean eigenvalue."""
+
+    @property
+    def dataset_label(self) -> str:
+        """What the data set is called in names of folders, in tables and cards."""
+        return label_of(self.dataset)
 
     @property
     def network(self) -> dict[str, Any]:
@@ -256,6 +265,9 @@ class Common(ABC):
         """
         fixed = [name for name, about in self.flags().items() if about.resume == "same"]
         pairs = [(name, getattr(saved, name), getattr(self, name)) for name in fixed]
+        # One's own data may lie elsewhere now; that they are the same is seen when they are there (``base.Run``).
+        moved = is_own(self.dataset) and kind_of(self.dataset) == kind_of(saved.dataset)
+        pairs = [pair for pair in pairs if not (moved and pair[0] == "dataset")]
         return [f"{option(name)} was {was} and is {now}" for name, was, now in pairs if was != now]
 
 
@@ -310,7 +322,9 @@ class Distilling(Common):
         """The run's folder."""
         if self.save_dir is not None:
             return Path(self.save_dir)
-        return Path("save", self.dataset, "_".join(self.name_parts + ([self.fname.strip("_")] if self.fname else [])))
+        return Path(
+            "save", self.dataset_label, "_".join(self.name_parts + ([self.fname.strip("_")] if self.fname else []))
+        )
 
     @property
     def given_set(self) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from framework.config.common import Common, Distilling, check_strategy
-from framework.data.registry import DATASETS
+from framework.data.registry import NAMES, Names, is_own, known
 from framework.data.subsets import SUBSETS
 from framework.errors import UserError
 from framework.flags import flag, option, switch, varied
@@ -38,7 +38,9 @@ _LETTERS = {word: letter for words in _WORDS.values() for letter, word in words.
 
 
 def dataset_name(text: str) -> str:
-    """Our name of a data set, from the field's or ours in any case."""
+    """Our name of a data set, from the field's or ours in any case; that of one's own data as it is."""
+    if is_own(text):
+        return text
     ours = {name.lower(): own for name, own in FIELD_DATASETS.items()}
     return text if text == IMAGENET else ours.get(text.lower(), text.lower())
 
@@ -77,7 +79,7 @@ class Matching(Common):
     """What experts and the matching of them have in common: data, network, augmentation, and where experts are."""
 
     # fmt: off
-    dataset: str = varied(Common, "dataset", kind=dataset_name, choices=(*DATASETS, IMAGENET),
+    dataset: str = varied(Common, "dataset", kind=dataset_name, choices=Names((*NAMES, IMAGENET)),
         help="real data set, as in a run without a verb; also CIFAR10, CIFAR100, Tiny, and ImageNet with --subset")
     root: str = varied(Common, "root", aliases=("--data_path",))
     im_size: int | None = varied(Common, "im_size", aliases=("--res",))
@@ -129,7 +131,7 @@ class Matching(Common):
         """The operations of --dsa_strategy, or ``none``."""
         if not self.dsa:
             return "none"
-        return self.dsa_strategy or (STRATEGY.replace("_flip", "") if DATASETS[self.dataset].upright else STRATEGY)
+        return self.dsa_strategy or (STRATEGY.replace("_flip", "") if known(self.dataset).upright else STRATEGY)
 
     @property
     def model_name(self) -> str:
@@ -150,11 +152,11 @@ class Matching(Common):
         """The folder of these experts, laid out as MTT's and FTD's are (their ``buffer.py``)."""
         names = {own: name for name, own in FIELD_DATASETS.items()}
         if self.dataset in SUBSETS:
-            data = Path(IMAGENET, self.dataset, str(self.im_size or DATASETS[self.dataset].image_size))
+            data = Path(IMAGENET, self.dataset, str(self.im_size or known(self.dataset).image_size))
         else:
-            size = "" if self.im_size in (None, DATASETS[self.dataset].image_size) else f"_{self.im_size}"
+            size = "" if self.im_size in (None, known(self.dataset).image_size) else f"_{self.im_size}"
             plain = "" if self.zca or self.dataset == FIELD_DATASETS["Tiny"] else "_NO_ZCA"
-            data = Path(f"{names.get(self.dataset, self.dataset)}{size}{plain}")
+            data = Path(f"{names.get(self.dataset, self.dataset_label)}{size}{plain}")
         return Path(self.buffer_path) / data / self.model_name
 
     def validate(self) -> list[str]:
@@ -291,7 +293,7 @@ class FtdConfig(Matching, Distilling):
         """See ``Distilling``."""
         method = f"ftd, {self.syn_steps} steps for {self.expert_epochs} epochs, from below {self.max_start_epoch}"
         return {
-            "data set": f"{self.dataset}{', ZCA of pixels' if self.zca else ''}",
+            "data set": f"{self.dataset_label}{', ZCA of pixels' if self.zca else ''}",
             "method": f"{method}{', without Hessian' if self.hessian == 'none' else ''}",
             "images per class": f"{self.num_per_class}{', learnt labels' if self.soft_labels else ''}",
         }

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from framework.data.parts import Part, Source
 from framework.data.preprocess import Pixels, Preprocess, Standardise, Zca, ZcaPixels, chunks
-from framework.data.registry import DatasetInfo, open_source
+from framework.data.registry import DatasetInfo, Reading, kind_of, open_source
 from framework.data.splits import RealData, Split, StreamedImages, balanced_subset, validation_split
 from framework.data.store import StoredImages, open_store
 from framework.errors import UserError, one_line
@@ -40,7 +40,7 @@ class DataSpec:
     """What to load, and how.
 
     Args:
-        name: one of ``registry.DATASETS``.
+        name: one of ``registry.NAMES``.
         root: folder that holds the data set's files; each reader's docstring says where.
         zca: whiten with ``Zca`` instead of standardising each channel.
         zca_reg: its regularisation, as a share of the mean eigenvalue.
@@ -52,6 +52,7 @@ class DataSpec:
         workers: threads that decode image files, 0 for one per core.
         data_cache: ``device``, ``disk`` or ``auto``; see ``streams``.
         cache_dir: where ZCA matrices and decoded images are kept (default: ``files.cache_folder``).
+        reading: what the user says of their own data.
 
     Raises:
         UserError: a number is out of its range.
@@ -68,6 +69,7 @@ class DataSpec:
     workers: int = 0
     data_cache: str = "auto"
     cache_dir: Path | None = None
+    reading: Reading | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.val_fraction < 1:
@@ -81,6 +83,11 @@ class DataSpec:
     def cache(self) -> Path:
         """Where caches are kept."""
         return self.cache_dir or cache_folder()
+
+    @property
+    def kind(self) -> str:
+        """What splits and caches are named by: where one's own data lie makes no difference to them."""
+        return kind_of(self.name)
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,7 @@ def list_data(spec: DataSpec) -> Listing:
     Raises:
         UserError: a flag is wrong, or what is known of a file before it is decoded.
     """
-    info, source = open_source(spec.name, spec.root, spec.im_size)
+    info, source = open_source(spec.name, spec.root, spec.im_size, spec.reading)
     return Listing(spec, info, source, *_train_and_val(spec, source))
 
 
@@ -158,6 +165,8 @@ def load_listed(
     streamed = streams(spec.data_cache, count, info, device)
     fit = _fit_bytes(spec, info, len(train)) if preprocess is None else 0
     _require_memory(0 if streamed else count, info, fit, device)
+    for line in source.lines if progress else ():
+        print(line, file=sys.stderr)
     if streamed and progress:
         print(f"{spec.name}: streaming images from {spec.cache} (--data_cache)", file=sys.stderr)
     images = _Images(spec, info, streamed, progress)
@@ -176,6 +185,7 @@ def load_listed(
         None if val is None else split(images.read(val_part, val), val_part, val),
         split(images.read(source.test, test), source.test, test),
         fitted,
+        None if source.identity is None else f"{spec.kind} {source.identity()}",
     )
 
 
@@ -183,12 +193,12 @@ def _train_and_val(spec: DataSpec, source: Source) -> tuple[torch.Tensor, torch.
     """Which images of the training part train, and which of it or of the validation part select."""
     train, val = torch.arange(len(source.train.labels)), None
     if spec.val_fraction > 0 and source.val is None:
-        train, val = validation_split(source.train.labels, source.class_names, spec.val_fraction, spec.name)
+        train, val = validation_split(source.train.labels, source.class_names, spec.val_fraction, spec.kind)
     elif spec.val_fraction > 0 and source.val is not None:
         val = torch.arange(len(source.val.labels))
     if spec.limit_train is not None:
         labels = source.train.labels[train]
-        train = train[balanced_subset(labels, len(source.class_names), spec.limit_train, spec.name)]
+        train = train[balanced_subset(labels, len(source.class_names), spec.limit_train, spec.kind)]
     return train, val
 
 
@@ -210,7 +220,7 @@ class _Images:
             # All of it, so that runs with other splits and limits share it.
             shape = (self.info.channels, self.info.image_size, self.info.image_size)
             self.stores[id(part)] = open_store(
-                part, self.spec.name, shape, self.spec.cache, self.spec.workers, self.progress
+                part, self.spec.kind, shape, self.spec.cache, self.spec.workers, self.progress
             )
         return self.stores[id(part)].take(rows)
 
@@ -237,7 +247,7 @@ def _cached(
     digest = hashlib.blake2b(repr(about).encode(), digest_size=16)
     for rows in chunks(images):
         digest.update(images[rows].contiguous().numpy().data)
-    path = spec.cache / f"{kind.kind}-{spec.name}-{digest.hexdigest()}.safetensors"
+    path = spec.cache / f"{kind.kind}-{spec.kind}-{digest.hexdigest()}.safetensors"
     try:
         if path.exists():
             stored = Preprocess.from_tensors(load_file(path))

@@ -71,10 +71,7 @@ class ArrayPart:
 
     def read(self, indices: torch.Tensor, workers: int = 0, progress: bool = False) -> torch.Tensor:
         """See ``Part.read``; the array is in memory, so there is no file to spread over workers."""
-        chosen = self.pixels[indices]
-        if chosen.shape[-1] == self.size:
-            return chosen
-        return torch.cat([_resize(chunk, self.size) for chunk in torch.split(chosen, _IMAGES_PER_RESIZE)])
+        return resized(self.pixels[indices], self.size)
 
     def fingerprint(self) -> str:
         """See ``Part.fingerprint``; here that of the pixels."""
@@ -133,6 +130,12 @@ class Source:
     train: Part
     val: Part | None
     test: Part
+    shape: tuple[int, int, int] | None = None
+    """(C, H, W) of its images; None: as the table of data sets has it."""
+    identity: Callable[[], str] | None = None
+    """Of one's own data: what changes with what they hold, and with nothing else."""
+    lines: tuple[str, ...] = ()
+    """What was not plain, for people."""
 
 
 Reader = Callable[[Path, int], Source]
@@ -194,6 +197,13 @@ def _sixteen_to_eight_bits(image: Image.Image) -> Image.Image:
     if levels.min() < 0 or levels.max() > 0xFFFF:
         raise ValueError("grey levels outside 0..65535, save it with 8 or 16 bits")
     return Image.fromarray((levels >> 8).astype(np.uint8))
+
+
+def resized(pixels: torch.Tensor, size: int) -> torch.Tensor:
+    """Square (N, C, H, H) uint8 images at ``size`` pixels a side (bilinear, antialiased); themselves if they are."""
+    if pixels.shape[-1] == size:
+        return pixels
+    return torch.cat([_resize(chunk, size) for chunk in torch.split(pixels, _IMAGES_PER_RESIZE)])
 
 
 def _resize(pixels: torch.Tensor, size: int) -> torch.Tensor:

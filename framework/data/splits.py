@@ -13,6 +13,9 @@ from framework.data.preprocess import Map, Pixels, Preprocess
 from framework.errors import UserError
 from framework.rng import generator
 
+TEST_SHARE = 0.2
+"""Of each class's images, where data come without a test part."""
+
 
 @dataclass(frozen=True)
 class StreamedImages:
@@ -84,6 +87,8 @@ class RealData:
     val: Split | None
     test: Split
     preprocess: Preprocess
+    identity: str | None = None
+    """Of one's own data: what changes with what they hold; None: their name says it all."""
 
     @property
     def num_classes(self) -> int:
@@ -143,6 +148,29 @@ def validation_split(
     ranks = _rank_within_class(labels, len(class_names), generator(0, "validation-split", name))
     is_val = ranks < held_out[labels]
     return (~is_val).nonzero().flatten(), is_val.nonzero().flatten()
+
+
+def test_split(labels: torch.Tensor, class_names: tuple[str, ...], where: object) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ascending indices of training and of test images, for data that come without a test part.
+
+    A fifth of each class, at least one image, are the test part: always the same images of the same labels.
+
+    Args:
+        labels: (N,) int64 in 0..K-1, each of them there.
+        class_names: K of them.
+        where: the data, for the message.
+
+    Raises:
+        UserError: a class has one image only.
+    """
+    counts = labels.bincount(minlength=len(class_names))
+    if (counts < 2).any():
+        short = class_names[int((counts < 2).nonzero()[0])]
+        raise UserError(f"{where}: no test part, and class {short} has one image, which cannot be in two parts; add a "
+                        "test part, or images")  # fmt: skip
+    held_out = (counts.double() * TEST_SHARE).round().long().clamp(min=1)
+    is_test = _rank_within_class(labels, len(class_names), generator(0, "test-split")) < held_out[labels]
+    return (~is_test).nonzero().flatten(), is_test.nonzero().flatten()
 
 
 def require_random_real(

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from framework.data.registry import DATASETS
+from framework.data.registry import known
 from framework.distilled.formats import LABELS, write_h5, write_npz, write_pt, write_safetensors
 from framework.distilled.names import DDRANKING
 from framework.distilled.set import Distilled
@@ -103,11 +103,11 @@ def _ddranking(distilled: Distilled, path: Path, dataset: str | None) -> str:
     Its scores take images (N, 3, H, W) float32 that are normalised like its test images, and hard labels (N,) int64
     or soft ones (N, K) float32, which a softmax turns into a distribution: so these are the logarithms of ours.
     """
-    name = dataset or DATASETS[distilled.config.dataset].ddranking
+    name = dataset or known(distilled.config.dataset).ddranking
     if name is None or distilled.images.shape[1] != 3:
         raise UserError(
-            f"--to ddranking: it knows colour images of {', '.join(DDRANKING)} only, not {distilled.config.dataset}; "
-            "if the set is of one of those, say so with --ddranking_dataset"
+            f"--to ddranking: it knows colour images of {', '.join(DDRANKING)} only, not "
+            f"{distilled.config.dataset_label}; if the set is of one of those, say so with --ddranking_dataset"
         )
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in DDRANKING[name])
     images = (distilled.preprocess.inverse(distilled.images, clip=False) - mean) / std

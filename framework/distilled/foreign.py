@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from framework.config.bptt import Config
+from framework.data.pixels import eight_bits, in_range, white_of
 from framework.data.preprocess import Preprocess, Standardise
 from framework.data.subsets import SUBSETS
 from framework.distilled.formats import LR, Stored
@@ -129,8 +130,7 @@ def understood(
         white, told = _range_of(images, path)
         lines += told
     _check_range(images, path, white)
-    images = (images * (255 / white)).round().clamp(0, 255).to(torch.uint8)
-    return Understood(images, weights, by_class, white, lines)
+    return Understood(eight_bits(images, white), weights, by_class, white, lines)
 
 
 def learnt_rate(stored: Stored, path: Path) -> tuple[float, str] | None:
@@ -201,11 +201,12 @@ def _range_of(images: Tensor, path: Path) -> tuple[int, list[str]]:
     Raises:
         UserError: it could be either.
     """
-    low, high = images.min().item(), images.max().item()
-    whole = not images.is_floating_point()
-    if not whole and high <= 1 + 0.5 / 255:
+    low, high, floating = images.min().item(), images.max().item(), images.is_floating_point()
+    whole = not floating or torch.equal(images, images.round())
+    white = white_of(low, high, floating=floating, whole=whole)
+    if white == 1:
         return 1, []
-    if high >= 16 or (high >= 2 and (whole or torch.equal(images, images.round()))):
+    if white == 255:
         return 255, [f"{path}: values in {low:.4g}..{high:.4g} are taken as pixels of 0..255 (--pixel_range 255)"]
     raise UserError(f"{path}: --preprocess pixels, but values are in {low:.4g}..{high:.4g}, which may be of 0..1 or "
                     "0..255; give --pixel_range, or the --preprocess that made them")  # fmt: skip
@@ -218,7 +219,7 @@ def _check_range(images: Tensor, path: Path, white: int) -> None:
         UserError: they are not.
     """
     low, high = images.min().item(), images.max().item()
-    if low < -0.5 * white / 255 or high > white + 0.5 * white / 255:
+    if not in_range(low, high, white):
         raise UserError(f"{path}: --preprocess pixels, but values are in {low:.4g}..{high:.4g}, outside 0..{white}; "
                         "give the --preprocess that made them")  # fmt: skip
 

@@ -13,7 +13,7 @@ from framework.config.bptt import Config
 from framework.config.common import Distilling
 from framework.data.load import Listing, list_data, load_listed
 from framework.data.preprocess import Preprocess, Standardise
-from framework.data.registry import DATASETS, DatasetInfo
+from framework.data.registry import DatasetInfo, known
 from framework.data.splits import require_random_real
 from framework.distilled.foreign import Target, from_foreign, preprocessed
 from framework.distilled.formats import Stored
@@ -114,13 +114,12 @@ def _open_foreign(stored: Stored, args: argparse.Namespace) -> tuple[Distilled, 
     given_too = {name: getattr(args, name) for name in ("width", "zca_reg") if getattr(args, name) is not None}
     config = Config(**settings, **given_too, inner_optim="Adam", inner_lr=0.001, num_train_eval=5)
     config.validate()
-    info = DATASETS[args.dataset]
-    if args.mean is not None and len(args.mean) != info.channels:
-        raise UserError(f"--mean: {args.dataset} has {info.channels} channel(s); give that many")
-    target, listing = _before_download(info, args.im_size, stored), None
+    target, listing = _before_download(known(args.dataset), args.im_size, stored), None
     if target is None:
         listing = _listed(config, args)
         target = Target(listing.name, listing.image_shape, listing.class_names)
+    if args.mean is not None and len(args.mean) != target.shape[0]:
+        raise UserError(f"--mean: {args.dataset} has {target.shape[0]} channel(s); give that many")
     found = from_foreign(
         stored, args.set, target, config, pixels=args.preprocess == "pixels", white=args.pixel_range,
         label_kind=args.label_kind or "auto", learnt=args.inner_lr is None,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from framework.data.registry import label_of
 from framework.data.splits import RealData, Split
 from framework.distilled.set import Distilled
 from framework.errors import UserError
@@ -99,7 +100,7 @@ def evaluate(
     }  # fmt: skip
     return Judgement(
         source=str(distilled.source),
-        dataset=real.name,
+        dataset=label_of(real.name),
         recipe=recipe.name,
         recipe_text=recipe.text,
         lengths=list(recipe.lengths),

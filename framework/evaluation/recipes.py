@@ -7,7 +7,7 @@ from torch import Tensor
 
 from framework.config.matching import STRATEGY as DC_STRATEGY
 from framework.config.matching import FtdConfig
-from framework.data.registry import DATASETS
+from framework.data.registry import known
 from framework.distilled.labels import sorted_by_class
 from framework.distilled.set import Distilled
 from framework.errors import UserError
@@ -105,7 +105,7 @@ def make_recipe(
     if name == "mtt" and isinstance(c, FtdConfig):
         return matching_recipe(c, images, side, given_lr or c.lr_teacher, eval_steps)
     if name in ("dc", "mtt"):
-        strategy = DC_STRATEGY.replace("_flip", "") if DATASETS[c.dataset].upright else DC_STRATEGY
+        strategy = DC_STRATEGY.replace("_flip", "") if known(c.dataset).upright else DC_STRATEGY
         augmentation = Augmentation(strategy, False, side)
         return _decayed(name, images, augmentation, given_lr or DC_LR, DC_EPOCHS, DC_BATCH, eval_steps)
     equal, _ = sorted_by_class(distilled.labels)

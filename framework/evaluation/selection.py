@@ -101,7 +101,7 @@ class Assessor:
         c, real = self.config, self.parts.real
         tensors = {"images": best.images, "labels": best.labels}
         checkpoint.save(folder / files.BEST, {"config": c.to_json(), **best.facts, **tensors})
-        provenance = {"dataset": c.dataset, "config": json.loads(c.to_json()), **environment(self.device)}
+        provenance = {"dataset": c.dataset_label, "config": json.loads(c.to_json()), **environment(self.device)}
         checkpoint.save_tensors(
             folder / files.SET,
             {**tensors, **real.preprocess.tensors()},
@@ -142,7 +142,7 @@ class Assessor:
             "distilled set": files.SET,
         }  # fmt: skip
         summary = Summary(
-            dataset=c.dataset,
+            dataset=c.dataset_label,
             policy=c.policy,
             seed=c.seed,
             epochs=epochs,

@@ -33,7 +33,7 @@ from framework.data.digits import read_digits
 from framework.data.folders import read_cub, read_imagefolder, read_imagenet, read_tiny_imagenet
 from framework.data.parts import ArrayPart, Part, Source, decode_image
 from framework.data.readers import read_cifar10, read_fashion_mnist, read_mnist, read_svhn
-from framework.data.registry import DATASETS, open_source
+from framework.data.registry import DATASETS, FORMS, OWN, open_source
 from framework.data.subsets import SUBSETS
 from framework.distilled import formats
 from framework.errors import UserError, one_line
@@ -175,7 +175,7 @@ def test_describe_needs_no_files(expected: tuple[object, ...], tmp_path: Path) -
 
 
 def test_every_data_set_has_a_reader() -> None:
-    for info in DATASETS.values():
+    for info in (*DATASETS.values(), *OWN.values()):
         assert callable(resolve_name(f"framework.data.{info.reader}"))
 
 
@@ -899,7 +899,8 @@ def test_real_jpeg_cifar_streams_the_same_images(jpeg_cifar: Path, tmp_path: Pat
 
 
 def test_the_command_line_offers_exactly_the_readers_there_are() -> None:
-    assert set(FLAGS["dataset"].choices or ()) == set(DATASETS)
+    assert set(FLAGS["dataset"].choices or ()) == {*DATASETS, *(f"{kind}:{form}" for kind, form in FORMS.items())}
+    assert OWN.keys() == FORMS.keys()
 
 
 def test_links_that_lead_nowhere_are_counted(folder_tree: Tree) -> None:

@@ -12,6 +12,7 @@ from hashlib import md5
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torchvision import datasets
 

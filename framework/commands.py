@@ -86,6 +86,8 @@ def _evaluate_parser() -> Parser:
     add("--mean", type=float, nargs="+", metavar="M", help="of each channel, in 0..1 [read by standardise]")
     add("--std", type=float, nargs="+", metavar="S", help="the same")
     add("--zca_reg", type=float, help="ZCA regularisation (default: 0.1) [read by zca]")
+    add("--hf_image", metavar="COLUMN", help="of the real data, as in a run [read by --dataset hf:...]")
+    add("--hf_label", metavar="COLUMN", help="the same")
     add("--im_size", type=_positive, metavar="PIXELS", help="the real images are resized to this")
     add("--labels", type=Path, metavar="FILE",
         help="the labels of a .pt file of images alone (default: labels_best.pt beside images_best.pt)")  # fmt: skip

@@ -123,7 +123,7 @@ def data_spec(c: Common) -> DataSpec:
         workers=c.workers,
         data_cache=c.data_cache,
         cache_dir=None if c.cache_dir is None else Path(c.cache_dir),
-        reading=Reading(c.pixel_range),
+        reading=Reading(c.pixel_range, c.hf_image, c.hf_label),
     )
 
 

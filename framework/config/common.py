@@ -29,6 +29,9 @@ GROUPS = (
 """Of flags, in the order of ``--help``."""
 
 
+_HF: dict[str, Any] = {"read_by": "--dataset hf:...", "reads": lambda config: kind_of(config.dataset) == "hf"}
+
+
 @dataclass(frozen=True)
 class Common(ABC):
     """What every verb that starts processes takes. Frozen: nothing may change a flag while running."""
@@ -45,14 +48,18 @@ class Common(ABC):
     dataset: str = flag("digits", "data",
         "real data set to distil: digits (embedded, needs no files), one that is downloaded to ROOT if missing "
         f"({', '.join(DOWNLOADED)}), one of image files ({', '.join(IMAGE_FILES[:-1])}: ImageNet and ten classes of "
-        "it), imagefolder (ROOT/train/<class>/*, ROOT/{val,test}/<class>/*), or npz:FILE (arrays x_train, y_train, "
-        "x_test, y_test, or images and labels)",
+        "it), imagefolder (ROOT/train/<class>/*, ROOT/{val,test}/<class>/*), npz:FILE (arrays x_train, y_train, "
+        "x_test, y_test, or images and labels), or hf:FOLDER_OR_NAME (needs the package datasets)",
         choices=NAMES, metavar="NAME")
     root: str = flag("./dataset", "data", "folder that holds the data set's files",
         metavar="DIR", resume="free", read_by="all but digits", reads=lambda c: c.dataset != "digits")
     pixel_range: int | None = flag(None, "data", "the value of white in floating-point images, 1 or 255 (default: as "
         "the values tell, where they are certain)", kind=int, choices=(1, 255), read_by="--dataset npz:FILE",
         reads=lambda c: kind_of(c.dataset) == "npz")
+    hf_image: str | None = flag(None, "data", "the column of pictures (default: the one that is plain)", kind=str,
+        metavar="COLUMN", **_HF)
+    hf_label: str | None = flag(None, "data", "the column of classes (default: the one that is plain)", kind=str,
+        metavar="COLUMN", **_HF)
     im_size: int | None = flag(None, "data", "resize images to this many pixels a side (default: the data set's own)",
         kind=int, minimum=1, metavar="PIXELS")
     val_fraction: float = flag(0.1, "data",
@@ -65,7 +72,7 @@ class Common(ABC):
         kind=int, nargs="?", const=5000, minimum=1, metavar="N")
     workers: int = flag(0, "data", "threads that decode image files once at the start (0: one per core)",
         aliases=("-j",), minimum=0, resume="free", read_by="data sets of image files",
-        reads=lambda c: c.dataset in IMAGE_FILES)
+        reads=lambda c: kind_of(c.dataset) in (*IMAGE_FILES, "hf"))
     data_cache: str = flag("auto", "data",
         "where real images are kept: device (all, as float32), disk (decoded once into a memory-mapped cache, read by "
         "batches; same numbers), or auto (disk where they would take more than half of the free memory)",

@@ -18,7 +18,7 @@ from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,8 @@ from framework.errors import UserError, one_line
 
 _FILES_PER_TASK = 16
 _IMAGES_PER_RESIZE = 4096
-_DECODING = 2  # raised whenever ``open_picture`` makes other pixels of the same file
+DECODING = 2
+"""Raised whenever ``open_picture`` makes other pixels of the same file."""
 _TELLING = Lock()
 
 # What Pillow raises for a file that is no image, or only the beginning of one.
@@ -110,7 +111,7 @@ class FilePart:
 
     def fingerprint(self) -> str:
         """See ``Part.fingerprint``. Raises ``UserError`` naming the first file that is not there."""
-        digest = blake2b(repr((PIL.__version__, _DECODING, self.size)).encode(), digest_size=16)
+        digest = blake2b(repr((PIL.__version__, DECODING, self.size)).encode(), digest_size=16)
         # Names below the folder that all have in common: a tree that was moved is still the same.
         common = len(os.path.commonpath(self.paths))
         for path in self.paths:
@@ -152,22 +153,28 @@ def decode_image(path: str, size: int) -> npt.NDArray[np.uint8]:
     return np.asarray(ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR))
 
 
-def open_picture(path: str | Path) -> Image.Image:
-    """Decode the image at ``path`` in its own size: mode L where it is grey, else RGB.
+def open_picture(file: str | Path | BinaryIO, name: object = None) -> Image.Image:
+    """Decode an image file in its own size: mode L where it is grey, else RGB.
 
     It is turned as its EXIF orientation says; 16-bit grey levels keep their upper 8 bits; what is transparent is
     laid over black, which is said once.
+
+    Args:
+        file: its path, or the file.
+        name: of it, for messages (None: the path).
 
     Raises:
         UserError: the file is missing, damaged, no image, or has levels that no 8-bit image can show.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             upright = _sixteen_to_eight_bits(ImageOps.exif_transpose(image))
             mode = "L" if upright.mode in ("L", "LA", "1") else "RGB"
             return _over_black(upright).convert(mode)
     except _PILLOW_ERRORS as error:
-        raise UserError(f"{path}: not a readable image ({one_line(error)}); replace or remove it") from error
+        raise UserError(
+            f"{file if name is None else name}: not a readable image ({one_line(error)}); replace or remove it"
+        ) from error
 
 
 def _over_black(image: Image.Image) -> Image.Image:

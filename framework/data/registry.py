@@ -71,9 +71,10 @@ DATASETS: dict[str, DatasetInfo] = {info.name: info for info in (
 )}
 OWN: dict[str, DatasetInfo] = {info.name: info for info in (
     DatasetInfo("npz", 3, 32, None, None, None, "arrays:read_npz", "own"),
+    DatasetInfo("hf", 3, 32, None, None, None, "huggingface:read_hf", "own"),
 )}
 """Kinds of the user's own data, by what stands before the colon; each with the word that ``FORMS`` has after it."""
-FORMS = {"npz": "FILE"}
+FORMS = {"npz": "FILE", "hf": "FOLDER_OR_NAME"}
 # fmt: on
 
 
@@ -83,6 +84,10 @@ class Reading:
 
     white: int | None = None
     """The value of a white pixel in floating-point images, 1 or 255; None: as the values tell."""
+    image: str | None = None
+    """The column of pictures in a table; None: the one that is plain."""
+    label: str | None = None
+    """That of classes."""
 
 
 class Names(tuple[str, ...]):

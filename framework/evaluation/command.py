@@ -29,7 +29,8 @@ from framework.report.tables import judgement_table, write_judgement
 from framework.run.distributed import resolve_device
 from framework.run.interrupt import StopRequest
 
-FOREIGN = ("dataset", "preprocess", "pixel_range", "mean", "std", "zca_reg", "im_size", "labels", "label_kind")
+FOREIGN = ("dataset", "preprocess", "pixel_range", "mean", "std", "zca_reg", "im_size", "labels", "label_kind",
+           "hf_image", "hf_label")  # fmt: skip
 """Flags about files of other programs."""
 
 PLACES = ("root", "data_cache", "cache_dir")
@@ -111,7 +112,11 @@ def _open_foreign(stored: Stored, args: argparse.Namespace) -> tuple[Distilled, 
     # Optimiser and augmentation of both papers' commands, for want of a run's own.
     whitening = {kind: args.preprocess == kind for kind in ("zca", "zca_pixels")}
     settings = {"dataset": args.dataset, "im_size": args.im_size, **whitening}
-    given_too = {name: getattr(args, name) for name in ("width", "zca_reg") if getattr(args, name) is not None}
+    given_too = {
+        name: getattr(args, name)
+        for name in ("width", "zca_reg", "hf_image", "hf_label")
+        if getattr(args, name) is not None
+    }
     config = Config(**settings, **given_too, inner_optim="Adam", inner_lr=0.001, num_train_eval=5)
     config.validate()
     target, listing = _before_download(known(args.dataset), args.im_size, stored), None

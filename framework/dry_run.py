@@ -229,8 +229,8 @@ def _described(c: Common, processes: int) -> DatasetInfo:
         return replace(listing.info, num_classes=classes, train_size=counts[0], test_size=counts[1])
     info = describe(c.dataset, Path(c.root), c.im_size)
     check_against_data(c, info.num_classes, info.image_size)
-    if isinstance(c, Config) and c.ckptname != "none":
-        open_stored(Path(c.ckptname), needs_labels=False)  # whether it fits is known once the data are here
+    if isinstance(c, Config) and c.start_set is not None:
+        open_stored(Path(c.start_set[1]), needs_labels=False)  # whether it fits is known once the data are here
     if info.num_classes is not None and info.train_size is not None:
         _check_sizes(c, info.num_classes, _train_sizes(c, info.train_size)[1])
     return info

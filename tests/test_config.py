@@ -32,7 +32,7 @@ OURS = """
 --resume --ckpt_epochs --ckpt_minutes --dry_run --device --nproc --dist_url --dist_backend --engine
 --norm --act --pool --psp_patches --psp_lambda --meta_batch --chunk --precision --channels_last --accelerate
 --lowrank_rank --lowrank_oversampling --lowrank_power_iters --lowrank_refresh --lowrank_metric --lowrank_random
---data_cache --cache_dir --zca_pixels --pixel_range --hf_image --hf_label
+--data_cache --cache_dir --zca_pixels --pixel_range --hf_image --hf_label --init
 --max_bad_steps --deterministic
 """
 AUTOMATIC = """

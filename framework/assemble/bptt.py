@@ -8,10 +8,10 @@ from torch import nn
 from framework.assemble.common import Parts, bare_network, check_packages, execution_for, listed, read_data
 from framework.config.bptt import LEARNING, Config, resolve_patience
 from framework.data.load import Listing
-from framework.data.splits import RealData
+from framework.data.splits import RealData, draw_per_class
 from framework.distill_higher import BackpropThroughTime, make_engine
 from framework.distilled.foreign import Target
-from framework.distilled.start import Start, read_start
+from framework.distilled.start import Start, filled, read_start
 from framework.inner.augment import Augmentation
 from framework.inner.kernels import Execution
 from framework.inner.loop import InnerLoop
@@ -150,24 +150,30 @@ def make_policy(c: Config, num_classes: int, real_batch: int) -> Policy:
 
 
 def start_for(c: Config, listing: Listing) -> Start | None:
-    """The set of --ckptname, if any, which must fit listed data.
+    """The set of --init or --ckptname, if any, which must fit listed data.
 
     Raises:
         UserError: naming the flag.
     """
-    if c.ckptname == "none":
+    if c.start_set is None:
         return None
-    return read_start(Path(c.ckptname), Target(c.dataset, listing.image_shape, listing.class_names), c.num_per_class)
+    flag, path = c.start_set
+    target = Target(c.dataset, listing.image_shape, listing.class_names)
+    return read_start(Path(path), target, c.num_per_class, flag)
 
 
 def _new_set(c: Config, real: RealData, start: Start | None, device: torch.device) -> tuple[SyntheticSet, list[str]]:
-    """The synthetic set before the first step: noise and one-hot labels, or those of --ckptname; lines about these."""
-    classes = real.num_classes
-    images = noise_images(classes, c.num_per_class, real.image_shape, generator(c.seed, "synthetic images"))
+    """The synthetic set before the first step, from noise, real images or a set; lines about the last."""
+    classes, gen = real.num_classes, generator(c.seed, "synthetic images")
     labels, lines = one_hot_labels(classes, c.num_per_class), []
+    if c.init == "real":
+        images = real.train.batch(draw_per_class(real.train.labels.cpu(), classes, c.num_per_class, gen))
+    else:
+        images = noise_images(classes, c.num_per_class, real.image_shape, gen)
     if start is not None:
-        images, line = start.images_under(real.preprocess)
-        labels, lines = start.labels, [*start.lines, *([] if line is None else [line])]
+        given, line = start.images_under(real.preprocess)
+        images, labels = filled(images, given, classes), filled(labels, start.labels, classes)
+        lines = [*start.lines, *([] if line is None else [line])]
     synthetic = SyntheticSet(
         images.to(device),
         labels.to(device),

@@ -15,6 +15,7 @@ from framework.outer.policies.registry import POLICIES, that
 ENGINES = ("higher", "replay", "lowrank")
 AUTOMATIC, RESIZING, LEARNING = that("automatic"), that("resizes"), that("learns")
 PAPERS_EPOCHS = 2000  # above these, a share of all epochs is far from the 30 epochs of the public code
+INITS = ("noise", "real")  # anything else is a set
 MOVING = ("at-bptt", "at-bptt-positions")
 PATIENCE = re.compile(r"\d+(\.\d+)?[TE]|[1-9]\d*")  # a fraction of T or of all epochs, or whole epochs
 
@@ -55,9 +56,11 @@ class Config(Distilling):
     normalize_syn: bool | None = switch(None, "synthetic set",
         "scale images back to Euclidean norm 1 after every outer step (default: True under at-bptt-pp, else False)",
         negation="--no_normalize_syn", read_by="runs without --freeze_data", reads=lambda c: not c.freeze_data)
-    ckptname: str = flag("none", "synthetic set",
-        "start from this distilled set instead of noise: a run's folder, or a file or image folder of this program or "
-        "another, as evaluate reads them; brought into the run's preprocessing", metavar="FILE")
+    init: str = flag("noise", "synthetic set",
+        "start from noise, from real (random training images of each class), or from a distilled set: a run's folder, "
+        "or a file or image folder of this program or another, as evaluate reads them; brought into the run's "
+        "preprocessing, and where it has fewer images per class, topped up with noise", metavar="noise|real|SET")
+    ckptname: str = flag("none", "synthetic set", "the ancestors' name for --init SET", metavar="SET")
 
     # Inner loop
     inner_optim: str = flag("SGD", "inner loop",
@@ -247,9 +250,22 @@ class Config(Distilling):
         }
 
     @property
+    def start_set(self) -> tuple[str, str] | None:
+        """The flag that names a set to start from, and the set; None: from noise or real images."""
+        if self.ckptname != "none":
+            return "--ckptname", self.ckptname
+        return None if self.init in INITS else ("--init", self.init)
+
+    @property
     def given_set(self) -> str | None:
         """See ``Distilling``."""
-        return None if self.ckptname == "none" else self.ckptname
+        return None if self.start_set is None else self.start_set[1]
+
+    @property
+    def real_per_class(self) -> tuple[str, int] | None:
+        """See ``Common``."""
+        real = ("--init real", self.num_per_class) if self.init == "real" else None
+        return super().real_per_class or real
 
     @property
     def policy(self) -> str:
@@ -329,6 +345,8 @@ class Config(Distilling):
         check_strategy("syn_strategy", self.syn_strategy)
         check_strategy("real_strategy", self.real_strategy)
         c = self
+        if c.init != "noise" and c.ckptname != "none":
+            raise UserError(f"--init {c.init} and --ckptname {c.ckptname} are two starts: give one of them")
         if c.zca and c.zca_pixels:
             raise UserError("--zca and --zca_pixels are two preprocessings: give one of them")
         if c.policy != "bptt" and c.window > c.totwindow:

@@ -1,6 +1,6 @@
-"""The set that a run starts from, in the run's own preprocessing: ``--ckptname``."""
+"""The set that a run starts from, in the run's own preprocessing: ``--init SET``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,16 +23,19 @@ class Start:
 
     path: Path
     images: Tensor
-    """(K * per_class, C, H, W), sorted by class: uint8 pixels, or float32 as networks saw them."""
+    """(K * n, C, H, W), sorted by class: uint8 pixels, or float32 as networks saw them; n is at most the run's images
+    per class."""
     labels: Tensor
-    """(K * per_class, K) float32 class weights."""
+    """(K * n, K) float32 class weights."""
     made: Preprocess | None
     """The preprocessing that the images were made under, None where the file does not say."""
     lines: list[str]
     """What was not plain."""
+    flag: str = "--init"
+    """What named it."""
 
     def images_under(self, preprocess: Preprocess) -> tuple[Tensor, str | None]:
-        """(K * per_class, C, H, W) float32 images as the run's networks see them, and a line on what was done.
+        """(K * n, C, H, W) float32 images as the run's networks see them, and a line on what was done.
 
         From one preprocessing to another they go through natural colours that are neither clipped nor rounded.
 
@@ -49,7 +52,7 @@ class Start:
         try:
             images = preprocess.of_natural(self.made.inverse(self.images, clip=False))
         except UserError as error:
-            raise UserError(f"--ckptname {self.path}: {error}") from error
+            raise UserError(f"{self.flag} {self.path}: {error}") from error
         return images, f"{self.path}: {_conversion(self.made.kind, preprocess.kind)}"
 
 
@@ -75,7 +78,15 @@ def _conversion(made: str, now: str) -> str:
     return done
 
 
-def read_start(path: Path, target: Target, per_class: int) -> Start:
+def filled(start: Tensor, given: Tensor, classes: int) -> Tensor:
+    """``start`` (K * per_class, ...) with the first n rows of each of K classes replaced by ``given`` (K * n, ...)."""
+    both = start.unflatten(0, (classes, -1)).clone()
+    both[:, : len(given) // classes] = given.unflatten(0, (classes, -1))
+    result: Tensor = both.flatten(0, 1)
+    return result
+
+
+def read_start(path: Path, target: Target, per_class: int, flag: str = "--init") -> Start:
     """Read a set in any form that ``open_stored`` reads, ours or another program's, for a run on ``target``.
 
     Our own say all that is needed. Of others, floating-point images are taken as the run's networks see them and
@@ -85,7 +96,8 @@ def read_start(path: Path, target: Target, per_class: int) -> Start:
     Args:
         path: the file or folder.
         target: the run's data.
-        per_class: the run's images of each class.
+        per_class: the run's images of each class; the set may have fewer, the same number of each.
+        flag: what names the set, for messages.
 
     Raises:
         UserError: the set is missing, damaged or of other classes, shapes or numbers.
@@ -94,17 +106,19 @@ def read_start(path: Path, target: Target, per_class: int) -> Start:
         stored = open_stored(path, needs_labels=False)
         start = _ours(stored, path, target, per_class) if stored.ours else _foreign(stored, path, target, per_class)
     except UnclearLabels as error:
-        raise UserError(f"--ckptname {path}: labels that may be logits, centred or weights; store class weights, none "
+        raise UserError(f"{flag} {path}: labels that may be logits, centred or weights; store class weights, none "
                         "below 0") from error  # fmt: skip
     except UserError as error:
-        raise UserError(f"--ckptname {error}") from error
-    return start
+        raise UserError(f"{flag} {error}") from error
+    has = len(start.images) // len(target.class_names)
+    more = f"{path}: {has} image(s) of each class; the other {per_class - has} start as noise"
+    return replace(start, flag=flag, lines=[*start.lines, *([more] if has < per_class else [])])
 
 
 def _ours(stored: Stored, path: Path, target: Target, per_class: int) -> Start:
     distilled = from_stored(stored, path)
     expected, found = (len(target.class_names) * per_class, *target.shape), tuple(distilled.images.shape)
-    if found != expected:
+    if found[1:] != expected[1:] or found[0] > expected[0]:
         raise UserError(
             f"{path}: needs images of shape {expected}, found {found}; give a set of the same data set, --im_size and "
             "--num_per_class"
@@ -115,12 +129,13 @@ def _ours(stored: Stored, path: Path, target: Target, per_class: int) -> Start:
 
 def _foreign(stored: Stored, path: Path, target: Target, per_class: int) -> Start:
     classes, images = len(target.class_names), stored.tensors["images"]
-    if len(images) != classes * per_class:
+    if len(images) % classes or len(images) > classes * per_class:
         raise UserError(
-            f"{path}: {len(images)} images, not {per_class} of each of {classes} classes; give another --num_per_class "
-            "or set"
+            f"{path}: {len(images)} images, not {per_class} or fewer of each of {classes} classes; give another "
+            "--num_per_class or set"
         )
     found = understood(stored, path, target, pixels=not images.is_floating_point(), white=255)
     if not found.by_class:
-        raise UserError(f"{path}: not {per_class} images of each class by their heaviest label; give another set")
+        count = len(images) // classes
+        raise UserError(f"{path}: not {count} images of each class by their heaviest label; give another set")
     return Start(path, found.images.contiguous(), found.weights, None, found.lines)

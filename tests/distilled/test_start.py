@@ -1,4 +1,4 @@
-"""The set that a run starts from, in every form and under every preprocessing: ``--ckptname``."""
+"""The set that a run starts from, in every form and under every preprocessing: ``--init SET``, ``--ckptname SET``."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cli import TINY, refused
+from loading import loaded
 from PIL import Image
 from sets import CLASSES, KINDS, SIDE, made_up
 
@@ -17,7 +18,7 @@ from framework.distilled.foreign import Target
 from framework.distilled.formats import write_safetensors
 from framework.distilled.names import FORMS
 from framework.distilled.set import Distilled
-from framework.distilled.start import read_start
+from framework.distilled.start import filled, read_start
 from framework.errors import UserError
 from framework.run import checkpoint
 from main import main
@@ -124,7 +125,7 @@ def test_a_set_is_brought_into_the_runs_preprocessing(made: str, now: str, tmp_p
 )
 def test_a_set_of_other_data_is_refused(target: Target, per_class: int, message: str, tmp_path: Path) -> None:
     write_safetensors(made_up().stored(), tmp_path / "set.safetensors")
-    with pytest.raises(UserError, match=f"^--ckptname .*set.safetensors: .*{message}"):
+    with pytest.raises(UserError, match=f"^--init .*set.safetensors: .*{message}"):
         read_start(tmp_path / "set.safetensors", target, per_class)
 
 
@@ -181,8 +182,9 @@ def test_pixels_are_preprocessed_as_real_images_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (IMAGES[:5], NUMBERS[:5], "5 images, not 2 of each of 3 classes; give another --num_per_class or set"),
-        (IMAGES[:5], None, "5 images, not 2 of each of 3 classes; give another --num_per_class or set"),
+        (IMAGES[:5], NUMBERS[:5], "5 images, not 2 or fewer of each of 3 classes; give another --num_per_class"),
+        (IMAGES[:5], None, "5 images, not 2 or fewer of each of 3 classes; give another --num_per_class"),
+        (torch.cat([IMAGES, IMAGES]), None, "12 images, not 2 or fewer of each of 3 classes; give another"),
         (IMAGES, torch.tensor([0, 0, 1, 1, 2, 0]), "not 2 images of each class by their heaviest label"),
         (IMAGES, IMAGES.flatten(1)[:, :3], "labels that may be logits, centred or weights; store class weights"),
         (IMAGES[..., :3], NUMBERS, "images are 3 x 4 x 3, those of cifar10 3 x 4 x 4; give another"),
@@ -195,9 +197,33 @@ def test_a_set_that_does_not_fit_is_refused(
     path = tmp_path / "set.pt"
     torch.save(images if labels is None else (images, labels), path)
     with pytest.raises(UserError) as error:
-        read_start(path, TARGET, IPC)
+        read_start(path, TARGET, IPC, "--ckptname")
     assert str(error.value).startswith(f"--ckptname {path}: {message}")
     assert "\n" not in str(error.value)
+
+
+# ---- fewer images than the run has ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["ours", "tensors"])
+def test_a_smaller_set_is_taken_whole_and_the_rest_left_to_noise(form: str, tmp_path: Path) -> None:
+    if form == "ours":
+        write_safetensors(made_up(soft=True).stored(), path := tmp_path / "set.safetensors")
+        images, labels = made_up(soft=True).images, made_up(soft=True).labels
+    else:
+        torch.save((IMAGES, NUMBERS), path := tmp_path / "set.pt")
+        images, labels = IMAGES, torch.eye(CLASSES)[NUMBERS]
+    start = read_start(path, TARGET, IPC + 3)
+    assert torch.equal(start.images, images) and torch.equal(start.labels, labels)
+    assert start.lines == [f"{path}: 2 image(s) of each class; the other 3 start as noise"]
+
+
+def test_rows_are_filled_class_by_class() -> None:
+    start, given = torch.arange(12.0).view(6, 2), -torch.arange(1.0, 5).view(2, 2)
+    expected = [[-1, -2], [2, 3], [4, 5], [-3, -4], [8, 9], [10, 11]]
+    assert filled(start, given, 2).tolist() == expected
+    assert torch.equal(filled(start, given.repeat(3, 1), 2), given.repeat(3, 1))
+    assert start.tolist() == torch.arange(12.0).view(6, 2).tolist()
 
 
 # ---- whole runs ------------------------------------------------------------------------------------
@@ -218,10 +244,44 @@ def test_a_run_starts_from_a_set_of_another_preprocessing(
 def test_a_run_starts_from_an_exported_image_folder(run: Path, tmp_path: Path) -> None:
     assert main(["export", str(run), "--to", "images", "--output", str(tmp_path / "tree")]) == 0
     flags = [*TINY, "--epochs", "1", "--lr", "1e-12", "--save_dir", str(tmp_path / "run")]
-    assert main([*flags, "--ckptname", str(tmp_path / "tree")]) == 0
+    assert main([*flags, "--init", str(tmp_path / "tree")]) == 0
     given, ended = load_distilled(run), checkpoint.load(tmp_path / "run" / "last.pt")["set"]["images"]
     back = given.preprocess.inverse(ended) - given.preprocess.inverse(given.images)
     assert back.abs().max() <= 0.5 / 255 + 1e-4
+
+
+def test_a_run_starts_from_real_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the right class, different ones, and those of the seed."""
+    flags = [*TINY, "--epochs", "1", "--lr", "1e-12", "--num_per_class", "3", "--init", "real", "--val_fraction", "0.5"]
+    started = []
+    for seed in ("0", "1"):
+        assert main([*flags, "--seed", seed, "--save_dir", str(tmp_path / seed)]) == 0
+        started.append(checkpoint.load(tmp_path / seed / "last.pt")["set"]["images"])
+    real = loaded("digits", val_fraction=0.5)
+    assert isinstance(real.train.images, torch.Tensor)
+    for images in started:
+        # Not by a matrix product, which rounds too much.
+        pairs = torch.cdist(
+            images.flatten(1), real.train.images.flatten(1), compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        distance, nearest = pairs.min(1)
+        assert distance.max() < 1e-6
+        assert real.train.labels[nearest].tolist() == [k for k in range(10) for _ in range(3)]
+        assert len({*nearest.tolist()}) == 30
+    assert not torch.equal(*started)
+    said = refused([*flags, "--limit_train", "20", "--save_dir", str(tmp_path / "few")], capsys)
+    assert "--init real: class 0 has only 2 real image(s), fewer than the 3 distilled" in said
+    assert "--init real and --ckptname x are two starts" in refused([*flags, "--ckptname", "x"], capsys)
+
+
+def test_a_run_starts_from_a_smaller_set(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = load_distilled(run)
+    flags = [*TINY, "--epochs", "1", "--lr", "1e-12", "--save_dir", str(tmp_path / "run")]
+    assert main([*flags, "--num_per_class", "3", "--init", str(run)]) == 0
+    images = checkpoint.load(tmp_path / "run" / "last.pt")["set"]["images"].unflatten(0, (10, 3))
+    assert torch.allclose(images[:, 0], given.images, atol=1e-9)
+    assert torch.allclose(images[:, 1:].flatten(2).norm(dim=2), torch.ones(10, 2))
+    assert f"{run}: 1 image(s) of each class; the other 2 start as noise" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("data", ["here", "elsewhere"])

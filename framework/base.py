@@ -70,7 +70,7 @@ class Run:
                 try:
                     if self.config.eval_only:
                         self._evaluate_alone()
-                    while not self.config.eval_only and self.progress.epoch < self.config.epochs:
+                    while not (self.config.eval_only or self._over):
                         self._epoch()
                     if self.comm.main:  # one process is enough for a few networks at the very end
                         with explained(self._advice):
@@ -162,11 +162,12 @@ class Run:
         c, p = self.config, self.progress
         number = p.epoch + 1
         self.comm.verify(list(self.set.learnt.values()), f"after epoch {number}, the synthetic set")
-        due, last = number % c.test_freq == 0 or number == c.epochs, number == c.epochs
+        due = number % c.test_freq == 0 or number == c.epochs
         # Before any of the state changes: an evaluation that is interrupted is simply done again.
         if due:
             with explained(self._advice):
-                self._evaluate(number, last)
+                self._evaluate(number, last=number == c.epochs)
+        last = number == c.epochs or self._gave_up
         (loss, accuracy), curves = p.means(), self.method.curves()
         facts = self.method.close_epoch(loss, accuracy)
         if self.reporter is not None:
@@ -182,9 +183,19 @@ class Run:
 
     # ---- evaluation --------------------------------------------------------------------------------
 
+    @property
+    def _gave_up(self) -> bool:
+        """Whether --patience has run out."""
+        return self.progress.gave_up(self.config.patience)
+
+    @property
+    def _over(self) -> bool:
+        """Whether there are no more epochs to come."""
+        return self.progress.epoch >= self.config.epochs or self._gave_up
+
     def _evaluate(self, epoch: int, last: bool) -> None:
         """Evaluate the current set in all of its forms; keep the best so far."""
-        p = self.progress
+        p, c = self.progress, self.config
         snapshots = self.set.snapshots()
         entries = [self.assessor.evaluate(epoch, form, snapshot) for form, snapshot in snapshots.items()]
         for entry in entries:  # all are there: one that is interrupted must leave no trace
@@ -192,9 +203,14 @@ class Run:
             p.best = select_best(p.best, entry, snapshots[entry.form])
         if self.reporter is not None:
             assert p.best is not None
-            self.assessor.export(p.best, self.folder, now=last)
+            self.assessor.export(p.best, self.folder, now=last or self._gave_up)
             for entry in entries:
                 self.reporter.evaluated(entry, p.best, p.step, self._seconds())
+            if self._gave_up and not last:
+                self.reporter.say(
+                    f"--patience {c.patience}: {p.fruitless} evaluation(s) in a row were no better; ending after epoch "
+                    f"{epoch} of {c.epochs}"
+                )
 
     def _evaluate_alone(self) -> None:
         """``--eval_only``: evaluate the set as it is, unless the checkpoint has that evaluation."""

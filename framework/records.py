@@ -83,6 +83,7 @@ class Summary:
     python: str
     peak_memory_mib: float
     files: dict[str, str]
+    gave_up: int | None = None  # the epoch after which --patience ended it
 
 
 @dataclass(frozen=True)

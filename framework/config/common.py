@@ -292,6 +292,8 @@ class Distilling(Common):
 
     # Evaluation
     num_train_eval: int = flag(10, "evaluation", "fresh networks trained per evaluation", minimum=1)
+    patience: int = flag(0, "evaluation", "evaluations in a row without a better accuracy on the images that select, "
+        "after which the run ends (0: never)", minimum=0, metavar="N", resume="free")
     baselines: tuple[str, ...] = flag((), "evaluation",
         "rows to add to the result table: random (as many real images, same recipe), full (the whole real set)",
         kind=str, nargs="*", choices=("random", "full"), resume="free")

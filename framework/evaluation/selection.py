@@ -133,7 +133,8 @@ class Assessor:
         """``summary.json``: made once, by the only use of the test set."""
         c, there = self.config, RunFolder(folder).summary
         epochs = progress.epoch if c.eval_only else c.epochs
-        if there is not None and there.epochs == epochs and {"distilled", *c.baselines} <= there.results.keys():
+        same = there is not None and (there.epochs, there.outer_steps) == (epochs, progress.step)
+        if there is not None and same and {"distilled", *c.baselines} <= there.results.keys():
             return there
         assert progress.best is not None, "the last epoch is always evaluated"
         results = self.final_results(progress.best)
@@ -153,6 +154,7 @@ class Assessor:
             seconds=seconds(),
             processes=self.comm.size,
             execution=str(self.parts.loop.execution),
+            gave_up=progress.epoch if progress.epoch < epochs else None,
             files={what: str(folder / name) for what, name in shown.items() if (folder / name).exists()},
             **environment(self.device),
         )

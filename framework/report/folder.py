@@ -173,7 +173,8 @@ class RunFolder:
         }
         if s:
             facts |= {
-                "selected": f"epoch {s.best_epoch} of {s.epochs}, on {s.select}",
+                "selected": f"epoch {s.best_epoch} of {s.gave_up or s.epochs}, on {s.select}"
+                + (f"; ended by --patience, {s.epochs} epochs were asked for" if s.gave_up else ""),
                 "time": duration(s.seconds),
                 "peak memory": f"{s.peak_memory_mib:,.0f} MiB",
                 "device": s.device + (f", {s.processes} processes" if s.processes > 1 else ""),

@@ -47,7 +47,10 @@ def result_table(summary: Summary) -> str:
     """The result of a finished run as Markdown, with the files it left."""
     header = [f"{summary.dataset}, trained on", *RESULT_COLUMNS[1:]]
     lines = markdown_table(header, result_rows(summary.results))
-    lines += ["", f"± is one standard deviation over networks. {SELECTION[summary.select]}", ""]
+    lines += ["", f"± is one standard deviation over networks. {SELECTION[summary.select]}"]
+    if summary.gave_up is not None:
+        lines.append(f"Ended by --patience after epoch {summary.gave_up} of {summary.epochs}.")
+    lines.append("")
     lines += [f"{what}: {path}" for what, path in summary.files.items()]
     return "\n".join(lines)
 

@@ -111,6 +111,15 @@ class Progress:
         steps = self.step_in_epoch - self.skipped
         return (self.loss_sum / steps, self.accuracy_sum / steps) if steps else (math.nan, math.nan)
 
+    @property
+    def fruitless(self) -> int:
+        """Evaluations in a row, up to the last, in which no form of the set was better than the best before."""
+        return 0 if self.best is None else len({entry.epoch for entry in self.history if entry.epoch > self.best.epoch})
+
+    def gave_up(self, patience: int) -> bool:
+        """Whether so many evaluations were fruitless that the run is to end; never with a ``patience`` of 0."""
+        return 0 < patience <= self.fruitless
+
     def next_epoch(self) -> None:
         """Start the next epoch's counters."""
         self.epoch += 1

@@ -197,6 +197,7 @@ class BackpropThroughTime:
     start_epoch: int = 0
     alignment: PatchAlignment | None = None
     kept: KeptFactors | None = None
+    mark: Mark = no_mark  # called at the end of each phase of an outer step; see ``outer_gradient``
     remedy = "lower --inner_lr or --window, or raise --minwindow"
 
     window: Window | None = None  # in force
@@ -219,7 +220,9 @@ class BackpropThroughTime:
         mine = batches[first:, self.peers.rank * share : (self.peers.rank + 1) * share]
         before = (epoch - self.start_epoch) * self.steps_per_epoch + first
         for step, (batch, images) in enumerate(zip(mine, self.train.batches(mine), strict=True), before):
-            yield self.propose(step, self._window(step), batch, images)
+            window = self._window(step)
+            self.mark("choice of the window")
+            yield self.propose(step, window, batch, images)
 
     def _window(self, step: int) -> Window:
         """The window of an outer step: chosen anew every epoch, or every step where the policy wants that."""
@@ -262,7 +265,7 @@ class BackpropThroughTime:
         real = RealBatch(images, F.one_hot(classes, self.num_classes).float(), draw.to(device))
         if self.kept is not None:
             self.kept.begin(step, self.policy.drift)
-        result = outer_gradient(self.engine, thetas, self.set.now, plans, window, real)
+        result = outer_gradient(self.engine, thetas, self.set.now, plans, window, real, self.mark)
         found = {name: gradient for name, gradient in result.grads._asdict().items() if gradient is not None}
         weight = self.policy.weight
         grads = {name: gradient * weight for name, gradient in found.items() if name in self.set.learnt}

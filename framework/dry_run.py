@@ -1,8 +1,6 @@
 """What a run would be, told without running it: ``--dry_run``."""
 
 import os
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +44,7 @@ from framework.run.checkpoint import find_run
 from framework.run.distributed import resolve_device
 from framework.run.memory import REAL_GRAPH, Problem, size_text, step_bytes
 from framework.run.place import find_place
+from framework.trial import seconds_of, tried
 
 
 @dataclass(frozen=True)
@@ -72,11 +71,11 @@ class _Outlook:
 def preview(config: Common) -> str:
     """The resolved configuration, what the run does, and an estimate of memory, disk and time, as text."""
     c = config
-    place = find_place(c, os.environ)
+    place, saved = find_place(c, os.environ), None
     device = resolve_device(c.device_name, 0 if place is None else place.local_rank or 0)
     if isinstance(c, Distilling):
         can_hold(c.folder)
-        find_run(c.folder, c)
+        saved = find_run(c.folder, c)
         check_packages(c)
     info = _described(c, 1 if place is None else place.size)
     classes = info.num_classes or 10
@@ -91,6 +90,8 @@ def preview(config: Common) -> str:
     else:
         assert isinstance(c, Config), "every kind of run has its own preview"
         method, *own = _bptt(c, outlook, data)
+        if c.trial and not c.eval_only:
+            own += tried(c, info, classes, train, device, 0 if saved is None else saved["progress"]["epoch"])
     lines = [c.to_json(), "", method, f"device: {device}"]
     if isinstance(c, Distilling) and c.eval_only:
         lines.append("--eval_only: one evaluation, and none of the steps below")
@@ -168,19 +169,7 @@ def _student_seconds(c: FtdConfig, o: _Outlook, network: FlatNetwork, execution:
     synthetic = Synthetic(images.to(o.device), labels.to(o.device), c.soft_labels)
     start, target, step_size = network.init(gen), network.init(gen), torch.tensor(c.lr_teacher, device=o.device)
     engine, plan = Replay(InnerLoop(network, PlainSGD(), execution)), sampler.plan(1, gen).to(o.device)
-    return c.syn_steps * _seconds(lambda: match(engine, start, target, synthetic, step_size, plan), o.device)
-
-
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """What ``work`` takes, the second time."""
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+    return c.syn_steps * seconds_of(lambda: match(engine, start, target, synthetic, step_size, plan), o.device)
 
 
 def _buffer(c: BufferConfig, o: _Outlook, data: float) -> list[str]:
@@ -206,7 +195,7 @@ def _expert_step_seconds(c: BufferConfig, o: _Outlook, batch: int, beside: int, 
     noise = Split(images.to(o.device), torch.randint(o.classes, (batch,), generator=gen).to(o.device))
     recipe = replace(expert_recipe(c, o.info.image_size), epochs=1, batch=batch)
     trainer = ExpertTrainer(network_for(c, o.info, o.classes, o.device), noise, o.classes, recipe, execution)
-    return _seconds(lambda: trainer.train(range(beside)), o.device) / beside
+    return seconds_of(lambda: trainer.train(range(beside)), o.device) / beside
 
 
 def _time(what: str, seconds: float, count: int, note: str) -> str:

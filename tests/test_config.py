@@ -32,7 +32,7 @@ OURS = """
 --resume --ckpt_epochs --ckpt_minutes --dry_run --device --nproc --dist_url --dist_backend --engine
 --norm --act --pool --psp_patches --psp_lambda --meta_batch --chunk --precision --channels_last --accelerate
 --lowrank_rank --lowrank_oversampling --lowrank_power_iters --lowrank_refresh --lowrank_metric --lowrank_random
---data_cache --cache_dir --zca_pixels --pixel_range --hf_image --hf_label --init --patience
+--data_cache --cache_dir --zca_pixels --pixel_range --hf_image --hf_label --init --patience --trial
 --max_bad_steps --deterministic
 """
 AUTOMATIC = """
@@ -471,6 +471,7 @@ def test_what_the_parser_refuses_is_one_line_and_code_2(
         ("eps", "--eps 1e-4 --outer_optim SGD"),
         ("fname", "--fname x --save_dir y"),
         ("name", "--name x"),
+        ("trial", "--trial"),
         ("nproc", "--nproc 2"),
         ("dist_url", "--dist-url tcp://h:1"),
         ("dist_backend", "--dist-backend gloo"),
@@ -528,7 +529,7 @@ def test_selecting_on_the_test_set_is_warned_of() -> None:
 FREE = """
 root workers epochs baselines save_dir fname resume print_freq ckpt_epochs ckpt_minutes wandb name dry_run device gpu
 rank dist_url dist_backend data_cache cache_dir chunk channels_last accelerate
-eval_only max_bad_steps deterministic patience mp_distributed nproc world_size
+eval_only max_bad_steps deterministic patience trial mp_distributed nproc world_size
 """
 
 

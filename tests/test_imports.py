@@ -67,7 +67,7 @@ FLOORS = (
     ("base", "train_experts", "commands"),
     ("evaluation",),
     ("report",),
-    ("dry_run", "assemble", "distilled"),
+    ("dry_run", "trial", "assemble", "distilled"),
     ("run",),
     ("config", "distill_higher"),
     ("outer",),

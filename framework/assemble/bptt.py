@@ -39,7 +39,15 @@ def assemble_bptt(c: Config, comm: Comm, device: torch.device) -> Parts:
     check_packages(c)
     listing = listed(c, comm)
     start = start_for(c, listing)
-    real = read_data(listing, comm, device)
+    return build_bptt(c, comm, device, read_data(listing, comm, device), start)
+
+
+def build_bptt(c: Config, comm: Comm, device: torch.device, real: RealData, start: Start | None) -> Parts:
+    """Build a run on loaded data; ``start`` is the set that it begins with, if it is given one.
+
+    Raises:
+        UserError: flags do not fit the data or the device.
+    """
     classes, (channels, side, _) = real.num_classes, real.image_shape
     batch_size = min(c.batch_size, len(real.train))
     bare = bare_network(c, channels, side, classes)

@@ -227,6 +227,11 @@ class Config(Distilling):
     psp_lambda: float = flag(0.01, "high resolution", "weight of the alignment's loss", minimum=0,
         read_by="--psp_patches", reads=lambda c: c.psp_patches > 0)
 
+    # Output
+    trial: bool = flag(False, "output", "take three outer steps, on random pixels where the data are not here, and say "
+        "how long the run will take; may fill the caches of real images", resume="free",
+        read_by="--dry_run without --eval_only", reads=lambda c: c.dry_run and not c.eval_only)
+
     # Evaluation
     test_freq: int = flag(5, "evaluation", "epochs between evaluations", minimum=1)
     eval_steps: tuple[int, ...] = flag((300, 600, 1000, 3000), "evaluation",

@@ -119,23 +119,43 @@ def read_cifar100(root: Path, size: int) -> Source:
     return _cifar("cifar100", datasets.CIFAR100, root, size)
 
 
+def present(name: str, root: Path) -> bool:
+    """Whether a data set that is downloaded where it is missing is there already; of others, False."""
+    if name == "svhn":
+        halves = [datasets.SVHN.split_list[part][1] for part in ("train", "test")]
+        return any(all((folder / file).is_file() for file in halves) for folder in (root, root / "svhn"))
+    places = {
+        "mnist": _mnist_files(datasets.MNIST), "fashion-mnist": _mnist_files(datasets.FashionMNIST),
+        "cifar10": _cifar_files(datasets.CIFAR10), "cifar100": _cifar_files(datasets.CIFAR100),
+    }  # fmt: skip
+    packaged = name == "fashion-mnist" and all((DEBIAN_FASHION / file).is_file() for file in DEBIAN_SUMS)
+    return packaged or (name in places and all((root / file).is_file() for file in places[name]))
+
+
 _Half = tuple[Any, Any, Sequence[object]]  # (N, H, W) or (N, H, W, 3) uint8 array, labels, names of classes
 
 
+def _mnist_files(dataset: Any) -> list[Path]:
+    """Below ``--root``."""
+    return [Path(dataset.__name__, "raw", Path(archive).stem) for archive, _ in dataset.resources]
+
+
+def _cifar_files(dataset: Any) -> list[Path]:
+    """Below ``--root``."""
+    names = [file for file, _ in (*dataset.train_list, *dataset.test_list)] + [dataset.meta["filename"]]
+    return [Path(dataset.base_folder, name) for name in names]
+
+
 def _mnist(name: str, dataset: Any, root: Path, size: int, remedy: str = "") -> Source:
-    files = [Path(archive).stem for archive, _ in dataset.resources]
-    return _of_class(name, dataset, root, size, Path(dataset.__name__, "raw"), files, dataset.mirrors[0], remedy)
+    return _of_class(name, dataset, root, size, _mnist_files(dataset), dataset.mirrors[0], remedy)
 
 
 def _cifar(name: str, dataset: Any, root: Path, size: int) -> Source:
-    files = [file for file, _ in (*dataset.train_list, *dataset.test_list)] + [dataset.meta["filename"]]
     # The files are pickles: torchvision compares their MD5 sums with the published ones before opening them.
-    return _of_class(name, dataset, root, size, Path(dataset.base_folder), files, dataset.url)
+    return _of_class(name, dataset, root, size, _cifar_files(dataset), dataset.url)
 
 
-def _of_class(
-    name: str, dataset: Any, root: Path, size: int, subfolder: Path, files: list[str], url: str, remedy: str = ""
-) -> Source:
+def _of_class(name: str, dataset: Any, root: Path, size: int, files: list[Path], url: str, remedy: str = "") -> Source:
     """Read one of torchvision's classes, which download both halves at once."""
 
     def open_half(half: str, download: bool) -> _Half:
@@ -143,7 +163,8 @@ def _of_class(
         part = dataset(str(root), train=train, download=download and train)
         return part.data, part.targets, part.classes
 
-    return _torchvision(name, open_half, root, size, root / subfolder, files, url, remedy)
+    folder, names = root / files[0].parent, [file.name for file in files]
+    return _torchvision(name, open_half, root, size, folder, names, url, remedy)
 
 
 def _torchvision(

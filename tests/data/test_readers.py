@@ -422,6 +422,28 @@ def test_download_happens_only_if_files_are_missing(tmp_path: Path, monkeypatch:
     read_mnist(tmp_path / "fresh", 28)
 
 
+def test_what_is_there_needs_no_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "DEBIAN_FASHION", tmp_path / "debian")
+    names = ("mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "digits", "imagefolder")
+    assert not any(readers.present(name, tmp_path) for name in names)
+    write_mnist(tmp_path)
+    write_mnist(tmp_path, name="FashionMNIST")
+    write_cifar(tmp_path, datasets.CIFAR10, 10, monkeypatch)
+    write_cifar(tmp_path, datasets.CIFAR100, 100, monkeypatch)
+    write_svhn(tmp_path / "svhn", monkeypatch)
+    assert [name for name in names if readers.present(name, tmp_path)] == list(names[:5])
+    for file in ("MNIST/raw/t10k-labels-idx1-ubyte", "cifar-100-python/meta", "svhn/test_32x32.mat"):
+        (tmp_path / file).unlink()
+    assert [name for name in names if readers.present(name, tmp_path)] == ["fashion-mnist", "cifar10"]
+
+
+def test_debians_package_counts_as_there(debian_fashion: Path, tmp_path: Path) -> None:
+    assert readers.present("fashion-mnist", tmp_path / "none")
+    assert not readers.present("mnist", tmp_path / "none")
+    (debian_fashion / "t10k-labels-idx1-ubyte.gz").unlink()
+    assert not readers.present("fashion-mnist", tmp_path / "none")
+
+
 # ---- folders
 
 

@@ -162,12 +162,12 @@ class Run:
         c, p = self.config, self.progress
         number = p.epoch + 1
         self.comm.verify(list(self.set.learnt.values()), f"after epoch {number}, the synthetic set")
-        due = number % c.test_freq == 0 or number == c.epochs
+        due = c.is_evaluated(number)
         # Before any of the state changes: an evaluation that is interrupted is simply done again.
         if due:
             with explained(self._advice):
-                self._evaluate(number, last=number == c.epochs)
-        last = number == c.epochs or self._gave_up
+                self._evaluate(number, last=number == c.total_epochs)
+        last = number == c.total_epochs or self._gave_up
         (loss, accuracy), curves = p.means(), self.method.curves()
         facts = self.method.close_epoch(loss, accuracy)
         if self.reporter is not None:
@@ -191,7 +191,7 @@ class Run:
     @property
     def _over(self) -> bool:
         """Whether there are no more epochs to come."""
-        return self.progress.epoch >= self.config.epochs or self._gave_up
+        return self.progress.epoch >= self.config.total_epochs or self._gave_up
 
     def _evaluate(self, epoch: int, last: bool) -> None:
         """Evaluate the current set in all of its forms; keep the best so far."""
@@ -209,7 +209,7 @@ class Run:
             if self._gave_up and not last:
                 self.reporter.say(
                     f"--patience {c.patience}: {p.fruitless} evaluation(s) in a row were no better; ending after epoch "
-                    f"{epoch} of {c.epochs}"
+                    f"{epoch} of {c.total_epochs}"
                 )
 
     def _evaluate_alone(self) -> None:
@@ -230,7 +230,7 @@ class Run:
             write_text(self.folder / files.CONFIG, c.to_json() + "\n")
         if c.wandb:
             mirror_to_wandb(c.name, dataclasses.asdict(c), self.folder)
-        total = (c.epochs - c.start_epoch) * self.method.steps_per_epoch
+        total = (c.total_epochs - c.start_epoch) * self.method.steps_per_epoch
         self.reporter = Reporter(self.folder, total, self.progress.step, self.progress.records)
         for line in self.parts.description:
             self.reporter.say(line)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from framework.config.bptt import FLAGS
 from framework.distilled.names import DDRANKING, FORMS, LABEL_KINDS
 from framework.errors import UserError
-from framework.evaluation.names import BASELINES, RECIPES
+from framework.evaluation.names import ALL, BASELINES, RECIPES
 from framework.files import EXPORTS
 from framework.flags import Parser, plain_text
 
@@ -31,6 +31,10 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
+
+
+def _prefix(text: str) -> int | str:
+    return text if text == ALL else _positive(text)
 
 
 def _rate(text: str) -> float:
@@ -65,6 +69,9 @@ def _evaluate_parser() -> Parser:
         help="learning rate instead of the recipe's, or of that in lr_best.pt beside images_best.pt")  # fmt: skip
     add("--baselines", nargs="*", choices=tuple(BASELINES), default=[],
         help="rows to add: " + ", ".join(f"{name} ({text})" for name, text in BASELINES.items()))  # fmt: skip
+    add("--prefix", type=_prefix, nargs="+", metavar="N",
+        help="evaluate the first N images of each class alone, as a set of its own; several N: each; "
+        f"{ALL}: those of a boosted set's first block, first two, and so on (default: the set as it is)")  # fmt: skip
     add("--seed", type=_whole, default=0, help="of every random choice (default: 0)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     add("--root", metavar="DIR", help="folder of the data set's files (default: the run's, or ./dataset)")
@@ -101,6 +108,9 @@ def _check_evaluate(args: argparse.Namespace) -> None:
     lengths = args.eval_steps
     if lengths and sorted(set(lengths)) != lengths:
         raise UserError(f"--eval_steps {' '.join(map(str, lengths))}: give increasing lengths, each once")
+    sizes = args.prefix or []
+    if sizes != [ALL] and (ALL in sizes or sorted(set(sizes)) != sizes):
+        raise UserError(f"--prefix {' '.join(map(str, sizes))}: give increasing numbers, each once, or {ALL} alone")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -139,6 +149,8 @@ def _export(args: argparse.Namespace) -> None:
     folder = args.set if args.set.is_dir() else args.set.parent
     suffix = FORMS[args.to]
     path = args.output or folder / EXPORTS / (f"distilled{suffix}" if suffix else args.to)
+    if distilled.lacks:
+        print(distilled.lacks, file=sys.stderr, flush=True)
     lost = export(distilled, args.to, path, args.ddranking_dataset)
     print(f"{path}: {len(distilled.images)} images of {distilled.num_classes} classes; {lost}")
 

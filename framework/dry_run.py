@@ -124,39 +124,52 @@ def _memory(sizes: dict[str, float]) -> str:
 
 def _bptt(c: Config, o: _Outlook, data: float) -> list[str]:
     lines = [f"method: {c.policy}, at most {c.longest_window} of {c.totwindow} inner steps differentiated"]
-    real_batch, total = c.batch_size, 0
+    lines += _boosting(c)
+    real_batch, steps = c.batch_size, 0
     if o.train is None:
         lines.append("steps per epoch: unknown until --root is here")
     else:
         real_batch = min(c.batch_size, o.train)
         steps = max(1, o.train // real_batch)
-        total = steps * (c.epochs - c.start_epoch)
+        total = steps * (c.total_epochs - c.start_epoch)
         about = f"{o.train:,} real images, {real_batch} per step"
         lines.append(f"steps per epoch: about {steps} ({about}), {total:,} in all")
-    work = total * c.longest_window * c.inner_batch(o.classes) * c.meta_batch
-    execution = execution_for(c, o.device, o.floats, work, c.engine_name != "higher")
+    execution = execution_for(c, o.device, o.floats, c.image_steps(o.classes, steps), c.engine_name != "higher")
     lines.append(f"engine: {c.engine_text} ({execution})")
     problem = Problem(o.module, o.info.channels, o.info.image_size, o.classes, real_batch, execution)
     window, real = step_bytes(c, problem)
     return [*lines, _memory({"window": window, "real batch": real, "data": data})]
 
 
+def _boosting(c: Distilling) -> list[str]:
+    """The blocks of a boosted run: which images of each class each of them has, and its epochs or iterations."""
+    if not c.boost_block:
+        return []
+    each, unit = (c.iterations_per_epoch, "iterations") if isinstance(c, FtdConfig) else (1, "epochs")
+    size, lines = c.boost_block, [f"boosting: {c.boosting}"]
+    for block, epochs in enumerate(c.block_epochs):
+        images = f"{block * size + 1} to {(block + 1) * size}"
+        lines.append(f"  block {block + 1}: image(s) {images} of each class, {epochs * each:,} {unit}")
+    return lines
+
+
 def _ftd(c: FtdConfig, o: _Outlook, data: float) -> list[str]:
     batch = c.student_batch(o.classes)
-    lines = [f"method: {c.facts['method']}; {batch} synthetic images per step, {c.iterations:,} iterations"]
+    lines = [f"method: {c.facts['method']}; {batch} synthetic images per step, {c.total_iterations:,} iterations"]
+    lines += _boosting(c)
     network = network_for(c, o.info, o.classes, o.device)
     if (c.buffer_folder / file_name(0)).exists():
         experts = open_experts(c, network)
         lines.append(f"experts: {len(experts)} of {experts.epochs} epochs in {experts.folder}")
     else:
         lines.append(f"experts: none yet in {c.buffer_folder}; main.py buffer trains them")
-    execution = execution_for(c, o.device, o.floats, c.iterations * c.syn_steps * batch)
+    execution = execution_for(c, o.device, o.floats, c.image_steps(o.classes))
     lines.append(f"engine: replay ({execution})")
     problem = Problem(o.module, o.info.channels, o.info.image_size, o.classes, 0, execution)
     student, _ = step_bytes(c, problem)
     lines.append(_memory({"student": student, "data": data}))
     seconds = _student_seconds(c, o, network, replace(execution, compile=False, graphs=False))
-    return [*lines, _time("an iteration", seconds, c.iterations, "step by step, without evaluations")]
+    return [*lines, _time("an iteration", seconds, c.total_iterations, "step by step, without evaluations")]
 
 
 def _student_seconds(c: FtdConfig, o: _Outlook, network: FlatNetwork, execution: Execution) -> float:

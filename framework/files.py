@@ -20,7 +20,7 @@ from framework.errors import UserError
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 SET, PICTURE, CURVES, WINDOWS = "distilled.safetensors", "distilled.png", "accuracy.png", "truncation.png"
-MATCHING = "matching.png"
+MATCHING, PREFIXES = "matching.png", "prefixes.png"
 EXPERTS = "experts.json"
 BOARD, EVALUATION, EXPORTS = "tensorboard", "evaluation", "exports"  # folders
 

@@ -84,6 +84,7 @@ class Summary:
     peak_memory_mib: float
     files: dict[str, str]
     gave_up: int | None = None  # the epoch after which --patience ended it
+    prefixes: Results | None = None  # of a boosted run, by images per class; the last is the whole set
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,12 @@ class Judgement:
     torch: str
     python: str
     peak_memory_mib: float
+    prefixes: list[int] | None = None  # images per class of those that were evaluated, instead of the whole set
+
+    @property
+    def file_name(self) -> str:
+        """Of its files, without a suffix."""
+        return self.recipe if self.prefixes is None else f"{self.recipe}_prefixes"
 
 
 @dataclass(frozen=True)

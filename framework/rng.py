@@ -21,5 +21,13 @@ def generator(seed: int, *key: str | int) -> torch.Generator:
         key: what the stream is for, for example ``("trajectory", rank, outer_step)``. Distinct keys
             give independent streams; ``("a", 12)`` and ``("a1", 2)`` are distinct.
     """
-    digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
+    return torch.Generator().manual_seed(int.from_bytes(_digest(seed, *key), "little", signed=True))
+
+
+def derived_seed(seed: int, *key: str | int) -> int:
+    """A seed of its own for a part of a run, at least 0; see ``generator``."""
+    return int.from_bytes(_digest(seed, *key), "little") >> 1
+
+
+def _digest(*key: str | int) -> bytes:
+    return hashlib.blake2b(repr(key).encode(), digest_size=8).digest()

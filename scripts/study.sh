@@ -1,4 +1,4 @@
-# Sourced by ablation.sh, readings.sh and sensitivity.sh: the settings of a study's data set, and its start.
+# Sourced by ablation.sh, boosting.sh, readings.sh and sensitivity.sh: the settings of a study's data set, and its start.
 # Usage: [--dataset digits|mnist|...] [--ratio 2|5] [--out DIR] [--seeds 0 1 2] [--minutes M] [--jobs N] [-- FLAGS OF main.py]
 # --ratio is T/W, on digits and MNIST.
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
@@ -31,8 +31,8 @@ case "$dataset" in
     inner=(--inner_optim Adam --inner_lr 0.001 --lr 0.001 --window 40 --totwindow 200 --batch_size 5000 --zca) radius=10 ;;
 esac
 
-start_study() { # NAME, then --variant NAME FLAGS ...
+start_study() { # NAME, then --variant NAME FLAGS ..., or whatever $program takes
   local name=$1; shift
-  exec "$PYTHON" benchmarks/study.py --out "${out:-save/$dataset/$name}" "$@" ${study[@]+"${study[@]}"} -- \
+  exec "$PYTHON" "${program:-benchmarks/study.py}" --out "${out:-save/$dataset/$name}" "$@" ${study[@]+"${study[@]}"} -- \
     --dataset "$dataset" "${inner[@]}" ${extra[@]+"${extra[@]}"}
 }

@@ -34,6 +34,7 @@ OURS = """
 --lowrank_rank --lowrank_oversampling --lowrank_power_iters --lowrank_refresh --lowrank_metric --lowrank_random
 --data_cache --cache_dir --zca_pixels --pixel_range --hf_image --hf_label --init --patience --trial
 --max_bad_steps --deterministic
+--boost_block --boost_beta --boost_epochs
 """
 AUTOMATIC = """
 -d --d --tau --window_weight --window_rule --early_gain --middle_gain --early_patience --middle_patience --probe_every

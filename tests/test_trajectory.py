@@ -258,7 +258,8 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(trained: Path, whole: 
 
 def test_two_processes_match_two_experts_at_a_time(trained: Path, tmp_path: Path) -> None:
     two = ["--mp_distributed", "--nproc", "2", "--Iteration", "2", "--num_eval", "1"]
-    process = start(*ftd(trained, tmp_path / "two", *two))
+    blocks = ["--ipc", "2", "--boost_block", "1"]  # all ranks' sets grow alike
+    process = start(*ftd(trained, tmp_path / "two", *two, *blocks))
     assert process.wait(600) == 0, process.stderr and process.stderr.read()
     summary = RunFolder(tmp_path / "two").summary
     assert summary is not None

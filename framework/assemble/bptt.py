@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from framework.assemble.boosting import blocks_of, boosted
 from framework.assemble.common import Parts, bare_network, check_packages, execution_for, listed, read_data
 from framework.config.bptt import LEARNING, Config, resolve_patience
 from framework.data.load import Listing
@@ -19,8 +20,10 @@ from framework.inner.optimizers import make_optimizer
 from framework.inner.plan import ClassSampler
 from framework.networks.flat import FlatNetwork, activation_floats
 from framework.networks.registry import build
+from framework.outer.blocks import block_seed
 from framework.outer.kept_factors import KeptFactors, KeptRecipe
 from framework.outer.lowrank import Recipe
+from framework.outer.method import Method
 from framework.outer.patches import PatchAlignment
 from framework.outer.policies.policy import Policy
 from framework.outer.policies.registry import Settings, make
@@ -54,7 +57,8 @@ def build_bptt(c: Config, comm: Comm, device: torch.device, real: RealData, star
     execution = _execution(c, real, bare, batch_size, device)
     network = FlatNetwork(build(c.arch, channels, side, classes, **c.network), device)
     loop = InnerLoop(network, make_optimizer(c.inner_optim, c.inner_lr), execution)
-    synthetic, lines = _new_set(c, real, start, device)
+    given, lines = _given(start, real)
+    synthetic = _new_set(c, real, given, device)
     sampler = ClassSampler(
         num_classes=classes,
         per_class=c.num_per_class,
@@ -62,37 +66,45 @@ def build_bptt(c: Config, comm: Comm, device: torch.device, real: RealData, star
         batch_per_class=c.batch_per_class,
         augmentation=Augmentation(c.syn_strategy, c.comp_aug, side),
     )
-    kept = KeptFactors(kept_recipe(c), comm, c.seed) if c.keeps_factors else None
-    method = BackpropThroughTime(
-        engine=make_engine(c.engine_name, loop, lowrank_recipe(c), kept),
-        sampler=sampler,
-        policy=make_policy(c, classes, batch_size),
-        set=synthetic,
-        train=real.train,
-        num_classes=classes,
-        augmentation=Augmentation(c.real_strategy, c.comp_aug_real, side),
-        batch_size=batch_size,
-        meta_batch=c.meta_batch,
-        peers=comm,
-        seed=c.seed,
-        start_epoch=c.start_epoch,
-        alignment=PatchAlignment(c.psp_patches, c.psp_lambda, classes, c.seed) if c.psp_patches else None,
-        kept=kept,
-    )
+
+    def method_for(block: int) -> BackpropThroughTime:
+        seed = block_seed(c.seed, block)
+        kept = KeptFactors(kept_recipe(c), comm, seed) if c.keeps_factors else None
+        return BackpropThroughTime(
+            engine=make_engine(c.engine_name, loop, lowrank_recipe(c), kept),
+            sampler=sampler.of(c.block_size * (block + 1)),
+            policy=make_policy(c, classes, batch_size, block),
+            set=synthetic,
+            train=real.train,
+            num_classes=classes,
+            augmentation=Augmentation(c.real_strategy, c.comp_aug_real, side),
+            batch_size=batch_size,
+            meta_batch=c.meta_batch,
+            peers=comm,
+            seed=seed,
+            start_epoch=c.start_epoch,
+            alignment=PatchAlignment(c.psp_patches, c.psp_lambda, classes, seed) if c.psp_patches else None,
+            kept=kept,
+        )
+
+    method = boosted(c, synthetic, lambda block: _block_start(c, real, given, block), method_for)
     memory = Problem(bare, channels, side, classes, len(real.train), execution, comm.size)
     return Parts(real, loop, sampler, synthetic, method, memory, lines + _description(c, real, loop, method))
 
 
-def _description(c: Config, real: RealData, loop: InnerLoop, method: BackpropThroughTime) -> list[str]:
+def _description(c: Config, real: RealData, loop: InnerLoop, method: Method) -> list[str]:
     """What a run says at its start."""
     lines, validation = [], 0 if real.val is None else len(real.val)
-    if c.batch_size > method.batch_size:
-        lines.append(f"--batch_size {c.batch_size}: only {method.batch_size} real training images; using all")
+    images = c.num_per_class * real.num_classes
+    if c.batch_size > len(real.train):
+        lines.append(f"--batch_size {c.batch_size}: only {len(real.train)} real training images; using all")
     lines.append(
         f"{c.policy} on {c.dataset_label}, engine {c.engine_text} ({loop.execution}), {loop.network.device}: "
-        f"{len(method.set.images)} synthetic images, {len(real.train)} real (and {validation} for validation), "
+        f"{images} synthetic images, {len(real.train)} real (and {validation} for validation), "
         f"{method.steps_per_epoch} outer steps per epoch, {loop.network.size:,} parameters; {c.folder}"
     )
+    if c.boosting:
+        lines.append(f"boosting: {c.boosting}")
     if loop.execution.compile:
         lines.append("compiling the inner steps: the first outer step takes half a minute longer or more")
     return lines
@@ -100,8 +112,7 @@ def _description(c: Config, real: RealData, loop: InnerLoop, method: BackpropThr
 
 def _execution(c: Config, real: RealData, bare: nn.Module, batch_size: int, device: torch.device) -> Execution:
     channels, side, _ = real.image_shape
-    outer_steps = (c.epochs - c.start_epoch) * (len(real.train) // batch_size)
-    image_steps = outer_steps * c.longest_window * c.inner_batch(real.num_classes) * c.meta_batch
+    image_steps = c.image_steps(real.num_classes, len(real.train) // batch_size)
     return execution_for(c, device, activation_floats(bare, channels, side), image_steps, c.engine_name != "higher")
 
 
@@ -117,21 +128,22 @@ def kept_recipe(c: Config) -> KeptRecipe:
     return KeptRecipe(factors, c.cr_delta, c.cr_period, c.cr_blend, c.cr_mode)
 
 
-def make_policy(c: Config, num_classes: int, real_batch: int) -> Policy:
+def make_policy(c: Config, num_classes: int, real_batch: int, block: int = 0) -> Policy:
     """The truncation policy that the flags ask for.
 
     Args:
         c: these.
         num_classes: of the data.
         real_batch: real images of an outer step.
+        block: which is learnt, of a boosted run.
     """
-    inner = c.inner_batch(num_classes)
-    early, middle = (resolve_patience(text, c.totwindow, c.epochs) for text in (c.early_patience, c.middle_patience))
+    inner, epochs = c.inner_batch(num_classes, c.block_size * (block + 1)), c.block_epochs[block]
+    early, middle = (resolve_patience(text, c.totwindow, epochs) for text in (c.early_patience, c.middle_patience))
     settings = Settings(
         steps=c.totwindow,
         window=c.window,
         minimum=c.minwindow,
-        seed=c.seed,
+        seed=block_seed(c.seed, block),
         every_step=c.complete_random,
         radius=c.window_radius if c.policy in LEARNING else c.d or 0,
         tau=c.tau,
@@ -170,19 +182,32 @@ def start_for(c: Config, listing: Listing) -> Start | None:
     return read_start(Path(path), target, c.num_per_class, flag)
 
 
-def _new_set(c: Config, real: RealData, start: Start | None, device: torch.device) -> tuple[SyntheticSet, list[str]]:
-    """The synthetic set before the first step, from noise, real images or a set; lines about the last."""
-    classes, gen = real.num_classes, generator(c.seed, "synthetic images")
-    labels, lines = one_hot_labels(classes, c.num_per_class), []
+def _given(start: Start | None, real: RealData) -> tuple[tuple[Tensor, Tensor] | None, list[str]]:
+    """Images and labels of the set that the run begins with, under its preprocessing, and lines about them."""
+    if start is None:
+        return None, []
+    images, line = start.images_under(real.preprocess)
+    return (images, start.labels), [*start.lines, *([] if line is None else [line])]
+
+
+def _block_start(c: Config, real: RealData, given: tuple[Tensor, Tensor] | None, block: int) -> tuple[Tensor, Tensor]:
+    """Images and labels with which a block starts: noise or real images and one-hot labels, or its part of a set."""
+    classes, size, gen = real.num_classes, c.block_size, generator(block_seed(c.seed, block), "synthetic images")
+    images, labels = noise_images(classes, size, real.image_shape, gen), one_hot_labels(classes, size)
     if c.init == "real":
-        images = real.train.batch(draw_per_class(real.train.labels.cpu(), classes, c.num_per_class, gen))
-    else:
-        images = noise_images(classes, c.num_per_class, real.image_shape, gen)
-    if start is not None:
-        given, line = start.images_under(real.preprocess)
-        images, labels = filled(images, given, classes), filled(labels, start.labels, classes)
-        lines = [*start.lines, *([] if line is None else [line])]
-    synthetic = SyntheticSet(
+        images = real.train.batch(draw_per_class(real.train.labels.cpu(), classes, size, gen))
+    if given is not None:
+        own, weights = (
+            tensor.unflatten(0, (classes, -1))[:, block * size : (block + 1) * size].flatten(0, 1) for tensor in given
+        )
+        images, labels = filled(images, own, classes), filled(labels, weights, classes)
+    return images, labels
+
+
+def _new_set(c: Config, real: RealData, given: tuple[Tensor, Tensor] | None, device: torch.device) -> SyntheticSet:
+    """The synthetic set before the first step."""
+    images, labels = _block_start(c, real, given, 0)
+    return SyntheticSet(
         images.to(device),
         labels.to(device),
         learn_labels=c.train_y,
@@ -194,5 +219,5 @@ def _new_set(c: Config, real: RealData, start: Start | None, device: torch.devic
         ema_decay=c.clip_coef,
         learn_images=not c.freeze_data,
         normalise=c.normalises,
+        blocks=blocks_of(c, real.num_classes),
     )
-    return synthetic, lines

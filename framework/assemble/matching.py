@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from framework.assemble.boosting import blocks_of, boosted
 from framework.assemble.common import Parts, bare_network, check_packages, execution_for, listed, read_data
 from framework.config.matching import FtdConfig, Matching
 from framework.data.load import Listing
@@ -15,6 +16,7 @@ from framework.inner.optimizers import PlainSGD
 from framework.inner.plan import ShuffledSampler
 from framework.networks.flat import FlatNetwork, activation_floats
 from framework.networks.registry import build, same_maker, specify
+from framework.outer.blocks import block_seed
 from framework.outer.buffers.reader import Buffer
 from framework.outer.buffers.record import compare, rows_checksum, weighted_norms
 from framework.outer.ftd import Starts, TrajectoryMatching
@@ -40,41 +42,50 @@ def assemble_matching(c: FtdConfig, comm: Comm, device: torch.device) -> Parts:
     experts = open_experts(c, network)
     real = read_data(listing, comm, device)
     told = compare(experts.folder, experts.record, expert_source(c, listing, real))
-    learnt = _new_set(c, real, network, experts, told)
-    images, (channels, side, _) = len(learnt.images), real.image_shape
-    bare = bare_network(c, channels, side, real.num_classes)
-    batch = c.student_batch(real.num_classes)
-    work = c.iterations * c.syn_steps * batch
-    execution = execution_for(c, device, activation_floats(bare, channels, side), work)
+    starts = _starts(c, real, network, experts, told)
+    classes, (channels, side, _) = real.num_classes, real.image_shape
+    learnt = _new_set(c, classes, starts[0], device)
+    bare = bare_network(c, channels, side, classes)
+    execution = execution_for(c, device, activation_floats(bare, channels, side), c.image_steps(classes))
     loop = InnerLoop(network, PlainSGD(), execution)
-    strategy = "none" if c.no_aug else c.strategy
-    sampler = ShuffledSampler(images, batch, Augmentation(strategy, False, side))
-    method = TrajectoryMatching(
-        engine=Replay(loop) if c.hessian == "exact" else LowRank(loop, Recipe(rank=0)),
-        sampler=sampler,
-        set=learnt,
-        experts=experts,
-        starts=Starts(c.min_start_epoch, c.current_max_start_epoch or c.max_start_epoch, c.max_start_epoch,
-                      c.expansion_end or 0),
-        span=c.expert_epochs,
-        steps=c.syn_steps,
-        threshold=c.threshold or float("inf"),
-        iterations=c.iterations_per_epoch,
-        peers=comm,
-        seed=c.seed,
-    )  # fmt: skip
-    memory = Problem(bare, channels, side, real.num_classes, len(real.train), execution, comm.size)
-    return Parts(real, loop, sampler, learnt, method, memory, told + _description(c, experts, loop, images, real))
+    augmentation = Augmentation("none" if c.no_aug else c.strategy, False, side)
+
+    def sampler_of(per_class: int) -> ShuffledSampler:
+        return ShuffledSampler(classes * per_class, c.student_batch(classes, per_class), augmentation)
+
+    def method_for(block: int) -> TrajectoryMatching:
+        return TrajectoryMatching(
+            engine=Replay(loop) if c.hessian == "exact" else LowRank(loop, Recipe(rank=0)),
+            sampler=sampler_of(c.block_size * (block + 1)),
+            set=learnt,
+            experts=experts,
+            starts=Starts(c.min_start_epoch, c.current_max_start_epoch or c.max_start_epoch, c.max_start_epoch,
+                          c.expansion_end or 0),
+            span=c.expert_epochs,
+            steps=c.syn_steps,
+            threshold=c.threshold or float("inf"),
+            iterations=c.iterations_per_epoch,
+            peers=comm,
+            seed=block_seed(c.seed, block),
+        )  # fmt: skip
+
+    method = boosted(c, learnt, starts.__getitem__, method_for)
+    memory = Problem(bare, channels, side, classes, len(real.train), execution, comm.size)
+    sampler = sampler_of(c.num_per_class)
+    return Parts(real, loop, sampler, learnt, method, memory, told + _description(c, experts, loop, real))
 
 
-def _description(c: FtdConfig, experts: Buffer, loop: InnerLoop, images: int, real: RealData) -> list[str]:
+def _description(c: FtdConfig, experts: Buffer, loop: InnerLoop, real: RealData) -> list[str]:
     """What a run says at its start."""
+    images = c.num_per_class * real.num_classes
     validation = 0 if real.val is None else len(real.val)
     lines = [
         f"{c.policy} on {c.dataset_label} ({loop.execution}), {loop.network.device}: {images} synthetic images, "
         f"{len(experts)} experts of {experts.epochs} epochs in {experts.folder}, {validation} real images for "
-        f"validation, {c.iterations} iterations, {loop.network.size:,} parameters; {c.folder}"
+        f"validation, {c.total_iterations} iterations, {loop.network.size:,} parameters; {c.folder}"
     ]
+    if c.boosting:
+        lines.append(f"boosting: {c.boosting}")
     if loop.execution.compile:
         lines.append("compiling the student's steps: the first iteration takes half a minute longer or more")
     return lines
@@ -119,19 +130,43 @@ def expert_source(c: Matching, listing: Listing, real: RealData) -> ExpertSource
 # ---- the start -------------------------------------------------------------------------------------------
 
 
-def _new_set(c: FtdConfig, real: RealData, network: FlatNetwork, experts: Buffer, told: list[str]) -> MatchedSet:
+def _starts(
+    c: FtdConfig, real: RealData, network: FlatNetwork, experts: Buffer, told: list[str]
+) -> list[tuple[Tensor, Tensor]]:
+    """With what each block starts; of a run that is not boosted there is one. Blocks share no real image.
+
+    Returns:
+        Of each, images (K * b, C, H, W), and labels (K * b, K): class weights, or logits of soft labels.
+    """
+    starts, taken = [], torch.empty(0, dtype=torch.int64)
+    for block in range(len(c.block_epochs)):
+        gen = generator(block_seed(c.seed, block), "synthetic images")
+        labels = one_hot_labels(real.num_classes, c.block_size)
+        if c.pix_init == "noise":
+            images = torch.randn(len(labels), *real.image_shape, generator=gen).to(network.device)
+        else:
+            drawn = _drawn(c, real, network, experts, gen, taken)
+            images, taken = real.train.batch(drawn), torch.cat([taken, drawn])
+        if c.soft_labels:
+            labels = _soft_labels(network, experts, images, labels.argmax(1), c.pix_init, told)
+        starts.append((images, labels))
+    return starts
+
+
+def _drawn(
+    c: FtdConfig, real: RealData, network: FlatNetwork, experts: Buffer, gen: torch.Generator, taken: Tensor
+) -> Tensor:
+    """Indices (K * b,) of real images, sorted by class, none of those that are ``taken``."""
+    if c.pix_init == "samples_predicted_correctly":
+        return _classified(c, real, network, experts, gen, taken)
+    labels = real.train.labels.cpu()
+    free = torch.ones_like(labels, dtype=torch.bool).index_fill_(0, taken, value=False).nonzero().squeeze(1)
+    return free[draw_per_class(labels[free], real.num_classes, c.block_size, gen)]
+
+
+def _new_set(c: FtdConfig, num_classes: int, start: tuple[Tensor, Tensor], device: torch.device) -> MatchedSet:
     """The synthetic set before the first iteration."""
-    classes, device = real.num_classes, network.device
-    gen = generator(c.seed, "synthetic images")
-    labels = one_hot_labels(classes, c.num_per_class)
-    if c.pix_init == "noise":
-        images = torch.randn(len(labels), *real.image_shape, generator=gen).to(device)
-    elif c.pix_init == "real":
-        images = real.train.batch(draw_per_class(real.train.labels.cpu(), classes, c.num_per_class, gen))
-    else:
-        images = real.train.batch(_classified(c, real, network, experts, gen))
-    if c.soft_labels:
-        labels = _soft_labels(network, experts, images, labels.argmax(1), c.pix_init, told)
+    images, labels = start
     return MatchedSet(
         images,
         labels.to(device),
@@ -141,6 +176,7 @@ def _new_set(c: FtdConfig, real: RealData, network: FlatNetwork, experts: Buffer
         lr_labels=c.lr_y if c.soft_labels else None,
         momentum_labels=c.momentum_y,
         ema_decay=c.ema_decay,
+        blocks=blocks_of(c, num_classes),
     )
 
 
@@ -150,8 +186,10 @@ def _logits(network: FlatNetwork, theta: Tensor, images: Tensor) -> Tensor:
     return network(theta.to(network.device), images).cpu()
 
 
-def _classified(c: FtdConfig, real: RealData, network: FlatNetwork, experts: Buffer, gen: torch.Generator) -> Tensor:
-    """Indices (K * ipc,), sorted by class, of training images that an expert classifies correctly (DATM).
+def _classified(
+    c: FtdConfig, real: RealData, network: FlatNetwork, experts: Buffer, gen: torch.Generator, taken: Tensor
+) -> Tensor:
+    """Indices (K * b,), sorted by class, of training images that an expert classifies correctly (DATM).
 
     The first expert's, in random order; where a class has too few of them, the next expert's follow.
 
@@ -164,15 +202,17 @@ def _classified(c: FtdConfig, real: RealData, network: FlatNetwork, experts: Buf
     for expert in range(len(experts)):
         theta = experts.snapshot(expert, experts.epochs)
         guesses = torch.cat([_logits(network, theta, batch).argmax(1) for batch in real.train.chunks(1000)])
+        guesses[taken] = -1
         right = order[(guesses == labels)[order]]
         for k, found in enumerate(chosen):
             more = [i for i in right[labels[right] == k].tolist() if i not in found]
-            found += more[: c.num_per_class - len(found)]
-        if all(len(found) == c.num_per_class for found in chosen):
+            found += more[: c.block_size - len(found)]
+        if all(len(found) == c.block_size for found in chosen):
             return torch.tensor([i for found in chosen for i in found])
-    short = next(k for k, found in enumerate(chosen) if len(found) < c.num_per_class)
+    short = next(k for k, found in enumerate(chosen) if len(found) < c.block_size)
+    right_of_class = len(chosen[short]) + len(taken) // real.num_classes
     raise UserError(
-        f"--pix_init samples_predicted_correctly: the experts classify {len(chosen[short])} images of class "
+        f"--pix_init samples_predicted_correctly: the experts classify {right_of_class} images of class "
         f"{real.class_names[short]} correctly, fewer than --ipc {c.num_per_class}; give --pix_init real"
     )
 

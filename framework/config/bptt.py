@@ -3,8 +3,8 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 from framework.config.common import Distilling, check_strategy, parse_as
 from framework.errors import UserError
@@ -200,8 +200,9 @@ class Config(Distilling):
         maximum=1, **_KEPT)
 
     # Outer loop
-    epochs: int = flag(100, "outer loop", "passes over the real training set", aliases=("--epoch",), minimum=1,
-        resume="free")
+    epochs: int = flag(100, "outer loop", "passes over the real training set, with --boost_block for each block",
+        aliases=("--epoch",), minimum=1, resume="free", read_by="runs without --boost_epochs",
+        reads=lambda c: not c.given_epochs)
     start_epoch: int = flag(0, "outer loop", "number of the first epoch", minimum=0)
     batch_size: int = flag(200, "outer loop", "real images per outer step", minimum=1)
     lr: float = flag(0.01, "outer loop", "learning rate of the synthetic images", above=0)
@@ -252,6 +253,7 @@ class Config(Distilling):
             "data set": f"{self.dataset_label}{', ZCA' if self.zca else ', ZCA of pixels' if self.zca_pixels else ''}",
             "method": f"{self.policy}, W {self.window}, T {self.totwindow}{', CR-LRHA' if self.keeps_factors else ''}",
             "images per class": f"{self.num_per_class}{', learnt labels' if self.train_y else ''}",
+            **({"boosting": self.boosting} if self.boosting else {}),
         }
 
     @property
@@ -291,9 +293,22 @@ class Config(Distilling):
             radius = self.d
         return self.totwindow if self.policy == "bptt" else min(self.window + radius, self.totwindow)
 
-    def inner_batch(self, num_classes: int) -> int:
-        """Synthetic images per inner step."""
-        return (self.task_sampler_nc or num_classes) * self.batch_per_class
+    def inner_batch(self, num_classes: int, per_class: int | None = None) -> int:
+        """Synthetic images per inner step; ``per_class``: of a set of so many, not of all."""
+        drawn = min(self.batch_per_class, per_class or self.num_per_class)
+        return (self.task_sampler_nc or num_classes) * drawn
+
+    def of_size(self, per_class: int) -> Self:
+        """See ``Distilling``."""
+        return replace(super().of_size(per_class), batch_per_class=min(self.batch_per_class, per_class))
+
+    def image_steps(self, num_classes: int, steps_per_epoch: int) -> int:
+        """Differentiated inner steps of the run, of a boosted one in its first block, times images per step.
+
+        Of the first block, as how to compute must not depend on how many blocks follow: see ``outer.boosting``.
+        """
+        steps = (self.block_epochs[0] - self.start_epoch) * steps_per_epoch * self.longest_window * self.meta_batch
+        return steps * self.inner_batch(num_classes, self.block_size)
 
     @property
     def keeps_factors(self) -> bool:
@@ -328,7 +343,8 @@ class Config(Distilling):
     @property
     def name_parts(self) -> list[str]:
         """See ``Distilling``."""
-        return [f"IPC_{self.num_per_class}", self.policy, str(self.window), str(self.totwindow), f"seed{self.seed}"]
+        made = [self.policy, str(self.window), str(self.totwindow)]
+        return [f"IPC_{self.num_per_class}", *self.block_names, *made, f"seed{self.seed}"]
 
     def check_data(
         self, num_classes: int | None, image_size: int, train: int | None = None, processes: int = 1
@@ -366,12 +382,15 @@ class Config(Distilling):
             raise UserError("--psp_patches learns images, which --freeze_data keeps as they are: leave one of them out")
         if c.policy in RESIZING and c.d is None:
             raise UserError(f"--truncation {c.policy} needs the window radius: give -d, for example -d {c.window // 4}")
+        if c.trial and c.boost_block:
+            raise UserError("--trial times steps of one size, and those of a boosted run grow with its blocks: leave it "
+                            "out, or --boost_block")  # fmt: skip
         for name in ("early_patience", "middle_patience"):
             text = getattr(c, name)
             if not PATIENCE.fullmatch(text):
                 raise UserError(f"--{name} {text}: give epochs (30), a fraction of T (0.15T) or of all epochs (0.05E)")
-            if text.endswith("E") and c.epochs > PAPERS_EPOCHS and c.policy in AUTOMATIC:
-                epochs = resolve_patience(text, c.totwindow, c.epochs)
+            if text.endswith("E") and (most := max(c.block_epochs)) > PAPERS_EPOCHS and c.policy in AUTOMATIC:
+                epochs = resolve_patience(text, c.totwindow, most)
                 warnings.append(f"--{name} {text} is {epochs} epochs here; the paper's 5 % seem to be of about 600 "
                                 "epochs: give 30, or 0.15T, for stages like its own")  # fmt: skip
         if c.batch_per_class > c.num_per_class:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
@@ -278,6 +279,9 @@ class Common(ABC):
         return [f"{option(name)} was {was} and is {now}" for name, was, now in pairs if was != now]
 
 
+_BOOSTED: dict[str, Any] = {"read_by": "--boost_block above 0", "reads": lambda config: config.boost_block > 0}
+
+
 @dataclass(frozen=True)
 class Distilling(Common):
     """What every distillation run takes, whatever its method."""
@@ -285,6 +289,15 @@ class Distilling(Common):
     # fmt: off
     # Synthetic set
     num_per_class: int = flag(1, "synthetic set", "synthetic images per class (IPC)", minimum=1)
+    boost_block: int = flag(0, "synthetic set", "boosting: learn the set in blocks of this many images per class, one "
+        "after the other, so that the first blocks are a good set of their own size (0: all images at once)",
+        minimum=0, metavar="B")
+    boost_beta: float = flag(0.0, "synthetic set",
+        "finished blocks go on learning at this share of the learning rate (0: they are frozen)",
+        minimum=0, maximum=1, **_BOOSTED)
+    boost_epochs: tuple[int, ...] = flag((), "synthetic set",
+        "epochs of each block, of main.py ftd iterations (default: for each block --epochs, or --Iteration)",
+        kind=int, nargs="+", minimum=1, metavar="E", **_BOOSTED)
 
     # Outer loop
     max_bad_steps: int = flag(10, "outer loop", "outer steps in a row whose meta-gradient is NaN or infinite (each is "
@@ -363,7 +376,35 @@ class Distilling(Common):
     @property
     @abstractmethod
     def epochs(self) -> int:
-        """Epochs of the run, whatever the method calls so."""
+        """Epochs of the run, or of each block of a boosted one, whatever the method calls so."""
+
+    @property
+    def block_size(self) -> int:
+        """Images per class that are learnt together."""
+        return self.boost_block or self.num_per_class
+
+    @property
+    def block_epochs(self) -> tuple[int, ...]:
+        """Epochs of each block; of a run that is not boosted there is one."""
+        return self.given_epochs or (self.epochs,) * (self.num_per_class // self.block_size)
+
+    @property
+    def given_epochs(self) -> tuple[int, ...]:
+        """--boost_epochs, where it is read."""
+        return self.boost_epochs if self.boost_block else ()
+
+    def of_size(self, per_class: int) -> Self:
+        """The flags for a part of the set, of so many images per class, that is used by itself."""
+        return dataclasses.replace(self, num_per_class=per_class, boost_block=0, boost_epochs=())
+
+    @property
+    def total_epochs(self) -> int:
+        """The number of the run's last epoch, counted from 1."""
+        return sum(self.block_epochs)
+
+    def is_evaluated(self, epoch: int) -> bool:
+        """Whether the set is evaluated after an epoch, counted from 1: always after the last one of a block."""
+        return epoch % self.test_freq == 0 or epoch in accumulate(self.block_epochs)
 
     @property
     @abstractmethod
@@ -415,16 +456,60 @@ class Distilling(Common):
     def inner_lr(self) -> float:
         """Its learning rate."""
 
+    @property
+    def block_names(self) -> list[str]:
+        """What tells boosted runs apart, for ``name_parts``."""
+        return [f"block{self.boost_block}", f"beta{self.boost_beta:g}"] if self.boost_block else []
+
+    @property
+    def boosting(self) -> str:
+        """For people: the blocks, and what becomes of finished ones; empty where the run is not boosted."""
+        if not self.boost_block:
+            return ""
+        finished = f"finished ones at {self.boost_beta:g} of the rate" if self.boost_beta else "finished ones frozen"
+        return f"{len(self.block_epochs)} block(s) of {self.boost_block} image(s) per class, {finished}"
+
+    def differences(self, saved: Self) -> list[str]:
+        """See ``Common``; where a boosted run's blocks end must not change either."""
+        changed = super().differences(saved)
+        was, now = saved.block_epochs, self.block_epochs
+        if not changed and self.boost_block and was != now:
+            return [f"the blocks' epochs were {' '.join(map(str, was))} and are {' '.join(map(str, now))}"]
+        return changed
+
     def validate(self) -> list[str]:
         """See ``Common``."""
         warnings = super().validate()
         if self.eval_only and not self.resume and self.given_set is None:
             start = "--ckptname FILE, or " if "ckptname" in self.flags() else ""
             raise UserError(f"--eval_only: there is nothing to evaluate; give {start}--resume with the folder of a run")
+        self._check_blocks()
         if self.select == "test":
             warnings.append("--select test chooses snapshot and length on the test set, as the papers do: "
                             "the reported accuracy is optimistic")  # fmt: skip
         return warnings
+
+    def _check_blocks(self) -> None:
+        """Check the flags of boosting.
+
+        Raises:
+            UserError: naming the flag.
+        """
+        images, size, given = self.num_per_class, self.boost_block, self.given_epochs
+        if size and images % size:
+            raise UserError(f"--boost_block {size} does not divide the {images} image(s) of each class: give a divisor "
+                            "of that number, or change it")  # fmt: skip
+        if given and len(given) != images // size:
+            raise UserError(f"--boost_epochs {' '.join(map(str, given))}: there are {images // size} block(s), give a "
+                            "number for each, or leave it out")  # fmt: skip
+        if size and self.start_epoch:
+            raise UserError(f"--boost_block {size}: the first block starts at epoch 0; leave out --start_epoch")
+        if size and self.patience:
+            raise UserError(f"--patience {self.patience} would end a boosted run before its last block: leave it out, "
+                            "or --boost_block")  # fmt: skip
+        if size and self.eval_only and self.given_set is not None:
+            raise UserError(f"--boost_block {size}: --eval_only evaluates the given set as a whole; leave it out, or "
+                            "evaluate its prefixes by main.py evaluate --prefix")  # fmt: skip
 
 
 C = TypeVar("C", bound=Common)

@@ -251,8 +251,9 @@ class FtdConfig(Matching, Distilling):
     max_files: int | None = flag(None, "experts", "use the first files of experts only", kind=int, minimum=1)
     max_experts: int | None = flag(None, "experts", "use the first experts of each file only", kind=int, minimum=1)
 
-    iterations: int = flag(5000, "outer loop", "updates of the set", aliases=("--Iteration",), minimum=1,
-        resume="free")
+    iterations: int = flag(5000, "outer loop", "updates of the set, with --boost_block of each block",
+        aliases=("--Iteration",), minimum=1, resume="free", read_by="runs without --boost_epochs",
+        reads=lambda c: not c.given_epochs)
     lr_img: float = flag(1000.0, "outer loop", "learning rate of the images", above=0)
     lr_teacher: float = flag(0.01, "outer loop", "the student's step size at the start", above=0)
     lr_lr: float = flag(1e-5, "outer loop", "learning rate of the step size", above=0)
@@ -296,13 +297,14 @@ class FtdConfig(Matching, Distilling):
             "data set": f"{self.dataset_label}{', ZCA of pixels' if self.zca else ''}",
             "method": f"{method}{', without Hessian' if self.hessian == 'none' else ''}",
             "images per class": f"{self.num_per_class}{', learnt labels' if self.soft_labels else ''}",
+            **({"boosting": self.boosting} if self.boosting else {}),
         }
 
     @property
     def name_parts(self) -> list[str]:
         """See ``Distilling``."""
         matched = [str(number) for number in (self.syn_steps, self.expert_epochs, self.max_start_epoch)]
-        return [f"IPC_{self.num_per_class}", "ftd", *matched, f"seed{self.seed}"]
+        return [f"IPC_{self.num_per_class}", *self.block_names, "ftd", *matched, f"seed{self.seed}"]
 
     @property
     def train_y(self) -> bool:
@@ -312,12 +314,24 @@ class FtdConfig(Matching, Distilling):
     @property
     def iterations_per_epoch(self) -> int:
         """What a run counts as an epoch: the iterations between evaluations."""
-        return min(self.eval_it, self.iterations)
+        return min(self.eval_it, *(self.given_epochs or (self.iterations,)))
 
     @property
     def epochs(self) -> int:
         """See ``Distilling``."""
         return self.iterations // self.iterations_per_epoch
+
+    @property
+    def block_epochs(self) -> tuple[int, ...]:
+        """See ``Distilling``."""
+        if not self.given_epochs:
+            return super().block_epochs
+        return tuple(iterations // self.iterations_per_epoch for iterations in self.given_epochs)
+
+    @property
+    def total_iterations(self) -> int:
+        """Updates of the set, over all blocks."""
+        return self.total_epochs * self.iterations_per_epoch
 
     @property
     def eval_steps(self) -> tuple[int, ...]:
@@ -345,18 +359,26 @@ class FtdConfig(Matching, Distilling):
         real = ("--pix_init real", self.num_per_class) if self.pix_init == "real" else None
         return super().real_per_class or real
 
-    def student_batch(self, num_classes: int) -> int:
-        """Synthetic images per step of the student."""
-        return min(self.batch_syn or num_classes * self.num_per_class, num_classes * self.num_per_class)
+    def student_batch(self, num_classes: int, per_class: int | None = None) -> int:
+        """Synthetic images per step of the student; ``per_class``: of a set of so many, not of all."""
+        images = num_classes * (per_class or self.num_per_class)
+        return min(self.batch_syn or images, images)
+
+    def image_steps(self, num_classes: int) -> int:
+        """Student steps of the run, of a boosted one in its first block, times images per step; see ``Config``."""
+        iterations = self.block_epochs[0] * self.iterations_per_epoch
+        return iterations * self.syn_steps * self.student_batch(num_classes, self.block_size)
 
     def validate(self) -> list[str]:
         """See ``Common``."""
         warnings = super().validate()
-        if self.iterations % self.iterations_per_epoch:
-            raise UserError(
-                f"--Iteration {self.iterations} is no multiple of --eval_it {self.eval_it}: change one of them, so "
-                "that the last update is evaluated"
-            )
+        given = [("--boost_epochs", number) for number in self.given_epochs]
+        for name, iterations in given or [("--Iteration", self.iterations)]:
+            if iterations % self.iterations_per_epoch:
+                raise UserError(
+                    f"{name} {iterations} is no multiple of --eval_it {self.eval_it}: change one of them, so that the "
+                    "last update is evaluated"
+                )
         current = self.current_max_start_epoch
         if self.min_start_epoch >= (current or self.max_start_epoch):
             end = "current_max_start_epoch" if current else "max_start_epoch"

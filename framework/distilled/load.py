@@ -53,6 +53,8 @@ def from_stored(stored: Stored, path: Path) -> Distilled:
     step_size = provenance.get("step_size")
     distilled = Distilled(path, images, labels, class_names, preprocess, config, provenance, learnt_lr=step_size)
     _check_flags(distilled)
+    if (block := distilled.block_size) is not None and per_class % block:
+        raise UserError(f"{path}: {per_class} image(s) of each class are no blocks of {block}; restore it from a copy")
     return distilled
 
 
@@ -71,9 +73,12 @@ def _metadata(stored: Stored, path: Path) -> tuple[tuple[str, ...], dict[str, An
         length = provenance.get("best_length", 1)
         if type(length) is not int or length < 1:
             raise TypeError(f"best_length is {length!r}, no number of steps")
-        step_size = provenance.get("step_size")
-        if step_size is not None and not (isinstance(step_size, float) and 0 < step_size < math.inf):
-            raise TypeError(f"step_size is {step_size!r}, no learning rate")
+        for step_size in (provenance.get("step_size"), *provenance.get("step_sizes", ())):
+            if step_size is not None and not (isinstance(step_size, float) and 0 < step_size < math.inf):
+                raise TypeError(f"step_size is {step_size!r}, no learning rate")
+        for name in ("block_size", "blocks", "blocks_in_all"):
+            if type(number := provenance.get(name, 1)) is not int or number < 1:
+                raise TypeError(f"{name} is {number!r}, no number above 0")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged metadata ({error}); restore it from a copy") from error
     return tuple(names), provenance
@@ -86,7 +91,7 @@ def _check_flags(d: Distilled) -> None:
         UserError: naming the file and the flag.
     """
     wrong, per_class, c = None, len(d.images) // d.num_classes, d.config
-    if c.batch_per_class > per_class:
+    if c.batch_per_class > per_class and d.block_size is None:
         wrong = f"--batch_per_class {c.batch_per_class} is more than the {per_class} image(s) of each class"
     elif c.task_sampler_nc is not None and c.task_sampler_nc > d.num_classes:
         wrong = f"--task_sampler_nc {c.task_sampler_nc} is more than the {d.num_classes} classes"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,17 @@ from torch.utils.data import TensorDataset
 from framework.config.common import Distilling
 from framework.data.preprocess import Preprocess, Zca, ZcaPixels
 from framework.distilled.formats import Stored
+from framework.errors import UserError
 from framework.inner.augment import Augmentation, apply
 from framework.inner.names import MOMENTUM, WEIGHT_DECAY
 from framework.inner.plan import ClassSampler
 from framework.networks import registry
 from framework.rng import generator
+
+OF_THE_WHOLE = (
+    "best_length", "accuracy", "step_size", "step_sizes", "block_size", "blocks", "blocks_in_all"
+)  # fmt: skip
+"""What a set's provenance says of all of its images, and not of some."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,59 @@ class Distilled:
     """Batches can be drawn by class: there are equally many images of each."""
     learnt_lr: float | None = None
     """The learning rate that was learnt with the images, if any."""
+
+    @property
+    def per_class(self) -> int:
+        """Images of each class."""
+        return len(self.images) // self.num_classes
+
+    @property
+    def block_size(self) -> int | None:
+        """Images of each class that a boosted set's blocks have: the first blocks are sets of their own."""
+        return self.provenance.get("block_size")
+
+    @property
+    def lacks(self) -> str:
+        """Of a boosted run that has not ended, which blocks the set has, for people; empty where it has all."""
+        blocks, in_all = self.provenance.get("blocks", 1), self.provenance.get("blocks_in_all", 1)
+        if blocks >= in_all:
+            return ""
+        return f"{self.source}: has block 1 to {blocks} of {in_all}; the run that learns the others has not ended"
+
+    def prefix(self, per_class: int) -> "Distilled":
+        """The first ``per_class`` images of each class, as a set of its own.
+
+        Of a boosted set with a learnt step size, a prefix of whole blocks has that of the time when it was finished.
+
+        Raises:
+            UserError: there are not so many, or the set is not sorted by class.
+        """
+        if not self.by_class:
+            raise UserError(
+                f"{self.source}: has not as many images of each class, and so no prefixes; give a set that has"
+            )
+        if not 1 <= per_class <= self.per_class:
+            raise UserError(f"{self.source}: has {self.per_class} image(s) of each class; give at most that many")
+        return self if per_class == self.per_class else self.subset(torch.arange(per_class))
+
+    def subset(self, places: Tensor) -> "Distilled":
+        """The images at ``places`` (n,) among those of each class, in that order, as a set of its own."""
+        count = len(places)
+        rows = torch.arange(len(self.images)).unflatten(0, (self.num_classes, -1))[:, places].flatten()
+        config, step_size = self.config.of_size(count), self._step_size(count)
+        known = {name: value for name, value in self.provenance.items() if name not in OF_THE_WHOLE}
+        own = {"config": json.loads(config.to_json()), "step_size": step_size, "subset": places.tolist()}
+        return replace(
+            self, images=self.images[rows], labels=self.labels[rows], config=config, learnt_lr=step_size,
+            provenance=known | {name: value for name, value in own.items() if value is not None},
+        )  # fmt: skip
+
+    def _step_size(self, per_class: int) -> float | None:
+        """The learnt rate when the blocks with so many images of each class were finished, else the set's."""
+        earlier = self.provenance.get("step_sizes", ())
+        if self.block_size is None or per_class % self.block_size or per_class // self.block_size > len(earlier):
+            return self.learnt_lr
+        return float(earlier[per_class // self.block_size - 1])
 
     @property
     def dataset(self) -> TensorDataset:
@@ -75,9 +134,9 @@ class Distilled:
         """Draws batches of the set as the inner loop did."""
         return ClassSampler(
             num_classes=self.num_classes,
-            per_class=len(self.images) // self.num_classes,
+            per_class=self.per_class,
             classes_per_step=self.config.task_sampler_nc or self.num_classes,
-            batch_per_class=self.config.batch_per_class,
+            batch_per_class=min(self.config.batch_per_class, self.per_class),
             augmentation=self.augmentation,
         )
 

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from framework.distilled.load import from_stored, open_stored
 from framework.distilled.set import Distilled
 from framework.errors import UserError
 from framework.evaluation import judge
-from framework.evaluation.recipes import make_recipe
+from framework.evaluation.names import ALL
+from framework.evaluation.recipes import Recipe, make_recipe
 from framework.files import EVALUATION, SET, folder_for
 from framework.inner.execution import configure_process
 from framework.report.tables import judgement_table, write_judgement
@@ -47,28 +49,64 @@ def evaluate(args: argparse.Namespace) -> None:
     device = resolve_device(args.device)
     configure_process(device, "float32")
     opened, listing, preprocess = _open(args)
-    lengths = tuple(args.eval_steps) if args.eval_steps else None
-    recipe = make_recipe(args.recipe or opened.config.recipe, opened, lengths, args.inner_lr)
+    sizes = _sizes(opened, args.prefix)
+    recipes = [_recipe(_part(opened, size), args) for size in sizes]
     names = args.eval_arch or [opened.config.arch]
     nets = {name: judge.build(name, opened, args.width, device) for name in names}
     if "random" in args.baselines:
-        require_random_real(listing.counts, listing.class_names, opened.sampler.per_class)
+        require_random_real(listing.counts, listing.class_names, _part(opened, sizes[-1]).per_class)
+    if opened.lacks:
+        print(opened.lacks, file=sys.stderr, flush=True)
     with folder_for(_output(args)) as folder:  # before images are decoded and networks trained, not after
         real = load_listed(listing, device, preprocess=preprocess)
         distilled = preprocessed(opened, real.preprocess)
         runs = args.num_train_eval or distilled.config.num_train_eval
-        images, labels = distilled.images.to(device), distilled.labels.to(device)
-        rows = judge.candidates(images, labels, real, recipe, tuple(args.baselines), runs, args.seed)
-        total = runs * len(nets) * len(rows) * recipe.lengths[-1]
+        trials = []
+        for size, recipe in zip(sizes, recipes, strict=True):
+            part = _part(distilled, size)
+            images, labels = part.images.to(device), part.labels.to(device)
+            baselines = tuple(name for name in args.baselines if name != "full" or size == sizes[-1])
+            rows = judge.candidates(images, labels, real, recipe, baselines, runs, args.seed)
+            trials.append(judge.Trial(recipe, rows, size))
+        total = runs * len(nets) * sum(len(trial.rows) * trial.recipe.lengths[-1] for trial in trials)
         with tqdm(total=total, desc="evaluating", unit="step", dynamic_ncols=True) as bar:
 
             def tick(steps: int) -> None:
                 bar.update(steps)
 
-            result = judge.evaluate(distilled, real, recipe, nets, rows, args.seed, tick)
+            result = judge.evaluate(distilled, real, trials, nets, args.seed, tick)
         with StopRequest():  # from here on, Ctrl-C comes too late
             print(judgement_table(result) + "\n", flush=True)
             print("\n".join(map(str, write_judgement(result, folder))), flush=True)
+
+
+def _sizes(opened: Distilled, given: list[int | str] | None) -> list[int | None]:
+    """Of the prefixes to evaluate, the images of each class; None: the set as it is.
+
+    Raises:
+        UserError: the set does not have them.
+    """
+    if given is None:
+        return [None]
+    block = opened.block_size
+    if given == [ALL] and block is None:
+        raise UserError(f"--prefix {ALL}: {opened.source} was not learnt in blocks; give numbers of images per class")
+    sizes = list(range(block, opened.per_class + 1, block)) if given == [ALL] and block else list(map(int, given))
+    for size in sizes:
+        try:
+            opened.prefix(size)
+        except UserError as error:
+            raise UserError(f"--prefix {size}: {error}") from error
+    return [*sizes]
+
+
+def _part(distilled: Distilled, size: int | None) -> Distilled:
+    return distilled if size is None else distilled.prefix(size)
+
+
+def _recipe(distilled: Distilled, args: argparse.Namespace) -> Recipe:
+    lengths = tuple(args.eval_steps) if args.eval_steps else None
+    return make_recipe(args.recipe or distilled.config.recipe, distilled, lengths, args.inner_lr)
 
 
 def _output(args: argparse.Namespace) -> Path:

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -76,28 +77,42 @@ def judge(evaluator: Evaluator, rows: dict[str, Candidate], select_on: Split, te
     return results
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A distilled set and its baselines, to be judged under the set's recipe.
+
+    Args:
+        recipe: of the set.
+        rows: of the table.
+        size: the set is the first so many images of each class of another; None: it is no part of one.
+    """
+
+    recipe: Recipe
+    rows: dict[str, Candidate]
+    size: int | None = None
+
+
 def evaluate(
     distilled: Distilled,
     real: RealData,
-    recipe: Recipe,
+    trials: list[Trial],
     nets: dict[str, FlatNetwork],
-    rows: dict[str, Candidate],
     seed: int,
     tick: Callable[[int], None],
 ) -> Judgement:
-    """Judge the rows by every network.
+    """Judge the trials' rows by every network. Where there are several trials, a row's name ends in its trial's size.
 
-    A training length is chosen on the validation images, or under a run's ``--select test`` on the test images.
+    A training length is chosen on the validation images, or under a run's ``--select test`` on the test images. A
+    prefix is judged under the same random choices as if its images were the whole set.
     """
     began = time.monotonic()
-    select_on = real.test if real.val is None else real.val
-    results = {
-        arch: judge(
-            Evaluator(InnerLoop(network, recipe.rule), seed, tick), rows, select_on, real.test,
-            "evaluate", recipe.name, arch,
-        )
-        for arch, network in nets.items()
-    }  # fmt: skip
+    results: dict[str, Results] = {arch: {} for arch in nets}
+    for arch, network in nets.items():
+        for trial in trials:
+            judged = _judged(trial, Evaluator(InnerLoop(network, trial.recipe.rule), seed, tick), real, arch)
+            alone = {"full"} if len(trials) > 1 else judged.keys()
+            results[arch] |= {name if name in alone else f"{name} {trial.size}": row for name, row in judged.items()}
+    recipe = trials[-1].recipe
     return Judgement(
         source=str(distilled.source),
         dataset=label_of(real.name),
@@ -107,6 +122,17 @@ def evaluate(
         select="test" if real.val is None else "val",
         seed=seed,
         results=results,
+        prefixes=None if trials[0].size is None else [trial.size or 0 for trial in trials],
         seconds=time.monotonic() - began,
         **environment(next(iter(nets.values())).device),
     )
+
+
+def _judged(trial: Trial, evaluator: Evaluator, real: RealData, arch: str) -> Results:
+    """One trial's rows by one network."""
+    select_on = real.test if real.val is None else real.val
+    results = judge(evaluator, trial.rows, select_on, real.test, "evaluate", trial.recipe.name, arch)
+    if trial.size is not None:
+        name = f"{results['distilled'].name}, the first {trial.size} of each class"
+        results["distilled"] = dataclasses.replace(results["distilled"], name=name)
+    return results

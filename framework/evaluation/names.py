@@ -12,3 +12,5 @@ BASELINES = {
     "full": "the whole real set",
 }
 """Rows beside the distilled set; see ``baselines``."""
+ALL = "all"
+"""Of ``--prefix``: every prefix of a boosted set's blocks."""

@@ -16,15 +16,17 @@ from framework.assemble.common import Parts
 from framework.config.common import Distilling
 from framework.config.matching import FtdConfig
 from framework.distilled.pictures import image_grid, natural_images
-from framework.evaluation.evaluator import Evaluator, TrainingSet
+from framework.evaluation.evaluator import Candidate, Evaluator, TrainingSet
 from framework.evaluation.judge import candidates, judge
 from framework.evaluation.recipes import Recipe, matching_recipe
 from framework.evaluation.scores import Evaluation
 from framework.files import write_json
+from framework.inner.plan import ClassSampler
 from framework.machine import environment
 from framework.outer.method import Snapshot
-from framework.records import Entry, Results, Summary
+from framework.records import Entry, Results, Row, Summary
 from framework.report.folder import RunFolder
+from framework.report.plots import prefix_plot
 from framework.run import checkpoint
 from framework.run.chores import Seldom
 from framework.run.distributed import Comm
@@ -76,7 +78,9 @@ class Assessor:
         if isinstance(c, FtdConfig):
             assert snapshot.step_size is not None, "it is learnt"
             return matching_recipe(c, len(snapshot.images), snapshot.images.shape[-1], snapshot.step_size)
-        return Recipe("inner", self.loop.rule, parts.sampler, c.eval_steps, "the inner loop's own")
+        assert isinstance(parts.sampler, ClassSampler), "it draws by class"
+        sampler = parts.sampler.of(len(snapshot.images) // parts.real.num_classes)
+        return Recipe("inner", self.loop.rule, sampler, c.eval_steps, "the inner loop's own")
 
     def _evaluator(self, recipe: Recipe) -> Evaluator:
         return Evaluator(self.loop.with_rule(recipe.rule), self.config.seed, tick=self._tick)
@@ -102,6 +106,7 @@ class Assessor:
         tensors = {"images": best.images, "labels": best.labels}
         checkpoint.save(folder / files.BEST, {"config": c.to_json(), **best.facts, **tensors})
         provenance = {"dataset": c.dataset_label, "config": json.loads(c.to_json()), **environment(self.device)}
+        provenance |= self._blocks(best)
         checkpoint.save_tensors(
             folder / files.SET,
             {**tensors, **real.preprocess.tensors()},
@@ -109,6 +114,19 @@ class Assessor:
         )
         labels = best.labels if c.train_y else None
         image_grid(self.pictures(best.images), real.class_names, folder / files.PICTURE, labels)
+
+    def _blocks(self, best: Best) -> dict[str, Any]:
+        """What a boosted set says of its blocks: their size, how many there are, and how many there will be.
+
+        With a learnt step size, also what it was when each block but the last was finished.
+        """
+        c, block = self.config, self.config.boost_block
+        if not block:
+            return {}
+        count = len(best.images) // (self.parts.real.num_classes * block)
+        sizes = list(self.parts.set.step_sizes)[: count - 1]
+        about = {"block_size": block, "blocks": count, "blocks_in_all": len(c.block_epochs)}
+        return about | ({"step_sizes": sizes} if sizes else {})
 
     def pictures(self, images: Tensor) -> Tensor:
         """Distilled images as a person would see them; see ``pictures.natural_images``."""
@@ -129,18 +147,43 @@ class Assessor:
         with self._bar("final table", sum(len(row.sets) * row.lengths[-1] for row in rows.values())):
             return judge(self._evaluator(recipe), rows, parts.selection, parts.real.test, "final")
 
+    def prefix_results(self, best: Best, whole: Row) -> Results | None:
+        """Of a boosted run, the row of every prefix of blocks, by its images per class; ``whole`` is the last one's.
+
+        Fresh networks are trained on the prefix alone, by the run's recipe, from the same initial parameters for each;
+        their length is chosen on the split that selects. The networks see no other image of the set.
+        """
+        c, classes = self.config, self.parts.real.num_classes
+        if not c.boost_block:
+            return None
+        results, per_class = {}, len(best.images) // classes
+        for size in range(c.boost_block, per_class, c.boost_block):
+            prefix = best.snapshot.prefix(classes, size)
+            if sizes := self.parts.set.step_sizes:
+                prefix = replace(prefix, step_size=sizes[size // c.boost_block - 1])
+            recipe = self._recipe(prefix)
+            row = Candidate("distilled images", [self._training_set(prefix, recipe)] * c.num_train_eval, recipe.lengths)
+            with self._bar(f"the first {size} of each class", c.num_train_eval * recipe.lengths[-1]):
+                judged = judge(self._evaluator(recipe), {"distilled": row}, self.parts.selection, self.parts.real.test,
+                               "final")  # fmt: skip
+            results[str(size)] = judged["distilled"]
+        return results | {str(per_class): whole}
+
     def summarise(self, folder: Path, progress: Progress, seconds: Callable[[], float]) -> Summary:
         """``summary.json``: made once, by the only use of the test set."""
         c, there = self.config, RunFolder(folder).summary
-        epochs = progress.epoch if c.eval_only else c.epochs
+        epochs = progress.epoch if c.eval_only else c.total_epochs
         same = there is not None and (there.epochs, there.outer_steps) == (epochs, progress.step)
         if there is not None and same and {"distilled", *c.baselines} <= there.results.keys():
             return there
         assert progress.best is not None, "the last epoch is always evaluated"
         results = self.final_results(progress.best)
+        prefixes = self.prefix_results(progress.best, results["distilled"])
+        if prefixes is not None:
+            prefix_plot(prefixes, folder / files.PREFIXES)
         shown = {
             "picture": files.PICTURE, "curves": files.CURVES, "windows": files.WINDOWS, "matching": files.MATCHING,
-            "distilled set": files.SET,
+            "prefixes": files.PREFIXES, "distilled set": files.SET,
         }  # fmt: skip
         summary = Summary(
             dataset=c.dataset_label,
@@ -155,6 +198,7 @@ class Assessor:
             processes=self.comm.size,
             execution=str(self.parts.loop.execution),
             gave_up=progress.epoch if progress.epoch < epochs else None,
+            prefixes=prefixes,
             files={what: str(folder / name) for what, name in shown.items() if (folder / name).exists()},
             **environment(self.device),
         )
@@ -174,8 +218,12 @@ class Assessor:
 
 
 def select_best(best: Best | None, entry: Entry, snapshot: Snapshot) -> Best:
-    """The better of the best snapshot so far and this one; the earlier among equals."""
-    if best is not None and not entry.accuracy > best.accuracy:
+    """The better of the best snapshot so far and this one; the earlier among equals.
+
+    A set that has grown takes the place of a smaller one: what is selected are all blocks that the run has come to.
+    """
+    same_size = best is not None and len(best.images) == len(snapshot.images)
+    if best is not None and same_size and not entry.accuracy > best.accuracy:
         return best
     facts = (entry.epoch, entry.split, entry.best_length, entry.accuracy)
     return Best(*facts, snapshot.images, snapshot.labels, entry.form, snapshot.step_size)

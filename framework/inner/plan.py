@@ -1,7 +1,7 @@
 """Plans: every random choice of a trajectory, and the samplers that draw them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import torch
@@ -75,6 +75,10 @@ class ClassSampler:
     classes_per_step: int
     batch_per_class: int
     augmentation: Augmentation
+
+    def of(self, per_class: int) -> "ClassSampler":
+        """The sampler of a set of ``per_class`` images of each class, of which a batch has no more than there are."""
+        return replace(self, per_class=per_class, batch_per_class=min(self.batch_per_class, per_class))
 
     def plan(self, steps: int, gen: torch.Generator) -> Plan:
         """Draw all choices of ``steps`` batches of ``classes_per_step * batch_per_class`` images, on the CPU."""

@@ -1,11 +1,13 @@
 """What trajectory matching learns: images, the step size of the student, and perhaps soft labels."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from framework.outer.blocks import Blocks, Parameters
 from framework.outer.method import Rejected, Snapshot
 from framework.outer.synthetic import Synthetic, copied
 
@@ -26,6 +28,7 @@ class MatchedSet:
         lr_labels: of SGD on the logits; None: labels are fixed.
         momentum_labels: of that.
         ema_decay: d; after each step the average is d times itself plus 1 - d times the images.
+        blocks: how the set is to ``grow``, where it does; it starts with one block.
     """
 
     def __init__(
@@ -39,23 +42,48 @@ class MatchedSet:
         lr_labels: float | None = None,
         momentum_labels: float = 0.9,
         ema_decay: float = 0.999,
+        blocks: Blocks | None = None,
     ) -> None:
-        self.images = images.clone().requires_grad_()
-        self.labels = labels.clone().requires_grad_(lr_labels is not None)
+        self.ema_decay = ema_decay
+        self.blocks = blocks
+        self.soft = lr_labels is not None
+        self.options: dict[str, dict[str, Any]] = {
+            "images": {"lr": lr_images, "momentum": MOMENTUM},
+            "labels": {"lr": lr_labels, "momentum": momentum_labels},
+        }
         exact = torch.float32 if images.device.type == "mps" else torch.float64  # steps of 1e-7 times a gradient
         self.step_size = torch.tensor(step_size, dtype=exact, device=images.device, requires_grad=True)
-        self.average = images.clone()
-        self.ema_decay = ema_decay
-        groups: list[dict[str, Any]] = [{"params": [self.images], "lr": lr_images, "momentum": MOMENTUM}]
-        if lr_labels is not None:
-            groups.append({"params": [self.labels], "lr": lr_labels, "momentum": momentum_labels})
-        self.optimizer = torch.optim.SGD(groups)
         self.step_size_optimizer = torch.optim.SGD([self.step_size], lr=lr_step_size, momentum=MOMENTUM)
+        self.step_sizes: Sequence[float] = ()  # when a block was finished, of each
+        self._hold(images, labels, images)
 
-    @property
-    def soft(self) -> bool:
-        """Whether labels are learnt."""
-        return self.labels.requires_grad
+    def _hold(self, images: Tensor, labels: Tensor, average: Tensor) -> None:
+        """Learn copies of these from now on, without momentum."""
+        self.images = images.clone().requires_grad_()
+        self.labels = labels.clone().requires_grad_(self.soft)
+        self.average = average.clone()
+        learnt = {name: tensor for name, tensor in self.learnt.items() if name != "step_size"}
+        self.parameters = Parameters(learnt, self.blocks)
+        self.optimizer = torch.optim.SGD(self.parameters.groups(self.options))
+
+    @torch.no_grad()
+    def grow(self, images: Tensor, labels: Tensor) -> None:
+        """Add a block, whose average starts at its images; the step size goes on. See ``boosting.Growing``.
+
+        Args:
+            images: (K * b, C, H, W), sorted by class.
+            labels: (K * b, K) class weights or logits, as those at the start.
+        """
+        assert self.blocks is not None, "a set without blocks does not grow"
+        older, state, device = self.parameters, self.optimizer.state, self.images.device
+        images, labels = images.to(device), labels.to(device)
+        self.step_sizes = (*self.step_sizes, self.step_size.item())
+        self._hold(
+            self.blocks.joined(self.images.detach(), images),
+            self.blocks.joined(self.labels.detach(), labels),
+            self.blocks.joined(self.average, images),
+        )
+        self.parameters.inherit(self.optimizer, older, state)
 
     @property
     def now(self) -> Synthetic:
@@ -84,16 +112,26 @@ class MatchedSet:
         """
         assert mask is None, "trajectory matching moves all pixels"
         before = self.step_size.clone(), deepcopy(self.step_size_optimizer.state_dict())
-        for name, tensor in self.learnt.items():
-            tensor.grad = grads[name]
+        self.parameters.set_grads(grads)
+        self.step_size.grad = grads["step_size"]
         self.step_size_optimizer.step()
         if not (proposed := self.step_size.item()) > 0:
             self.step_size.copy_(before[0])
             self.step_size_optimizer.load_state_dict(before[1])
             raise Rejected(f"the step size would become {proposed:g}")
         self.optimizer.step()
-        self.average.lerp_(self.images, 1 - self.ema_decay)
+        self._average()
         return {}
+
+    def _average(self) -> None:
+        """Move the average of all that learns; that of a frozen block stays as it is."""
+        if self.blocks is None:
+            self.average.lerp_(self.images, 1 - self.ema_decay)
+            return
+        averages, images = self.blocks.split(self.average), self.blocks.split(self.images.detach())
+        for average, block, rate in zip(averages, images, self.blocks.rates(len(images)), strict=True):
+            if rate:
+                average.lerp_(block, 1 - self.ema_decay)
 
     def snapshots(self) -> dict[str, Snapshot]:
         """See ``LearntSet``: the images as they are, and their moving average, with the same labels and step size."""
@@ -107,11 +145,14 @@ class MatchedSet:
         """See ``LearntSet``."""
         tensors = {name: copied(getattr(self, name)) for name in ("images", "labels", "step_size", "average")}
         optimizers = {name: deepcopy(getattr(self, name).state_dict()) for name in ("optimizer", "step_size_optimizer")}
-        return tensors | optimizers
+        return tensors | optimizers | ({} if self.blocks is None else {"step_sizes": self.step_sizes})
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See ``LearntSet``."""
+        """See ``LearntSet``; there are as many blocks as there were then."""
+        if self.blocks is not None:
+            self._hold(*(state[name].to(self.images.device) for name in ("images", "labels", "average")))
+            self.step_sizes = tuple(state["step_sizes"])
         for name in ("images", "labels", "step_size", "average"):
             getattr(self, name).copy_(state[name])
         for name in ("optimizer", "step_size_optimizer"):

@@ -5,11 +5,13 @@ A method owns all that its gradients are made of: real batches, windows or exper
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
+
+from framework.outer.blocks import prefix_rows
 
 T = TypeVar("T")
 
@@ -48,11 +50,20 @@ class Snapshot:
     labels: Tensor  # (N, K) class weights
     step_size: float | None = None  # learning rate that was learnt with it
 
+    def prefix(self, num_classes: int, per_class: int) -> "Snapshot":
+        """The first ``per_class`` images of each of K classes alone, of a set that is sorted by class."""
+        rows = prefix_rows(num_classes, len(self.images), per_class)
+        return replace(self, images=self.images[rows], labels=self.labels[rows])
+
 
 class LearntSet(Protocol):
     """What a run learns: images, perhaps labels and more, with the optimiser that updates them."""
 
     images: Tensor  # (N, C, H, W)
+
+    @property
+    def step_sizes(self) -> Sequence[float]:
+        """Of a boosted set, the learnt step size when each block but the last was finished; empty where none is."""
 
     @property
     def learnt(self) -> dict[str, Tensor]:

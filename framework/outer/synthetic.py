@@ -1,7 +1,9 @@
 """The synthetic set: what is learnt, how it starts, how it is updated."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from framework.inner.names import MOMENTUM
+from framework.outer.blocks import Blocks, Parameters
 from framework.outer.method import Snapshot
 
 
@@ -43,6 +46,7 @@ class SyntheticSet:
         ema_decay: of the moving average of the meta-gradient's norm that sets the clip.
         learn_images: also update ``images``; one of both is learnt.
         normalise: scale every image that a step has moved back to Euclidean norm 1 (AT-BPTT++'s public code).
+        blocks: how the set is to ``grow``, where it does; it starts with one block.
     """
 
     def __init__(
@@ -59,22 +63,49 @@ class SyntheticSet:
         ema_decay: float = 0.9,
         learn_images: bool = True,
         normalise: bool = False,
+        blocks: Blocks | None = None,
     ) -> None:
         assert learn_images or learn_labels, "validated with the flags"
-        self.images = images.clone().requires_grad_(learn_images)
-        self.labels = labels.clone().requires_grad_(learn_labels)
         self.learn_images, self.learn_labels = learn_images, learn_labels
         self.normalise = normalise and learn_images
         self.ema_decay = ema_decay
-        self.norm_ema: Tensor | None = None  # () moving average of the meta-gradient's norm
-        groups: list[dict[str, Any]] = [{"params": [self.images], "lr": lr}] if learn_images else []
-        if learn_labels:
-            groups.append({"params": [self.labels], "lr": label_lr})
-        self.optimizer: torch.optim.Optimizer = (
-            torch.optim.Adam(groups, eps=eps, weight_decay=weight_decay)
+        self.blocks = blocks
+        self.lr = {"images": {"lr": lr}, "labels": {"lr": label_lr}}
+        self.make_optimizer: Callable[..., torch.optim.Optimizer] = (
+            partial(torch.optim.Adam, eps=eps, weight_decay=weight_decay)
             if optimizer == "Adam"
-            else torch.optim.SGD(groups, momentum=MOMENTUM, weight_decay=weight_decay)
+            else partial(torch.optim.SGD, momentum=MOMENTUM, weight_decay=weight_decay)
         )
+        self._hold(images, labels)
+
+    def _hold(self, images: Tensor, labels: Tensor) -> None:
+        """Learn copies of these from now on, with nothing known of their gradients."""
+        self.images = images.clone().requires_grad_(self.learn_images)
+        self.labels = labels.clone().requires_grad_(self.learn_labels)
+        self.norm_ema: Tensor | None = None  # () moving average of the meta-gradient's norm
+        self.parameters = Parameters(self.learnt, self.blocks)
+        self.optimizer = self.make_optimizer(self.parameters.groups(self.lr))
+
+    @torch.no_grad()
+    def grow(self, images: Tensor, labels: Tensor) -> None:
+        """Add a block, which starts with no moments; the clip's average starts anew. See ``boosting.Growing``.
+
+        Args:
+            images: (K * b, C, H, W), sorted by class.
+            labels: (K * b, K) class weights.
+        """
+        assert self.blocks is not None, "a set without blocks does not grow"
+        older, state, device = self.parameters, self.optimizer.state, self.images.device
+        self._hold(
+            self.blocks.joined(self.images.detach(), images.to(device)),
+            self.blocks.joined(self.labels.detach(), labels.to(device)),
+        )
+        self.parameters.inherit(self.optimizer, older, state)
+
+    @property
+    def step_sizes(self) -> tuple[float, ...]:
+        """See ``LearntSet``: none is learnt."""
+        return ()
 
     @property
     def now(self) -> Synthetic:
@@ -107,11 +138,10 @@ class SyntheticSet:
         norm, decay = joint_norm(grads), self.ema_decay
         self.norm_ema = norm.clone() if self.norm_ema is None else decay * self.norm_ema + (1 - decay) * norm
         factor = (2 * self.norm_ema / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1.0)
-        for name, tensor in self.learnt.items():
-            tensor.grad = grads[name] * factor
+        self.parameters.set_grads({name: gradient * factor for name, gradient in grads.items()})
         before = self.images.detach().clone() if mask is not None else self.images
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.parameters.clear_grads()
         if mask is not None:
             self.images.copy_(torch.where(mask, self.images, before))
         if self.normalise:
@@ -126,6 +156,8 @@ class SyntheticSet:
         if mask is not None:
             moved = mask.expand_as(self.images).flatten(1).any(1).view(-1, *[1] * (self.images.dim() - 1))
             scaled = torch.where(moved, scaled, self.images)
+        if self.blocks is not None:
+            scaled = torch.where(self.blocks.learning(self.images), scaled, self.images)
         self.images.copy_(scaled)
 
     def snapshots(self) -> dict[str, Snapshot]:
@@ -139,7 +171,9 @@ class SyntheticSet:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
+        """Restore what ``state_dict`` returned, with as many blocks as there were then."""
+        if self.blocks is not None:
+            self._hold(*(state[name].to(self.images.device) for name in ("images", "labels")))
         self.images.copy_(state["images"])
         self.labels.copy_(state["labels"])
         self.optimizer.load_state_dict(deepcopy(state["optimizer"]))

@@ -15,14 +15,23 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from framework.distilled.set import Distilled
-from framework.files import CURVES, MATCHING, PICTURE, WINDOWS, folder_for, write_text
+from framework.files import CURVES, MATCHING, PICTURE, PREFIXES, WINDOWS, folder_for, write_text
 from framework.report.folder import RunFolder, name_runs
-from framework.report.plots import accuracy_plot, comparison_plot, matching_plot, training_plot, truncation_plot
+from framework.report.plots import (
+    accuracy_plot,
+    comparison_plot,
+    matching_plot,
+    prefix_plot,
+    training_plot,
+    truncation_plot,
+)
 from framework.report.tables import (
+    PREFIX_COLUMNS,
     RESULT_COLUMNS,
     SELECTION,
     markdown_table,
     percent,
+    prefix_rows,
     result_rows,
     rows_by_network,
     top1_rows,
@@ -112,6 +121,10 @@ def figures(run: RunFolder) -> list[dict[str, Any]]:
     if matches := run.matches:
         uris = themed(lambda path: matching_plot(matches, path))
         result.append({"caption": "How close students come to the experts, and with which steps", "uris": uris})
+    if run.summary and (prefixes := run.summary.prefixes):
+        uris = themed(lambda path: prefix_plot(prefixes, path))
+        result.append({"caption": "Accuracy of fresh networks trained on the first images of each class alone, "
+                                  "± one deviation", "uris": uris})  # fmt: skip
     if len(steps) > 1:
         uris = themed(lambda path: training_plot(steps, path))
         result.append({"caption": "The outer loop", "uris": uris})
@@ -146,6 +159,7 @@ def html(runs: dict[str, RunFolder]) -> str:
                 "name": name,
                 "run": run,
                 "rows": result_rows(run.summary.results) if run.summary else [],
+                "prefixes": prefix_rows(run.summary.prefixes) if run.summary and run.summary.prefixes else [],
                 "selection": SELECTION[run.config.select],
                 "figures": figures(run),
                 "pictures": pictures(run),
@@ -154,6 +168,7 @@ def html(runs: dict[str, RunFolder]) -> str:
             for name, run in runs.items()
         ],
         columns=RESULT_COLUMNS,
+        prefix_columns=PREFIX_COLUMNS,
         comparison=comparison(runs) if several else None,
         comparison_figure=themed(lambda path: comparison_plot(runs, path)) if several else None,
         most_images=MOST_IMAGES,
@@ -175,6 +190,8 @@ def markdown(runs: dict[str, RunFolder], folder: Path) -> str:
         lines += [f"## {name}", "", "```bash", " ".join(run.words), "```", ""]
         if run.summary:
             lines += [*markdown_table(list(RESULT_COLUMNS), result_rows(run.summary.results)), ""]
+            if run.summary.prefixes:
+                lines += [*markdown_table(PREFIX_COLUMNS, prefix_rows(run.summary.prefixes)), ""]
             lines += [f"± is one standard deviation over networks. {SELECTION[run.config.select]}", ""]
         else:
             lines += [
@@ -185,6 +202,7 @@ def markdown(runs: dict[str, RunFolder], folder: Path) -> str:
             (CURVES, "accuracy"),
             (WINDOWS, "windows"),
             (MATCHING, "matching"),
+            (PREFIXES, "prefixes"),
             (PICTURE, "distilled images"),
         ):
             if (run.path / file).exists():

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from framework.files import write_atomically
-from framework.records import Entry
+from framework.records import Entry, Results
 from framework.report.folder import EpochPoint, MatchPoint, RunFolder
 
 T = TypeVar("T")
@@ -88,6 +88,20 @@ def matching_plot(points: Sequence[MatchPoint], path: Path) -> None:
     bottom.set_ylabel("mean matching loss\nin the second half")
     for ax in (top, middle, bottom):
         ax.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def prefix_plot(prefixes: Results, path: Path) -> None:
+    """Plot the test accuracy of networks trained on each prefix of a boosted set over its images per class."""
+    figure = Figure(figsize=(7, 4))
+    ax = figure.subplots()
+    sizes, rows = [int(size) for size in prefixes], list(prefixes.values())
+    deviations = [100 * (row.top1_std or 0.0) for row in rows]
+    ax.errorbar(sizes, [100 * row.top1 for row in rows], deviations, marker="o", capsize=3)
+    ax.set_xticks(sizes)
+    ax.set_xlabel("first images of each class")
+    ax.set_ylabel("test accuracy (%)")
+    ax.grid(alpha=0.3)
     save_figure(figure, path)
 
 

@@ -16,6 +16,7 @@ LENGTHS = {
     "test": "Training lengths were chosen ON THE TEST SET: optimistic.",
 }
 RESULT_COLUMNS = ("trained on", "top-1 %", "top-5 %", "ECE %", "networks", "steps")
+PREFIX_COLUMNS = ("first of each class", *RESULT_COLUMNS)
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -43,10 +44,17 @@ def result_rows(results: Results) -> list[list[str]]:
     return [result_cells(row) for row in results.values()]
 
 
+def prefix_rows(prefixes: Results) -> list[list[str]]:
+    """The rows of a boosted run's table, under ``PREFIX_COLUMNS``."""
+    return [[size, *result_cells(row)] for size, row in prefixes.items()]
+
+
 def result_table(summary: Summary) -> str:
     """The result of a finished run as Markdown, with the files it left."""
     header = [f"{summary.dataset}, trained on", *RESULT_COLUMNS[1:]]
     lines = markdown_table(header, result_rows(summary.results))
+    if summary.prefixes is not None:
+        lines += ["", *markdown_table(PREFIX_COLUMNS, prefix_rows(summary.prefixes))]
     lines += ["", f"± is one standard deviation over networks. {SELECTION[summary.select]}"]
     if summary.gave_up is not None:
         lines.append(f"Ended by --patience after epoch {summary.gave_up} of {summary.epochs}.")
@@ -87,13 +95,13 @@ def judgement_table(judgement: Judgement) -> str:
 
 
 def write_judgement(judgement: Judgement, folder: Path) -> list[Path]:
-    """Write ``<recipe>.json``, ``<recipe>.md`` and TensorBoard events into a folder; returns their paths.
+    """Write JSON, Markdown and TensorBoard events into a folder, named after the recipe; returns their paths.
 
     Raises:
         CannotWrite: disk full, folder read-only; what could be written stays.
     """
-    board = folder / BOARD / judgement.recipe
-    paths = [folder / f"{judgement.recipe}.json", folder / f"{judgement.recipe}.md"]
+    board = folder / BOARD / judgement.file_name
+    paths = [folder / f"{judgement.file_name}.json", folder / f"{judgement.file_name}.md"]
     write_json(paths[0], dataclasses.asdict(judgement))
     write_text(paths[1], judgement_table(judgement) + "\n")
     try:

@@ -239,7 +239,9 @@ def torchrun(*arguments: str | Path) -> "subprocess.Popen[str]":
 
 
 def test_torchrun_on_one_node(tmp_path: Path) -> None:
-    run = ["main.py", *FEW, "--save_dir", tmp_path]
+    """Boosted: checksums of the set are compared after each block's epoch."""
+    boosted = ["--num_per_class", "2", "--boost_block", "1", "--boost_beta", "0.5", "--train_y"]
+    run = ["main.py", *FEW, *boosted, "--save_dir", tmp_path]
     assert_two_processes_ran(tmp_path, torchrun("--standalone", "--nproc-per-node", "2", *run))
 
 

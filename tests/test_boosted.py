@@ -274,6 +274,8 @@ def test_flags_that_do_not_fit_are_told_in_one_line(
     there = [*SHORT, "--save_dir", str(tmp_path / "run")]
     for flags, message in (
         ("--num_per_class 5 --boost_block 2", "--boost_block 2 does not divide the 5 image(s) of each class: give a"),
+        ("--boost_block 1 --patience 2", "--patience 2 would end a boosted run before its last block"),
+        ("--boost_block 1 --trial", "--trial times steps of one size"),
         ("--num_per_class 2 --boost_block 4", "--boost_block 4 does not divide the 2 image(s) of each class"),
         ("--num_per_class 4 --boost_block 2 --boost_epochs 3", "--boost_epochs 3: there are 2 block(s), give a number"),
         ("--boost_block 1 --start_epoch 0 --boost_beta 2", "--boost_beta 2.0: give a value of at most 1"),

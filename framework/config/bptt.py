@@ -383,8 +383,8 @@ class Config(Distilling):
         if c.policy in RESIZING and c.d is None:
             raise UserError(f"--truncation {c.policy} needs the window radius: give -d, for example -d {c.window // 4}")
         if c.trial and c.boost_block:
-            raise UserError("--trial times steps of one size, and those of a boosted run grow with its blocks: leave it "
-                            "out, or --boost_block")  # fmt: skip
+            raise UserError("--trial times steps of one size, and those of a boosted run grow with its blocks: leave "
+                            "it out, or --boost_block")  # fmt: skip
         for name in ("early_patience", "middle_patience"):
             text = getattr(c, name)
             if not PATIENCE.fullmatch(text):

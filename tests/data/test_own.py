@@ -382,3 +382,47 @@ def test_a_run_goes_on_where_its_data_were_moved_and_not_with_others(
     assert "npz:there/renamed.npz: no such file" in refused(evaluate, capsys)
     assert main([*evaluate, "--root", "."]) == 0
     assert "npz-renamed test images" in capsys.readouterr().out
+
+
+def test_experts_are_matched_to_the_content_of_their_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(Path("set.npz"), made_up())
+    common = [
+        "--depth",
+        "1",
+        "--width",
+        "4",
+        "--device",
+        "cpu",
+        "--batch_train",
+        "20",
+        "--buffer_path",
+        "b",
+        "--dataset",
+    ]
+    assert main(["buffer", *common, "npz:set.npz", "--num_experts", "1", "--train_epochs", "3"]) == 0
+    ftd = [
+        "ftd",
+        "--syn_steps",
+        "1",
+        "--expert_epochs",
+        "1",
+        "--max_start_epoch",
+        "2",
+        "--Iteration",
+        "1",
+        "--num_eval",
+        "1",
+    ]
+    ftd += ["--epoch_eval_train", "1", *common]
+    Path("moved").mkdir()
+    Path("set.npz").rename("moved/set.npz")
+    assert main([*ftd, "npz:moved/set.npz", "--save_dir", "run"]) == 0
+    other = made_up()
+    other["x_test"][0, 0, 0, 0] ^= 1
+    write(Path("set.npz"), other)
+    said = refused([*ftd, "npz:set.npz", "--save_dir", "other"], capsys)
+    assert "its experts are of other data or of another network: dataset npz " in said and "(--dataset)" in said
+    assert not Path("other").exists()

@@ -23,7 +23,15 @@ from main import main
 from matching_study import Clock, TimedJob, collect, table
 
 SMALL = argparse.Namespace(
-    images=10, width=2, step_size=0.01, start_epoch=1, expert_epochs=1, expert_images=50, variants=None, repeats=1
+    images=10,
+    width=2,
+    chunk=0,
+    step_size=0.01,
+    start_epoch=1,
+    expert_epochs=1,
+    expert_images=50,
+    variants=None,
+    repeats=1,
 )
 
 
@@ -40,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_originals_graph_and_ours_give_one_gradient_and_none_another(folder: Path) -> None:
     problem = matching.make(folder, 3, SMALL, CPU)
-    graph, replay, none = (problem.solver(name)(problem) for name in ("graph", "replay", "none"))
+    graph, replay, none = (problem.solver(name, 25)(problem) for name in ("graph", "replay", "none"))
     assert float(replay.loss) == pytest.approx(float(graph.loss), rel=1e-4)
     assert relative_error(replay.grads.images, graph.grads.images) < 1e-3
     assert float(replay.step_size) == pytest.approx(float(graph.step_size), rel=1e-3)

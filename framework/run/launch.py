@@ -1,5 +1,6 @@
 """How a run's processes start, hear signals and end: one process, one per device, a scheduler's, or nodes by hand."""
 
+import atexit
 import os
 import signal
 import sys
@@ -95,18 +96,20 @@ def join(worker: Worker[C], config: C, rank: int, local_rank: int, size: int, ur
 
 
 def leave(code: int) -> NoReturn:
-    """End this process; one that failed among others without clean-up, in which its process group could abort it."""
-    if dist.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    """End a process of several without the interpreter's clean-up, in which threads of its group can abort it."""
+    for stream in (sys.stdout, sys.stderr):  # None where a process was started without it
+        if stream is not None:
+            with suppress(OSError):
+                stream.flush()
+    os._exit(code)
 
 
 def _join_alone(worker: Worker[C], config: C, rank: int, local_rank: int, size: int, url: str) -> int:
     """``join`` where nobody of ours waits for this process: it has to say itself why it fails."""
     try:
-        return join(worker, config, rank, local_rank, size, url)
+        code = join(worker, config, rank, local_rank, size, url)
+        atexit.register(os._exit, code)  # as ``leave``, once all has been said
+        return code
     except PeerLost as error:
         said, code = f"stopped by {error}", PeerLost.exit_code
     except UserError as error:
@@ -143,7 +146,8 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
 def _spawned(local_rank: int, worker: Worker[C], config: C, nproc: int, url: str, messages: Messages) -> None:
     """One process; its last words go to the parent, which prints only those of the process to blame."""
     with lasting_output():
-        leave(_run_spawned(local_rank, worker, config, nproc, url, messages))
+        code = _run_spawned(local_rank, worker, config, nproc, url, messages)
+    leave(code)
 
 
 def _run_spawned(local_rank: int, worker: Worker[C], config: C, nproc: int, url: str, messages: Messages) -> int:

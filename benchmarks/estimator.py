@@ -31,7 +31,7 @@ from torch import Tensor
 
 from common import Parser, at_least, markdown, ran_on, run, write_results
 from framework.assemble.bptt import assemble_bptt
-from framework.config.bptt import Config
+from framework.config.bptt import DEFAULTS, Config
 from framework.data.splits import epoch_batches
 from framework.distill_higher import BackpropThroughTime
 from framework.errors import UserError
@@ -39,13 +39,11 @@ from framework.files import LAST, make_folder
 from framework.inner.execution import configure_process
 from framework.machine import environment
 from framework.outer.policies.policy import Window
-from framework.outer.policies.rat_is import best_chances
+from framework.outer.policies.rat_is import best_chances, costs_in_passes
 from framework.report.folder import RunFolder
 from framework.rng import generator
 from framework.run import checkpoint
 from framework.run.distributed import Comm, resolve_device
-
-UNIFORM = 0.2  # as the policy's default
 
 
 @dataclass
@@ -108,8 +106,8 @@ class Snapshot:
         starts = np.linspace(0, config.totwindow - config.window, positions).round().astype(int)
         self.positions = [Position(int(start)) for start in sorted(set(starts.tolist()))]
         inner = config.inner_batch(parts.real.num_classes)
-        self.passes = [3 * inner * p.start + 12 * inner * config.window + 3 * self.method.batch_size
-                       for p in self.positions]  # fmt: skip
+        per_step, rest = costs_in_passes(inner, config.window, self.method.batch_size)
+        self.passes = [per_step * p.start + rest for p in self.positions]
 
     def sample(self, number: int) -> None:
         """Take one meta-gradient at every position."""
@@ -168,8 +166,8 @@ def gains(moments: np.ndarray, costs: np.ndarray) -> dict[str, float]:
         return float((moments / chances).sum() / len(moments) ** 2 * (chances * costs).sum())
 
     return {
-        "rat-is": uniform / product(best_chances(moments, costs, sizes, UNIFORM)),
-        "by norm": uniform / product(best_chances(moments, np.ones_like(costs), sizes, UNIFORM)),
+        "rat-is": uniform / product(best_chances(moments, costs, sizes, DEFAULTS.is_uniform)),
+        "by norm": uniform / product(best_chances(moments, np.ones_like(costs), sizes, DEFAULTS.is_uniform)),
         "best": uniform / product(best_chances(moments, costs, sizes, 0.0)),
     }
 

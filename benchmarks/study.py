@@ -226,17 +226,17 @@ def main() -> None:
     a = parser.parse_args()
     out = a.out.resolve()
     make_folder(out, "--out")
-    jobs = [Job.of(out, name, seed, [*a.common, *flags.split()]) for seed in a.seeds for name, flags in a.variant]
+
+    def jobs_of(seeds: list[int]) -> list[Job]:
+        return [Job.of(out, name, seed, [*a.common, *flags.split()]) for seed in seeds for name, flags in a.variant]
+
+    jobs = jobs_of(a.seeds)
     deadline = time.monotonic() + 60 * a.minutes
     carry_out(jobs, deadline, a.jobs)
     if a.finalists and all(job.summary is not None for job in jobs):
         chosen = finalists(jobs, a.finalists)
-        final = [
-            Job.of(out, name, seed, [*a.common, *flags.split()])
-            for seed in a.final_seeds
-            for name, flags in a.variant
-            if name in chosen and seed not in a.seeds
-        ]
+        others = [seed for seed in a.final_seeds if seed not in a.seeds]
+        final = [job for job in jobs_of(others) if job.variant in chosen]
         carry_out(final, deadline, a.jobs)
         jobs += final
     results = collect(jobs)

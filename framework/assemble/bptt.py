@@ -26,6 +26,7 @@ from framework.outer.lowrank import Recipe
 from framework.outer.method import Method
 from framework.outer.patches import PatchAlignment
 from framework.outer.policies.policy import Policy
+from framework.outer.policies.rat_is import costs_in_passes
 from framework.outer.policies.registry import Settings, make
 from framework.outer.synthetic import SyntheticSet, noise_images, one_hot_labels
 from framework.rng import generator
@@ -160,8 +161,7 @@ def make_policy(c: Config, num_classes: int, real_batch: int, block: int = 0) ->
         bins=c.is_bins,
         bin_decay=c.is_decay,
         uniform=c.is_uniform,
-        # Passes over an image: 3 for a gradient, 12 for a differentiated step.
-        cost=(3.0 * inner, 12.0 * inner * c.window + 3.0 * real_batch),
+        cost=costs_in_passes(inner, c.window, real_batch),
         kl_weight=c.selector_kl,
         reference_rate=c.selector_ref_ema,
         length_temperature=c.selector_tau_w,

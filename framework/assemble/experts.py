@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from framework.assemble.common import execution_for
-from framework.config.matching import BufferConfig
+from framework.config.matching import BufferConfig, Matching
 from framework.inner.augment import Augmentation, Augmenter, CondensationAugmentation
 from framework.inner.kernels import Execution
 from framework.outer.experts import ExpertRecipe, Sharpness
@@ -14,9 +14,13 @@ SIDE_BY_SIDE = {"cuda": 4}
 """Experts that are trained at once where no flag says it; elsewhere one (benchmarks/experts.py)."""
 
 
+def training_augmentation(c: Matching, side: int) -> Augmenter:
+    """Of experts' batches, and of the networks that judge a set: by --dsa, else that of dataset condensation."""
+    return Augmentation(c.strategy, False, side) if c.dsa else CondensationAugmentation(side)
+
+
 def expert_recipe(c: BufferConfig, side: int) -> ExpertRecipe:
     """How experts are trained on images of ``side`` pixels."""
-    augmentation: Augmenter = Augmentation(c.strategy, False, side) if c.dsa else CondensationAugmentation(side)
     return ExpertRecipe(
         lr=c.lr_teacher,
         momentum=c.mom,
@@ -25,7 +29,7 @@ def expert_recipe(c: BufferConfig, side: int) -> ExpertRecipe:
         epochs=c.train_epochs,
         decay=c.decay,
         sharpness=Sharpness(c.rho, c.alpha, c.adaptive),
-        augmentation=augmentation,
+        augmentation=training_augmentation(c, side),
     )
 
 

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from framework.assemble.experts import training_augmentation
 from framework.config.matching import STRATEGY as DC_STRATEGY
 from framework.config.matching import FtdConfig
 from framework.data.registry import known
 from framework.distilled.labels import sorted_by_class
 from framework.distilled.set import Distilled
 from framework.errors import UserError
-from framework.inner.augment import Augmentation, Augmenter, CondensationAugmentation
+from framework.inner.augment import Augmentation, Augmenter
 from framework.inner.names import MOMENTUM, WEIGHT_DECAY
 from framework.inner.optimizers import SGD, Optimizer, State, make_optimizer
 from framework.inner.plan import Plan, Sampler, UniformSampler
@@ -140,8 +141,7 @@ def matching_recipe(
         lr: the learnt step size.
         eval_steps: one training length instead of the recipe's own.
     """
-    augmentation = Augmentation(c.strategy, False, side) if c.dsa else CondensationAugmentation(side)
-    return _decayed("mtt", images, augmentation, lr, c.epoch_eval_train, c.batch_train, eval_steps)
+    return _decayed("mtt", images, training_augmentation(c, side), lr, c.epoch_eval_train, c.batch_train, eval_steps)
 
 
 def _decayed(

@@ -1,12 +1,21 @@
 """AT-BPTT: position and length from gradient norms, by stage of training."""
 
-import math
 from typing import Any, Self
 
 import numpy as np
 from scipy.stats import rankdata
 
-from framework.outer.policies.policy import Policy, Probe, Vector, Window, checked_norms, no_probe, sample
+from framework.outer.policies.policy import (
+    Policy,
+    Probe,
+    Vector,
+    Window,
+    adapted,
+    checked_norms,
+    no_probe,
+    sample,
+    variations,
+)
 from framework.outer.policies.registry import Settings
 from framework.outer.policies.stages import EARLY, LATE, MIDDLE, Stages
 
@@ -148,18 +157,13 @@ class ATBPTT(Policy):
         share: Vector = weight / weight.sum()
         return share
 
-    def variations(self) -> Vector:
-        """v_t (T,), from the last probe's norms."""
-        n = np.asarray(self.norms)
-        v: Vector = np.abs(np.diff(n, prepend=n[0]))
-        return v
-
     def _scaled(self, values: Vector) -> Vector:
         return _standardised(values) if self.scale == "standard" else values
 
     def eta(self) -> Vector:
         """The window weight in [0, 1] of every step (T,); the largest variation gets 1."""
-        v = self.variations()
+        assert self.norms is not None, "probed"
+        v = variations(self.norms)
         if self.measure == "softmax":
             return _relative_weight(self._scaled(v), self.tau)
         rank: Vector = rankdata(v, method="min") - 1.0
@@ -171,7 +175,7 @@ class ATBPTT(Policy):
         if self._fixed:
             length = self.window + (self.radius if self.stages.now == MIDDLE else -self.radius)
         else:
-            length = math.floor(self.window - self.radius + 2 * self.radius * float(self.eta()[t]) + 0.5)
+            length = adapted(self.window, self.radius, float(self.eta()[t]))
         return min(max(length, 1), self.steps)
 
     def observe(self, loss: float, accuracy: float) -> None:
@@ -186,17 +190,10 @@ class ATBPTT(Policy):
         """Norms and variations of the last probe, and P(t) of the current stage."""
         if self.norms is None:
             return {}
-        p, v = self.probabilities(), self.variations()
+        p, v = self.probabilities(), variations(self.norms)
         return {"gradient norm": self.norms, "variation": v.tolist(), "probability": p.tolist()}
 
     def state_dict(self) -> dict[str, Any]:
         """The stage and what it is told by, the last probe."""
         own = {"stages": self.stages.state_dict(), "norms": self.norms, "norms_age": self.norms_age}
         return super().state_dict() | own
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See ``Policy``."""
-        stages = self.stages
-        super().load_state_dict(state)
-        stages.load_state_dict(state["stages"])
-        self.stages = stages

@@ -5,7 +5,17 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from framework.outer.policies.policy import Policy, Probe, Vector, Window, checked_norms, no_probe, sample
+from framework.outer.policies.policy import (
+    Policy,
+    Probe,
+    Vector,
+    Window,
+    adapted,
+    checked_norms,
+    no_probe,
+    sample,
+    variations,
+)
 from framework.outer.policies.registry import Settings
 
 EPS = 1e-8  # in every division and in the logarithm; the public code takes that of the outer Adam
@@ -96,7 +106,7 @@ class ATBPTTPP(Policy):
         self.beta = self._beta(float(n.mean()))
         self._learn(_standardised(n))
         t = sample(np.asarray(self.chances), self._generator())
-        v = self.variations()
+        v = variations(self.norms)
         self.drift = 1.0 if before is None else float(v[t]) / (before[t] + EPS)
         length = self._length(t, float(_standardised(v)[t]))
         return Window(t + 1 - length, length)
@@ -117,15 +127,9 @@ class ATBPTTPP(Policy):
     def _length(self, t: int, advantage: float) -> int:
         """M for a window that ends at t, from the standardised variation there."""
         eta = 0.5 * (1 + math.tanh(advantage / self.length_temperature / 2))  # the sigmoid, for any argument
-        length = math.floor(self.window - self.radius + 2 * self.radius * eta + 0.5)
+        length = adapted(self.window, self.radius, eta)
         low, high = max(1, self.window - self.radius), min(self.steps, self.window + self.radius)
         return min(max(length, low), high, t + 1)
-
-    def variations(self) -> Vector:
-        """v_t (T,), from the last probe's norms."""
-        n = np.asarray(self.norms)
-        v: Vector = np.abs(np.diff(n, prepend=n[0]))
-        return v
 
     def state(self) -> dict[str, str | int | float]:
         """Beta and drift of the last choice, and in words (``stage``, for plots) which steps that beta prefers."""
@@ -137,7 +141,7 @@ class ATBPTTPP(Policy):
         """Norms and variations of the last probe, the policy that was drawn from, and the reference after it."""
         if self.norms is None:
             return {}
-        shown = {"gradient norm": self.norms, "variation": self.variations().tolist()}
+        shown = {"gradient norm": self.norms, "variation": variations(self.norms).tolist()}
         return {**shown, "probability": self.chances, "reference": self.reference}
 
     def state_dict(self) -> dict[str, Any]:

@@ -46,6 +46,18 @@ def checked_norms(norms: Sequence[float], steps: int) -> Vector:
     return np.asarray(norms, dtype=np.float64)
 
 
+def variations(norms: Sequence[float]) -> Vector:
+    """v_t = |n_t - n_{t-1}| (T,) of a probe's norms, v_0 = 0."""
+    n = np.asarray(norms)
+    v: Vector = np.abs(np.diff(n, prepend=n[0]))
+    return v
+
+
+def adapted(window: int, radius: int, eta: float) -> int:
+    """W - r + 2 r eta, rounded, halves up: the length of a window for a weight in 0 .. 1."""
+    return math.floor(window - radius + 2 * radius * eta + 0.5)
+
+
 def sample(chances: Vector, gen: torch.Generator) -> int:
     """A step t with the probability ``chances[t]``, which sum to 1 but for rounding."""
     draw = float(torch.rand((), generator=gen, dtype=torch.float64))
@@ -125,4 +137,8 @@ class Policy(ABC):
         if difference := sorted(state.keys() ^ self.state_dict().keys()):
             raise ValueError(f"the policy's state and {self.name}'s differ in {', '.join(difference)}")
         for key, value in state.items():
-            setattr(self, key, value)
+            part = getattr(self, key)
+            if hasattr(part, "load_state_dict"):
+                part.load_state_dict(value)
+            else:
+                setattr(self, key, value)

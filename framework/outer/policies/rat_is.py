@@ -11,6 +11,18 @@ from framework.outer.policies.registry import Settings
 ENOUGH = 2  # samples of every bin, before which positions are uniform
 
 
+def costs_in_passes(inner: int, window: int, real: int) -> tuple[float, float]:
+    """A prefix step, and an outer step but for its prefix, in passes over an image: 3 make a gradient, 12 a
+    differentiated step.
+
+    Args:
+        inner: synthetic images of an inner step.
+        window: W.
+        real: images of the outer step.
+    """
+    return 3.0 * inner, 12.0 * inner * window + 3.0 * real
+
+
 def best_chances(moments: Vector, costs: Vector, sizes: Vector, uniform: float) -> Vector:
     """The chances (K,) of bins of positions with which importance sampling tells most for its cost.
 

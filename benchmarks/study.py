@@ -6,25 +6,57 @@ Every run has a folder of its own, ``DIR/NAME/seedN``; a study that was stopped 
 continues where it was when started again. Ends in ``DIR/results.md`` and ``DIR/results.json``. Used by
 ``scripts/ablation.sh``, ``scripts/readings.sh`` and ``scripts/sensitivity.sh``.
 
+``--known FILE`` goes on from a study's ``results.json`` where its folders are not: runs that are in it with the same
+variant, seed and flags are not run again.
+
 With ``--finalists N --final_seeds 0 1 2 3 4`` the N best variants by test accuracy over ``--seeds``, and the first of
 the list, with which the others are compared, go on to the other seeds.
 """
 
 import os
+import shlex
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Self
 
 from common import ROOT, Parser, at_least, markdown, ran_on, run, threads_each, write_results
 from framework.config.bptt import Config
-from framework.files import make_folder
-from framework.records import Summary
+from framework.errors import UserError
+from framework.files import make_folder, read_json
+from framework.records import Summary, read_record
 from framework.report.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the table has from a finished run."""
+
+    variant: str
+    seed: int
+    flags: str
+    accuracy: float  # of the selected set, on test images
+    evaluations: list[list[float]]  # seconds, validation accuracy
+    windows: dict[str, float]  # shares of the epochs' windows, and means in inner steps; empty without windows
+    dataset: str
+    device: str
+    torch: str
+    python: str
+    outer_steps: int
+    epochs: int
+
+    @property
+    def seconds(self) -> float:
+        """To the last evaluation."""
+        return self.evaluations[-1][0]
+
+    def accuracy_at(self, seconds: float) -> float:
+        """Validation accuracy of the best snapshot that was there after this many seconds."""
+        return max((accuracy for when, accuracy in self.evaluations if when <= seconds), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -47,29 +79,40 @@ class Job:
         return RunFolder(self.folder).summary
 
     @property
-    def evaluations(self) -> list[dict[str, Any]]:
-        """The run's evaluations so far, in order."""
-        return RunFolder(self.folder).records["evaluation"]
-
-    def accuracy_at(self, seconds: float) -> float:
-        """Validation accuracy of the best snapshot that was there after this many seconds."""
-        accuracies: list[float] = [e["accuracy"] for e in self.evaluations if e["seconds"] <= seconds]
-        return max(accuracies, default=0.0)
-
-    def windows(self) -> dict[str, float]:
-        """Where the epochs' windows lay: shares of them, and means in inner steps; empty without windows."""
+    def result(self) -> Result | None:
+        """The finished run's, None before."""
         folder = RunFolder(self.folder)
-        windows = [(point.start, point.length) for point in folder.epochs]
-        if not windows:
-            return {}
-        steps = folder.config.totwindow if isinstance(folder.config, Config) else 0
-        return {
-            "distinct": len(set(windows)) / len(windows),
-            "start in the first sixth": fmean(start < steps / 6 for start, _ in windows),
-            "end at T": fmean(start + length == steps for start, length in windows),
-            "mean start": fmean(start for start, _ in windows),
-            "mean length": fmean(length for _, length in windows),
-        }
+        s = folder.summary
+        if s is None:
+            return None
+        return Result(
+            variant=self.variant,
+            seed=self.seed,
+            flags=shlex.join(self.flags),
+            accuracy=s.results["distilled"].top1,
+            evaluations=[[e["seconds"], e["accuracy"]] for e in folder.records["evaluation"]],
+            windows=shares_of_windows(folder),
+            **{key: getattr(s, key) for key in ("dataset", "device", "torch", "python", "outer_steps", "epochs")},
+        )
+
+    def known_as(self, result: Result) -> bool:
+        """Whether ``result`` is this run's."""
+        return (result.variant, result.seed, result.flags) == (self.variant, self.seed, shlex.join(self.flags))
+
+
+def shares_of_windows(folder: RunFolder) -> dict[str, float]:
+    """Where the epochs' windows lay."""
+    windows = [(point.start, point.length) for point in folder.epochs]
+    if not windows:
+        return {}
+    steps = folder.config.totwindow if isinstance(folder.config, Config) else 0
+    return {
+        "distinct": len(set(windows)) / len(windows),
+        "start in the first sixth": fmean(start < steps / 6 for start, _ in windows),
+        "end at T": fmean(start + length == steps for start, length in windows),
+        "mean start": fmean(start for start, _ in windows),
+        "mean length": fmean(length for _, length in windows),
+    }
 
 
 def execute(title: str, arguments: list[str], folder: Path, seconds: float, threads: int) -> bool:
@@ -116,31 +159,28 @@ def mean_and_deviation(values: list[float]) -> dict[str, float | None]:
     }
 
 
-def collect(jobs: list[Job]) -> dict[str, Any]:
-    """What the finished runs show, by variant."""
-    finished = [job for job in jobs if job.summary is not None]
-    if not finished:
-        return {"variants": {}}
+def collect(results: list[Result]) -> dict[str, Any]:
+    """What the finished runs show, by variant, and they themselves."""
+    if not results:
+        return {"variants": {}, "runs": []}
     # Evaluations cost every variant the same; the fastest run's end is the time all are compared at.
-    equal_time = min(job.evaluations[-1]["seconds"] for job in finished)
+    equal_time = min(result.seconds for result in results)
     variants = {}
-    for name in dict.fromkeys(job.variant for job in finished):
-        runs = [job for job in finished if job.variant == name]
-        summaries = [job.summary for job in runs]
-        accuracies = [s.results["distilled"].top1 for s in summaries if s]
+    for name in dict.fromkeys(result.variant for result in results):
+        runs = [result for result in results if result.variant == name]
         variants[name] = {
             "n": len(runs),
-            "seeds": [job.seed for job in runs],
-            "test accuracy, equal outer steps": mean_and_deviation(accuracies),
-            "validation accuracy, equal time": mean_and_deviation([job.accuracy_at(equal_time) for job in runs]),
-            "seconds": fmean(job.evaluations[-1]["seconds"] for job in runs),
-            "windows": means([job.windows() for job in runs]),
-            "per seed": accuracies,
+            "seeds": [result.seed for result in runs],
+            "test accuracy, equal outer steps": mean_and_deviation([result.accuracy for result in runs]),
+            "validation accuracy, equal time": mean_and_deviation([r.accuracy_at(equal_time) for r in runs]),
+            "seconds": fmean(result.seconds for result in runs),
+            "windows": means([result.windows for result in runs]),
+            "per seed": [result.accuracy for result in runs],
         }
     compare(variants)
-    first = finished[0].summary
-    about = {key: getattr(first, key) for key in ("dataset", "device", "torch", "python", "outer_steps", "epochs")}
-    return {**about, "equal time, seconds": equal_time, "flags": finished[0].flags, "variants": variants}
+    first = asdict(results[0])
+    about = {key: first[key] for key in ("dataset", "device", "torch", "python", "outer_steps", "epochs", "flags")}
+    return {**about, "equal time, seconds": equal_time, "variants": variants, "runs": [asdict(r) for r in results]}
 
 
 def means(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -160,12 +200,12 @@ def compare(variants: dict[str, dict[str, Any]]) -> None:
             row["against the first"] = {**mean_and_deviation(gains), "better": better, "pairs": len(gains)}
 
 
-def finalists(jobs: list[Job], count: int) -> set[str]:
-    """The first variant, and the best others by test accuracy, of jobs that are all finished."""
-    names = list(dict.fromkeys(job.variant for job in jobs))
-    variants = collect(jobs)["variants"]
-    best = sorted(names[1:], key=lambda name: -variants[name]["test accuracy, equal outer steps"]["mean"])
-    return {names[0], *best[:count]}
+def finalists(results: list[Result], count: int) -> set[str]:
+    """The first variant, and the best others by test accuracy."""
+    variants = collect(results)["variants"]
+    first, *others = variants
+    best = sorted(others, key=lambda name: -variants[name]["test accuracy, equal outer steps"]["mean"])
+    return {first, *best[:count]}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -203,11 +243,37 @@ def percent(value: dict[str, float | None]) -> str:
     return f"{value['mean']:.2f}" + ("" if value["deviation"] is None else f" ± {value['deviation']:.2f}")
 
 
-def carry_out(jobs: list[Job], deadline: float, at_a_time: int) -> None:
-    """Run what is not finished, so many at a time, until the deadline."""
-    threads = threads_each(at_a_time)
-    with ThreadPoolExecutor(at_a_time) as pool:
-        list(pool.map(lambda job: distil(job, deadline, threads), jobs))
+@dataclass(frozen=True)
+class Study:
+    """How runs are carried out."""
+
+    known: list[Result]  # of which nothing is run
+    deadline: float
+    at_a_time: int
+
+    def result(self, job: Job) -> Result | None:
+        """A run's, None before it is finished."""
+        return next((result for result in self.known if job.known_as(result)), None) or job.result
+
+    def carry_out(self, jobs: list[Job]) -> list[Result]:
+        """Run what is not finished until the deadline; what is finished then, in order."""
+        threads = threads_each(self.at_a_time)
+        missing = [job for job in jobs if self.result(job) is None]
+        with ThreadPoolExecutor(self.at_a_time) as pool:
+            list(pool.map(lambda job: distil(job, self.deadline, threads), missing))
+        return [result for job in jobs if (result := self.result(job)) is not None]
+
+
+def read_known(file: Path) -> list[Result]:
+    """The runs of a study's ``results.json``.
+
+    Raises:
+        UserError: it is none.
+    """
+    content = read_json(file)
+    if not isinstance(content, dict) or "runs" not in content:
+        raise UserError(f"--known {file}: has no runs of a study; give a results.json of benchmarks/study.py")
+    return [read_record(Result, record, file) for record in content["runs"]]
 
 
 def main() -> None:
@@ -218,12 +284,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--finalists", type=at_least(0), default=0, metavar="N", help="see above (default: 0, nobody)")
     parser.add_argument("--final_seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--known", type=Path, nargs="+", default=[], metavar="FILE", help="earlier results, see above")
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="stop after this time; run again to continue"
     )
     parser.add_argument("--jobs", type=at_least(1), default=1, help="runs at a time; they share the cores")
     parser.add_argument("common", nargs="*", help="flags of main.py for every run, after --")
     a = parser.parse_args()
+    known = [result for file in a.known for result in read_known(file)]
     out = a.out.resolve()
     make_folder(out, "--out")
 
@@ -231,19 +299,18 @@ def main() -> None:
         return [Job.of(out, name, seed, [*a.common, *flags.split()]) for seed in seeds for name, flags in a.variant]
 
     jobs = jobs_of(a.seeds)
-    deadline = time.monotonic() + 60 * a.minutes
-    carry_out(jobs, deadline, a.jobs)
-    if a.finalists and all(job.summary is not None for job in jobs):
-        chosen = finalists(jobs, a.finalists)
+    study = Study(known, time.monotonic() + 60 * a.minutes, a.jobs)
+    results = study.carry_out(jobs)
+    if a.finalists and len(results) == len(jobs):
+        chosen = finalists(results, a.finalists)
         others = [seed for seed in a.final_seeds if seed not in a.seeds]
         final = [job for job in jobs_of(others) if job.variant in chosen]
-        carry_out(final, deadline, a.jobs)
+        results += study.carry_out(final)
         jobs += final
-    results = collect(jobs)
-    write_results(out, "results", results, table(results))
-    print(table(results))
-    missing = sum(job.summary is None for job in jobs)
-    if missing:
+    found = collect(results)
+    write_results(out, "results", found, table(found))
+    print(table(found))
+    if missing := len(jobs) - len(results):
         print(f"{missing} of {len(jobs)} runs are not finished: start the same command again to continue")
 
 

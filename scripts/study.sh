@@ -19,7 +19,7 @@ case "$ratio" in
   5) window=6 radius=2 ;;
   *) echo "--ratio $ratio: give 2 or 5" >&2; exit 2 ;;
 esac
-inner=(--inner_optim Adam --inner_lr 0.005 --totwindow 30 --window "$window" --syn_strategy none --real_strategy none --num_train_eval 5)
+inner=(--inner_optim Adam --inner_lr 0.005 --totwindow 30 --window "$window" --syn_strategy none --real_strategy none --num_train_eval 5 --baselines random)
 case "$dataset" in
   digits) # the quickstart's settings
     inner+=(--depth 1 --width 64 --batch_size 400 --lr 0.005 --epochs 240 --test_freq 20

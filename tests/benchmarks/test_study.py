@@ -12,8 +12,9 @@ from cli import ROOT, TINY
 from sets import made_up_summary
 
 from framework.config.bptt import parse
-from framework.files import write_json
-from study import Job, collect, table
+from framework.files import read_json, write_json
+from framework.report.folder import RunFolder
+from study import Job, collect, shares_of_windows, table
 
 
 def finished(folder: Path, top1: float, evaluations: list[tuple[float, float]]) -> None:
@@ -35,7 +36,7 @@ def test_the_table_compares_at_equal_steps_and_at_equal_time(tmp_path: Path) -> 
         Job("fast", 0, ["--x"], tmp_path / "fast0"),
         Job("fast", 1, ["--x"], tmp_path / "not started"),
     ]
-    results = collect(jobs)
+    results = collect([result for job in jobs if (result := job.result) is not None])
     assert results["equal time, seconds"] == 20
     slow, fast = results["variants"]["slow"], results["variants"]["fast"]
     assert slow["test accuracy, equal outer steps"]["mean"] == pytest.approx(85)
@@ -64,6 +65,23 @@ def test_finalists_are_the_best_of_the_first_seeds_and_the_reference(tmp_path: P
     assert against["mean"] == pytest.approx(100 * (0.4 + 0.5 - 0.05) / 3)
 
 
+def test_known_runs_are_not_run_again(tmp_path: Path) -> None:
+    """Nothing could be run: the folders of the second study are not there, and its deadline is now."""
+    for seed in (0, 1):
+        finished(tmp_path / "before" / "a" / f"seed{seed}", 0.5 + seed / 10, [(1, 0.25), (3, 0.5)])
+
+    def study(out: str, flags: str, *options: str) -> str:
+        command = [sys.executable, "benchmarks/study.py", "--out", str(tmp_path / out), "--variant", "a", flags]
+        command += ["--seeds", "0", "1", "--minutes", "0", *options, "--", "--root", "a folder"]
+        return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+    study("before", "--tau 1")
+    file = tmp_path / "before" / "results.json"
+    assert "not finished" not in study("after", "--tau 1", "--known", str(file))
+    assert read_json(tmp_path / "after" / "results.json") == read_json(file)
+    assert "2 of 2 runs are not finished" in study("other flags", "--tau 2", "--known", str(file))
+
+
 def test_windows_are_told_by_where_they_lay(tmp_path: Path) -> None:
     config = parse([*TINY, "--totwindow", "12", "--window", "3"])[0]
     (tmp_path / "config.json").write_text(config.to_json())
@@ -71,7 +89,7 @@ def test_windows_are_told_by_where_they_lay(tmp_path: Path) -> None:
     records = [{"kind": "epoch", "step": i, "epoch": i, "window_start": s, "window_length": n, "accuracy": 0.5}
                for i, (s, n) in enumerate(windows)]  # fmt: skip
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert Job("x", 0, [], tmp_path).windows() == pytest.approx(
+    assert shares_of_windows(RunFolder(tmp_path)) == pytest.approx(
         {"distinct": 0.8, "start in the first sixth": 0.4, "end at T": 0.4, "mean start": 4.2, "mean length": 3}
     )
 

@@ -35,10 +35,10 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from common import RESULTS, Parser, at_least, markdown, ran_on, resident_mib, run, write_results
+from framework.data.digits import read_digits
 from framework.data.splits import Split
 from framework.errors import UserError
 from framework.files import make_folder
@@ -130,11 +130,13 @@ def enlarged_digits(count: int) -> tuple[Tensor, Tensor]:
     Without it all pixels of a flat background cross a ReLU's kink together, which makes gradients of another rounding
     differ by several per cent. Photographs have no such places.
     """
-    digits = load_digits()
-    pixels = torch.tensor(digits.images[:count], dtype=torch.float32).unsqueeze(1)
+    source = read_digits(Path(), 8)
+    halves = [(part.read(torch.arange(len(part.labels))), part.labels) for part in (source.train, source.test)]
+    pixels, labels = (torch.cat(parts)[:count] for parts in zip(*halves, strict=True))
+    pixels = pixels.float()
     images = F.interpolate((pixels - pixels.mean()) / pixels.std(), size=32, mode="bilinear").repeat(1, 3, 1, 1)
     noise = torch.randn(images.shape, generator=generator(0, "noise of the digits"))
-    return images + NOISE * noise, torch.tensor(digits.target[:count])
+    return images + NOISE * noise, labels
 
 
 def train_expert(a: argparse.Namespace, device: torch.device) -> dict[str, Tensor]:

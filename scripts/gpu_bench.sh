@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Within 10 minutes on one GPU: engines side by side, then a timed distillation of CIFAR-10 (10 images per class, the
-# AT-BPTT README's settings) with our default and with the reference engine, each for half of the time that is left.
+# Within 10 minutes on one GPU: engines side by side, trajectory matching beside the originals' way, then a timed
+# distillation of CIFAR-10 (10 images per class, the AT-BPTT README's settings) with our default and with the reference
+# engine, each for half of the time that is left.
 # Writes JSON and Markdown to OUT_DIR.
 # Usage: bash scripts/gpu_bench.sh OUT_DIR [CIFAR_ROOT [FLAGS OF main.py]]
 #   CIFAR_ROOT holds cifar-10-batches-py; or train/ and test/ class folders, then give --dataset imagefolder as a flag.
@@ -44,6 +45,8 @@ if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; th
   say "compiled kernels inside of graphs"
   compare $((total / 5)) --name metagrad_compiled --cases 100,40 --variants ancestor "ancestor, tf32" \
     "replay, graphs" "replay, graphs, compile" "replay, graphs, compile, tf32"
+  say "trajectory matching"
+  within $((total / 10)) "$PYTHON" benchmarks/matching.py --out "$out" --steps 20 80 --device cuda
 fi
 for engine in auto higher; do
   say "distilling with --engine $engine"

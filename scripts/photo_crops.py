@@ -3,7 +3,7 @@
     python scripts/photo_crops.py ROOT [--side 128] [--train 40] [--test 20]
 
 Writes ROOT/{train,test}/<photograph>/*.png. Photographs are scaled to twice the side; training crops come from their
-left half, test crops from the right one, so that no pixel is in both. Needs scikit-image (requirements-dev.txt);
+left half, test crops from the right one, so that no pixel is in both. Needs both of them (requirements-dev.txt);
 nothing is downloaded.
 """
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE", "main.py", "framework")
 PRE_COMMIT = ROOT / ".pre-commit-config.yaml"
 OPTIONAL = {"datasets", "pyarrow", "wandb"}
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
+DISTRIBUTIONS = {"PIL": "pillow"}
 
 
 def copy_of_the_sources(folder: Path) -> Path:

@@ -56,7 +56,7 @@ def kernels(engine: str, images: int, window: int, width: int) -> list[tuple[int
     p = make(images, window, 10, width, torch.device("meta"), torch.float32)
     count = Count()
     with count:
-        how = ENGINES[engine](p.network, Execution(chunk=CHUNK["cuda"]))
+        how = ENGINES[engine](p.network, Execution(chunk=CHUNK))
         outer_gradient(how, [p.theta], p.synthetic, [p.plan], Window(PREFIX, window), p.real)
     return count.kernels
 

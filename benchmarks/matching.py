@@ -43,14 +43,13 @@ from framework.data.splits import Split
 from framework.errors import UserError
 from framework.files import make_folder
 from framework.inner.augment import Augmentation, apply
-from framework.inner.execution import configure_process, set_device_precision
+from framework.inner.execution import auto_chunk, configure_process, set_device_precision
 from framework.inner.kernels import Execution
 from framework.inner.loop import InnerLoop
-from framework.inner.names import CHUNK
 from framework.inner.optimizers import PlainSGD
 from framework.inner.plan import Plan, ShuffledSampler
 from framework.machine import environment
-from framework.networks.flat import FlatNetwork
+from framework.networks.flat import FlatNetwork, activation_floats
 from framework.networks.registry import build
 from framework.outer.experts import ExpertRecipe, ExpertTrainer, Sharpness
 from framework.outer.ftd import Matched, match
@@ -190,7 +189,7 @@ def serve(variant: str, folder: Path, steps: int, a: argparse.Namespace, device:
     """Measure the memory of an iteration and keep its gradient; then time one for each line of the standard input."""
     began = time.perf_counter()
     problem = make(folder, steps, a, device)
-    solve = problem.solver(variant, a.chunk or CHUNK.get(device.type, CHUNK["cpu"]))
+    solve = problem.solver(variant, a.chunk or auto_chunk(device, activation_floats(problem.network.module, 3, 32)))
     if device.type == "cpu":  # on CUDA, what is captured or loaded counts
         solve(replace(problem, plan=problem.plan[:WARM_UP]))
     peak, found = peak_mib(lambda: solve(problem), device)

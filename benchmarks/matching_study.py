@@ -66,7 +66,9 @@ SETTINGS = {
         bptt=f"{_ADAM} --window 15 --totwindow 30 --batch_size 400 --test_freq 20",
     ),
     "mnist": Settings("--dataset mnist --limit_train 5000 --width 16", _EXPERTS, _MATCHING, _BPTT),
-    "cifar10": Settings("--dataset cifar10 --limit_train 5000 --width 16", _EXPERTS, _MATCHING, _BPTT),
+    "cifar10": Settings(
+        "--dataset cifar10 --limit_train 5000 --width 16", _EXPERTS, f"{_MATCHING} --lr_img 1000", _BPTT
+    ),
 }
 
 

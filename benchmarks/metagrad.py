@@ -40,14 +40,13 @@ from common import RESULTS, Parser, at_least, markdown, resident_mib, run, write
 from framework.distill_higher import Higher, outer_gradient
 from framework.files import make_folder, read_json
 from framework.inner.augment import Augmentation
-from framework.inner.execution import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, configure_process
+from framework.inner.execution import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, auto_chunk, configure_process
 from framework.inner.kernels import Execution
 from framework.inner.loop import InnerLoop
-from framework.inner.names import CHUNK
 from framework.inner.optimizers import Adam
 from framework.inner.plan import ClassSampler, Plan
 from framework.machine import environment, free_memory
-from framework.networks.flat import FlatNetwork
+from framework.networks.flat import FlatNetwork, activation_floats
 from framework.networks.registry import build
 from framework.outer.engine import Engine, Mark, RealBatch, no_mark
 from framework.outer.lowrank import LowRank, Recipe
@@ -138,7 +137,8 @@ class Problem:
                 )  # fmt: skip
 
             return ancestors_step
-        engine = ENGINES[variant](self.network, Execution(chunk=CHUNK.get(device.type, CHUNK["cpu"])))
+        chunk = auto_chunk(device, activation_floats(self.network.module, 3, 32))
+        engine = ENGINES[variant](self.network, Execution(chunk=chunk))
 
         def step(window: int, mark: Mark) -> Tensor:
             configure_process(device, engine.loop.execution.precision)

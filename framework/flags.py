@@ -56,6 +56,19 @@ def truth(text: str) -> bool:
     return text.lower() == "true"
 
 
+def number_or_auto(text: str) -> int | None:
+    """A whole number; None for ``auto``.
+
+    Raises:
+        argparse.ArgumentTypeError: something else.
+    """
+    if text == "auto":
+        return None
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor auto")
+    return int(text)
+
+
 def switch(default: bool | None, group: str, text: str, **about: Any) -> Any:
     """A flag that is given alone or with True or False; None: the run's other flags decide."""
     return flag(default, group, text, kind=truth, nargs="?", const=True, metavar="True|False", **about)

@@ -67,8 +67,8 @@ def execution_for(
         UserError: what the flags ask for does not exist on the device.
     """
     return choose(
-        c.accelerate, device, work=image_steps * activations, per_sample=c.norm != "batch", replayed=replayed,
-        chunk=c.chunk, precision=c.precision, channels_last=c.channels_last,
+        c.accelerate, device, activations=activations, image_steps=image_steps, per_sample=c.norm != "batch",
+        replayed=replayed, chunk=c.chunk, precision=c.precision, channels_last=c.channels_last,
     )  # fmt: skip
 
 

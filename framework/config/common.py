@@ -16,8 +16,19 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from framework.data.registry import NAMES, is_own, kind_of, label_of, of_origin
 from framework.errors import UserError
-from framework.flags import Flag, Parser, add_flags, check_range, checked_values, flag, flags_of, option, plain_text
-from framework.inner.names import AUGMENTATIONS, CHUNK, PRECISIONS
+from framework.flags import (
+    Flag,
+    Parser,
+    add_flags,
+    check_range,
+    checked_values,
+    flag,
+    flags_of,
+    number_or_auto,
+    option,
+    plain_text,
+)  # fmt: skip
+from framework.inner.names import AUGMENTATIONS, PRECISIONS
 from framework.networks.registry import ARCHITECTURES
 from framework.networks.spec import ACTIVATIONS, NORMS, POOLS
 
@@ -107,8 +118,8 @@ class Common(ABC):
         "of the inner network: float32; tf32 (CUDA); or bf16 from the inner step on at which it is safe",
         choices=PRECISIONS)
     chunk: int | None = flag(None, "arithmetic",
-        f"images differentiated at a time; fewer need less memory (default: {CHUNK['cpu']} on a CPU, "
-        f"{CHUNK['cuda']} on CUDA)", kind=int, minimum=1, metavar="IMAGES", resume="free")
+        "images differentiated at a time; fewer need less memory (default: auto: 256, on a CPU fewer where activations "
+        "are many)", kind=number_or_auto, minimum=1, metavar="IMAGES", resume="free")
     channels_last: bool = flag(False, "arithmetic", "store images and activations channels-last", resume="free")
     accelerate: str = flag("auto", "arithmetic",
         "compile (torch.compile), graphs (CUDA graphs), both, none, or auto (CUDA: graphs; CPU: compile where a run is "

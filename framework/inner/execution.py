@@ -12,13 +12,28 @@ from framework.inner.names import CHUNK
 # benchmarks/metagrad.py on two cores: compiling takes half a minute, and saves this much of each image's step.
 SAVED_SECONDS = 5e-9  # per number that one forward pass writes
 WORTH_SECONDS = 180.0  # compile where more than this would be saved
+# Numbers that a chunk's forward pass writes on a CPU: more of them take no less time (docs/engines.md), but memory.
+CHUNK_NUMBERS = 14e6
+
+
+def auto_chunk(device: torch.device, activations: int) -> int:
+    """Images differentiated at a time where nobody says.
+
+    Args:
+        device: where the run will be.
+        activations: numbers that one image's forward pass writes.
+    """
+    if device.type == "cuda":
+        return CHUNK
+    return max(1, min(CHUNK, round(CHUNK_NUMBERS / max(1, activations))))
 
 
 def choose(
     accelerate: str,
     device: torch.device,
     *,
-    work: float,
+    activations: int,
+    image_steps: float,
     per_sample: bool = True,
     replayed: bool = True,
     chunk: int | None = None,
@@ -30,10 +45,11 @@ def choose(
     Args:
         accelerate: ``auto``, ``none``, ``compile``, ``graphs`` or ``both``.
         device: where the run will be.
-        work: numbers that the forward passes of all differentiated inner steps of the run write.
+        activations: numbers that one image's forward pass writes.
+        image_steps: differentiated inner steps of the whole run, times images per step.
         per_sample: in training, the network's output for an image does not depend on the others in its batch.
         replayed: the engine runs each step by itself, not in a graph of the whole window.
-        chunk, precision, channels_last: see ``Execution``; ``chunk`` None is the device's own.
+        chunk, precision, channels_last: see ``Execution``; ``chunk`` None: see ``auto_chunk``.
 
     Raises:
         UserError: what is asked for does not exist here.
@@ -51,9 +67,9 @@ def choose(
         raise UserError(f"--accelerate {accelerate}: torch.compile {why}; give auto or none")
     if accelerate == "auto" and replayed:
         graphs = cuda
-        compiled = device.type == "cpu" and compilable and work * SAVED_SECONDS > WORTH_SECONDS
+        compiled = device.type == "cpu" and compilable and image_steps * activations * SAVED_SECONDS > WORTH_SECONDS
     return Execution(
-        chunk=chunk or CHUNK.get(device.type, CHUNK["cpu"]),
+        chunk=chunk or auto_chunk(device, activations),
         precision=precision,
         channels_last=channels_last,
         compile=compiled,

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from framework.inner.names import CHUNK
 from framework.networks.flat import FlatNetwork
 
 Function = Callable[..., tuple[Tensor, ...]]
@@ -37,7 +36,7 @@ class Execution:
         forward_over_reverse: take second derivatives by a forward sweep over the gradient instead of a reverse one.
     """
 
-    chunk: int = CHUNK["cpu"]
+    chunk: int = 25
     precision: str = "float32"
     channels_last: bool = False
     compile: bool = False

@@ -2,7 +2,7 @@
 
 AUGMENTATIONS = ("flip", "rotate", "scale", "crop", "color", "cutout", "mixup")
 PRECISIONS = ("float32", "tf32", "bf16")
-# Images differentiated at a time, by device. On CUDA: a real batch's chunk takes about as much memory as the second
+# Images differentiated at a time, at most: on CUDA, a real batch's chunk then takes about as much memory as the second
 # derivatives of 100 synthetic images.
-CHUNK = {"cpu": 25, "cuda": 256}
+CHUNK = 256
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4  # of SGD, in the inner loop and in evaluation

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from framework.distill_higher import Higher, outer_gradient
+from framework.inner.execution import auto_chunk
 from framework.inner.graphs import WARM_UP, Captured, Recorder
 from framework.inner.kernels import Execution, Kernels, has_compiler
 from framework.inner.loop import LOW_PRECISION_FROM, InnerLoop
@@ -300,3 +301,11 @@ print(min(faults() for _ in range(20)))  # the C library takes a few to find its
         command = [sys.executable, "-c", program, mode]
         counted[mode] = int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
     assert counted["keep"] < counted["default"] / 10
+
+
+@pytest.mark.parametrize(
+    ("activations", "images"), [(559_000, 25), (140_000, 100), (13_000, 256), (10**9, 1), (0, 256)]
+)
+def test_chunks_on_a_cpu_are_as_large_as_their_activations_allow(activations: int, images: int) -> None:
+    assert auto_chunk(torch.device("cpu"), activations) == images
+    assert auto_chunk(torch.device("cuda"), activations) == 256

@@ -19,8 +19,9 @@ from framework.files import CannotWrite, FolderLock, write_text
 from framework.machine import peak_memory_mib
 from framework.outer.method import Proposal, Rejected
 from framework.outer.synthetic import joint_norm
-from framework.report.metrics import Reporter, mirror_to_wandb
+from framework.report.metrics import Reporter
 from framework.report.tables import result_table
+from framework.report.trackers import Tracker
 from framework.run import checkpoint
 from framework.run.chores import Seldom
 from framework.run.distributed import Comm, PeerLost
@@ -228,10 +229,9 @@ class Run:
         self.lock.make()
         if not (c.eval_only and self.resumed):  # the run's flags are the folder's
             write_text(self.folder / files.CONFIG, c.to_json() + "\n")
-        if c.wandb:
-            mirror_to_wandb(c.name, dataclasses.asdict(c), self.folder)
+        trackers = [Tracker(name, c.name, dataclasses.asdict(c), self.folder) for name in c.trackers]
         total = (c.total_epochs - c.start_epoch) * self.method.steps_per_epoch
-        self.reporter = Reporter(self.folder, total, self.progress.step, self.progress.records)
+        self.reporter = Reporter(self.folder, total, self.progress.step, self.progress.records, trackers)
         for line in self.parts.description:
             self.reporter.say(line)
 

@@ -33,7 +33,7 @@ OURS = """
 --norm --act --pool --psp_patches --psp_lambda --meta_batch --chunk --precision --channels_last --accelerate
 --lowrank_rank --lowrank_oversampling --lowrank_power_iters --lowrank_refresh --lowrank_metric --lowrank_random
 --data_cache --cache_dir --zca_pixels --pixel_range --hf_image --hf_label --init --patience --trial
---max_bad_steps --deterministic
+--max_bad_steps --deterministic --track
 --boost_block --boost_beta --boost_epochs
 """
 AUTOMATIC = """
@@ -530,7 +530,7 @@ def test_selecting_on_the_test_set_is_warned_of() -> None:
 FREE = """
 root workers epochs baselines save_dir fname resume print_freq ckpt_epochs ckpt_minutes wandb name dry_run device gpu
 rank dist_url dist_backend data_cache cache_dir chunk channels_last accelerate
-eval_only max_bad_steps deterministic patience trial mp_distributed nproc world_size
+eval_only max_bad_steps deterministic patience track trial mp_distributed nproc world_size
 """
 
 

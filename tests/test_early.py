@@ -41,7 +41,7 @@ FLAGS: list[tuple[list[str], str]] = [
     (["--task_sampler_nc", "4"], "--task_sampler_nc 4 is more than the 3 classes"),
     (["--limit_train", "2"], "--limit_train 2: it takes at least one image for each of 3 classes"),
     (["--depth", "4"], "depth 4"),
-    (["--wandb"], "--wandb needs the package"),
+    (["--wandb"], "--track wandb needs the package"),
 ]
 
 

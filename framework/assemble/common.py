@@ -105,8 +105,9 @@ def check_packages(c: Distilling) -> None:
     Raises:
         UserError: naming the flag.
     """
-    if c.wandb and find_spec("wandb") is None:
-        raise UserError("--wandb needs the package: pip install wandb, or drop the flag")
+    for name in c.trackers:
+        if find_spec(name) is None:
+            raise UserError(f"--track {name} needs the package: pip install {name}, or leave it out")
 
 
 def data_spec(c: Common) -> DataSpec:

@@ -27,11 +27,12 @@ from framework.flags import (
     number_or_auto,
     option,
     plain_text,
-)  # fmt: skip
+)
 from framework.inner.names import AUGMENTATIONS, PRECISIONS
 from framework.networks.registry import ARCHITECTURES
 from framework.networks.spec import ACTIVATIONS, NORMS, POOLS
 
+TRACKERS = ("wandb", "trackio")  # packages that take metrics
 DOWNLOADED, IMAGE_FILES = of_origin("downloaded"), of_origin("files")
 GROUPS = (
     "data", "network", "experts", "synthetic set", "inner loop", "matching", "truncation", "automatic truncation",
@@ -337,11 +338,18 @@ class Distilling(Common):
     ckpt_epochs: int | None = flag(None, "output", "epochs between checkpoints (default: 1, or as many as it takes to "
         "spend less than 0.1 % of the time on them)", kind=int, minimum=1, metavar="N", resume="free")
     ckpt_minutes: float = flag(10.0, "output", "also checkpoint after this many minutes", above=0, resume="free")
-    wandb: bool = flag(False, "output", "mirror TensorBoard to Weights & Biases (needs the package wandb)",
+    track: tuple[str, ...] = flag((), "output", "send metrics and images to these as well, whose packages are "
+        "needed; TensorBoard's files are always written", kind=str, nargs="*", choices=("tensorboard", *TRACKERS),
         resume="free")
+    wandb: bool = flag(False, "output", "the same as --track wandb", resume="free")
     name: str = flag("test", "output", "name of the experiment there", metavar="TEXT", resume="free",
-        read_by="--wandb", reads=lambda c: c.wandb)
+        read_by="--track", reads=lambda c: c.trackers)
     # fmt: on
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Those that metrics are sent to."""
+        return tuple(name for name in TRACKERS if name in self.track or (name == "wandb" and self.wandb))
 
     # What is asked of every run, by whatever flags a method says it.
 

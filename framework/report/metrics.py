@@ -21,6 +21,7 @@ from framework.records import Entry
 from framework.report.folder import EpochPoint, MatchPoint, parse_metric
 from framework.report.plots import accuracy_plot, matching_plot, probe_figure, truncation_plot
 from framework.report.tables import percent
+from framework.report.trackers import Tracker
 from framework.run.chores import Seldom
 from framework.run.progress import Best, Progress
 
@@ -36,10 +37,13 @@ class Reporter:
         total: outer steps of the whole run.
         step: outer steps already done.
         records: metrics already recorded by then; later ones, of an earlier attempt, are dropped.
+        trackers: metrics and pictures go there as well.
     """
 
-    def __init__(self, folder: Path, total: int, step: int = 0, records: int = 0) -> None:
-        self.folder = folder
+    def __init__(
+        self, folder: Path, total: int, step: int = 0, records: int = 0, trackers: Sequence[Tracker] = ()
+    ) -> None:
+        self.folder, self.trackers = folder, trackers
         self.epochs: list[EpochPoint] = []
         self.matches: list[MatchPoint] = []
         self.plots = Seldom(PLOTS_SHARE, PLOTS_PAUSE)
@@ -79,7 +83,7 @@ class Reporter:
             self.matches.append(match)
 
     def log(self, kind: str, step: int, **values: Any) -> None:
-        """Record one event: to the JSON lines as it is, its numbers to TensorBoard under ``kind/``."""
+        """Record one event: to the JSON lines as it is, its numbers to TensorBoard and trackers under ``kind/``."""
         record = finite({"kind": kind, "step": step, **values})
         with self._writing():
             self._file.write(json.dumps(record, allow_nan=False) + "\n")
@@ -119,14 +123,18 @@ class Reporter:
 
     def _show(self, kind: str, values: dict[str, Any], step: int) -> None:
         """Numbers for TensorBoard, all in one event: ``add_scalar`` takes as long for each as this for all."""
-        scalars = {name: value for name, value in values.items() if isinstance(value, int | float)}
-        event = [Summary.Value(tag=f"{kind}/{name}", simple_value=value) for name, value in scalars.items()]
+        scalars = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
+        for tracker in self.trackers:
+            tracker.numbers(scalars, step)
+        event = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
         cast(Any, self.board.file_writer).add_summary(Summary(value=event), step)
 
     def pictures(self, name: str, images: Tensor, step: int) -> None:
-        """Show (N, C, H, W) images in [0, 1] in TensorBoard, some of them evenly spread where all would be too high."""
+        """Show (N, C, H, W) images in [0, 1], some of them evenly spread where all would be too high."""
         most = GRID_COLUMNS * (HIGHEST // images.shape[2])
         images = images[:: -(-len(images) // most)]
+        for tracker in self.trackers:
+            tracker.picture(name, images, step)
         with self._writing():
             self.board.add_images(name, images, step)
 
@@ -176,14 +184,9 @@ class Reporter:
     def close(self) -> None:
         """Flush and close everything."""
         self.bar.close()
+        for tracker in self.trackers:
+            tracker.close()
         with suppress(OSError):  # a full disk was reported already, and closing flushes once more
             self.board.close()
             self._file.close()
         threading.excepthook = self._previous_hook
-
-
-def mirror_to_wandb(name: str, config: dict[str, Any], folder: Path) -> None:
-    """Send everything written to TensorBoard to Weights & Biases as well."""
-    import wandb  # late: few have it
-
-    wandb.init(project="at-bptt", name=name, config=config, dir=str(folder), sync_tensorboard=True)

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from framework.config.bptt import FLAGS
 from framework.distilled.names import DDRANKING, FORMS, LABEL_KINDS
-from framework.errors import UserError
-from framework.evaluation.names import ALL, BASELINES, RECIPES
+from framework.errors import UserError, reachable
+from framework.evaluation.names import ALL, BASELINES, LABELS, RECIPES, STRATEGIES, TEACHER_STEPS
 from framework.files import EXPORTS
 from framework.flags import Parser, plain_text
 
@@ -69,6 +69,20 @@ def _evaluate_parser() -> Parser:
         help="learning rate instead of the recipe's, or of that in lr_best.pt beside images_best.pt")  # fmt: skip
     add("--baselines", nargs="*", choices=tuple(BASELINES), default=[],
         help="rows to add: " + ", ".join(f"{name} ({text})" for name, text in BASELINES.items()))  # fmt: skip
+    add("--labels", nargs="+", metavar="KIND", default=[],
+        help="rows of the set, one for each kind of labels: "
+        + "; ".join(f"{name}: {text}" for name, text in LABELS.items())
+        + " (default: learnt). Anything else is the FILE of the labels of a .pt file of images alone (default: "
+        "labels_best.pt beside images_best.pt)")  # fmt: skip
+    add("--strategies", nargs="+", choices=tuple(STRATEGIES), default=["run"],
+        help="each row with these augmentations: "
+        + ", ".join(f"{name} ({text})" for name, text in STRATEGIES.items()) + " (default: run)")  # fmt: skip
+    add("--teacher_arch", choices=ARCHITECTURES, metavar="ARCH",
+        help="network of the teacher (default: the set's own) [read by --labels teacher]")  # fmt: skip
+    add("--teacher_steps", type=_positive, metavar="N",
+        help=f"batches of 256 that it is trained on (default: {TEACHER_STEPS}) [the same]")  # fmt: skip
+    add("--teacher_dir", metavar="DIR", help="where teachers are kept for later evaluations (default: teachers in "
+        "--cache_dir) [the same]")  # fmt: skip
     add("--prefix", type=_prefix, nargs="+", metavar="N",
         help="evaluate the first N images of each class alone, as a set of its own; several N: each; "
         f"{ALL}: those of a boosted set's first block, first two, and so on (default: the set as it is)")  # fmt: skip
@@ -96,8 +110,6 @@ def _evaluate_parser() -> Parser:
     add("--hf_image", metavar="COLUMN", help="of the real data, as in a run [read by --dataset hf:...]")
     add("--hf_label", metavar="COLUMN", help="the same")
     add("--im_size", type=_positive, metavar="PIXELS", help="the real images are resized to this")
-    add("--labels", type=Path, metavar="FILE",
-        help="the labels of a .pt file of images alone (default: labels_best.pt beside images_best.pt)")  # fmt: skip
     add("--label_kind", choices=tuple(LABEL_KINDS),
         help="what soft labels are: " + "; ".join(f"{name}: {text}" for name, text in LABEL_KINDS.items())
         + " (default: auto)")  # fmt: skip
@@ -105,12 +117,32 @@ def _evaluate_parser() -> Parser:
 
 
 def _check_evaluate(args: argparse.Namespace) -> None:
+    _split_labels(args)
+    if len(set(args.strategies)) < len(args.strategies):
+        raise UserError(f"--strategies {' '.join(args.strategies)}: give each once")
+    for flag in ("teacher_arch", "teacher_steps", "teacher_dir"):
+        if getattr(args, flag) is not None and "teacher" not in args.label_rows:
+            raise UserError(f"--{flag} is not read without --labels teacher; leave it out")
     lengths = args.eval_steps
     if lengths and sorted(set(lengths)) != lengths:
         raise UserError(f"--eval_steps {' '.join(map(str, lengths))}: give increasing lengths, each once")
     sizes = args.prefix or []
     if sizes != [ALL] and (ALL in sizes or sorted(set(sizes)) != sizes):
         raise UserError(f"--prefix {' '.join(map(str, sizes))}: give increasing numbers, each once, or {ALL} alone")
+
+
+def _split_labels(args: argparse.Namespace) -> None:
+    """Tell the kinds of labels (``label_rows``) from the file of the set's own (``labels``)."""
+    kinds = [value for value in args.labels if value in LABELS]
+    files = [value for value in args.labels if value not in LABELS]
+    if len(files) > 1 or len(set(kinds)) < len(kinds):
+        raise UserError(
+            f"--labels {' '.join(args.labels)}: give each of {', '.join(LABELS)} once, and one file at most"
+        )
+    with reachable():
+        if files and not Path(files[0]).exists():
+            raise UserError(f"--labels {files[0]}: no such file, and none of {', '.join(LABELS)}; check it")
+    args.label_rows, args.labels = kinds or ["learnt"], Path(files[0]) if files else None
 
 
 def _evaluate(args: argparse.Namespace) -> None:

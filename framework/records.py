@@ -57,6 +57,7 @@ class Row(Scores):
     name: str
     networks: int
     steps: int
+    bits_per_class: float | None = None  # of what they were trained on; see ``evaluation.bits``
 
 
 Results = dict[str, Row]
@@ -110,6 +111,36 @@ class Judgement:
     def file_name(self) -> str:
         """Of its files, without a suffix."""
         return self.recipe if self.prefixes is None else f"{self.recipe}_prefixes"
+
+
+@dataclass(frozen=True)
+class TeacherSource:
+    """What a teacher was trained on and how, and which network it is; where all is the same, so is the teacher."""
+
+    dataset: str
+    identity: str | None  # of one's own data, what changes with what they hold
+    class_names: list[str]  # in label order
+    preprocess: str  # kind
+    preprocess_norms: dict[str, float]  # as in ``ExpertSource``
+    images: str  # checksum of which images of the training part
+    arch: str
+    spec: Spec
+    steps: int
+    recipe: str  # for people
+
+
+@dataclass(frozen=True)
+class TeacherRecord:
+    """What stands beside a teacher's weights."""
+
+    source: TeacherSource
+    accuracy: float  # on the real test images, a fraction
+    checksum: str  # of the weights' file: blake2b of 16 bytes, hexadecimal
+    seconds: float
+    device: str
+    torch: str
+    python: str
+    peak_memory_mib: float
 
 
 @dataclass(frozen=True)

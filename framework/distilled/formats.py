@@ -63,6 +63,13 @@ class Stored:
     """The value of a white pixel, where the form tells it."""
 
     @property
+    def bits(self) -> tuple[int, int]:
+        """Of a value of an image and of a label; of an image where there are no labels."""
+        images, labels = self.tensors["images"], self.tensors.get("labels")
+        own = 8 * images.element_size()
+        return own, own if labels is None else 8 * labels.element_size()
+
+    @property
     def ours(self) -> bool:
         """Written by this program, and so complete."""
         return {"class_names", "provenance"} <= self.metadata.keys()

@@ -15,7 +15,7 @@ from framework.config.common import Distilling
 from framework.data.load import Listing, list_data, load_listed
 from framework.data.preprocess import Preprocess, Standardise
 from framework.data.registry import DatasetInfo, known
-from framework.data.splits import require_random_real
+from framework.data.splits import RealData, require_random_real
 from framework.distilled.foreign import Target, from_foreign, preprocessed
 from framework.distilled.formats import Stored
 from framework.distilled.labels import with_classes_of
@@ -23,10 +23,14 @@ from framework.distilled.load import from_stored, open_stored
 from framework.distilled.set import Distilled
 from framework.errors import UserError
 from framework.evaluation import judge
-from framework.evaluation.names import ALL
+from framework.evaluation.names import ALL, TEACHER_STEPS
 from framework.evaluation.recipes import Recipe, make_recipe
+from framework.evaluation.scoreboard import Wanted, baseline_rows, by_strategy, set_rows
+from framework.evaluation.teacher import Pupil, Teacher, find_or_train
 from framework.files import EVALUATION, SET, folder_for
 from framework.inner.execution import configure_process
+from framework.networks.registry import specify
+from framework.outer.buffers.record import rows_checksum
 from framework.report.tables import judgement_table, write_judgement
 from framework.run.distributed import resolve_device
 from framework.run.interrupt import StopRequest
@@ -53,6 +57,7 @@ def evaluate(args: argparse.Namespace) -> None:
     recipes = [_recipe(_part(opened, size), args) for size in sizes]
     names = args.eval_arch or [opened.config.arch]
     nets = {name: judge.build(name, opened, args.width, device) for name in names}
+    pupil = _pupil(opened, args, device)
     if "random" in args.baselines:
         require_random_real(listing.counts, listing.class_names, _part(opened, sizes[-1]).per_class)
     if opened.lacks:
@@ -61,12 +66,15 @@ def evaluate(args: argparse.Namespace) -> None:
         real = load_listed(listing, device, preprocess=preprocess)
         distilled = preprocessed(opened, real.preprocess)
         runs = args.num_train_eval or distilled.config.num_train_eval
+        teacher = None if pupil is None else _teacher(pupil, real, listing, args)
+        wanted = Wanted(args.label_rows, args.strategies, args.baselines, runs, args.seed)
         trials = []
         for size, recipe in zip(sizes, recipes, strict=True):
             part = _part(distilled, size)
-            images, labels = part.images.to(device), part.labels.to(device)
-            baselines = tuple(name for name in args.baselines if name != "full" or size == sizes[-1])
-            rows = judge.candidates(images, labels, real, recipe, baselines, runs, args.seed)
+            baselines = [name for name in args.baselines if name != "full" or size == sizes[-1]]
+            rows = set_rows(part, real, recipe, wanted, teacher, size)
+            rows |= baseline_rows(part, real, recipe, wanted, baselines)
+            rows = by_strategy(rows, args.strategies, real.image_shape[-1])
             trials.append(judge.Trial(recipe, rows, size))
         total = runs * len(nets) * sum(len(trial.rows) * trial.recipe.lengths[-1] for trial in trials)
         with tqdm(total=total, desc="evaluating", unit="step", dynamic_ncols=True) as bar:
@@ -107,6 +115,33 @@ def _part(distilled: Distilled, size: int | None) -> Distilled:
 def _recipe(distilled: Distilled, args: argparse.Namespace) -> Recipe:
     lengths = tuple(args.eval_steps) if args.eval_steps else None
     return make_recipe(args.recipe or distilled.config.recipe, distilled, lengths, args.inner_lr)
+
+
+def _pupil(opened: Distilled, args: argparse.Namespace, device: torch.device) -> Pupil | None:
+    """The network that is to be the teacher; None where no row needs one.
+
+    Raises:
+        UserError: it does not fit the images, or a flag about it is given for nothing.
+    """
+    if "teacher" not in args.label_rows:
+        return None
+    arch = args.teacher_arch or opened.config.arch
+    network = judge.build(arch, opened, args.width, device, "--teacher_arch")
+    channels, side = opened.images.shape[1:3]
+    spec = specify(arch, channels, side, opened.num_classes, **judge.options(arch, opened, args.width))
+    return Pupil(arch, spec, network, args.teacher_steps or TEACHER_STEPS)
+
+
+def _teacher(pupil: Pupil, real: RealData, listing: Listing, args: argparse.Namespace) -> Teacher:
+    """The teacher, from its folder or trained now; a line on stderr says which."""
+    folder = Path(args.teacher_dir) if args.teacher_dir else listing.spec.cache / "teachers"
+    images = rows_checksum(listing.train) or ""
+    with tqdm(total=pupil.steps, desc="training a teacher", unit="step", dynamic_ncols=True, delay=1) as bar:
+        teacher, path, fresh = find_or_train(pupil, real, images, folder, lambda steps: bool(bar.update(steps)))
+    how = "trained and kept" if fresh else "kept from before"
+    print(f"teacher {pupil.arch}, {100 * teacher.accuracy:.1f} % on the test images, {how}: {path}", file=sys.stderr,
+          flush=True)  # fmt: skip
+    return teacher
 
 
 def _output(args: argparse.Namespace) -> Path:

@@ -7,10 +7,23 @@ RECIPES = {
     "papers": "the inner recipe at the four lengths of RaT-BPTT and AT-BPTT, 300 600 1000 3000 steps",
 }
 """How networks are trained; see ``recipes.make_recipe``."""
+LABELS = {
+    "learnt": "the set's own",
+    "hard": "one-hot, the heaviest class of each of the set's own",
+    "teacher": "those of a network that was trained on the whole real set",
+}
+"""Labels that networks are trained with on the images of a set; see ``scoreboard``."""
+STRATEGIES = {
+    "run": "the recipe's own",
+    "none": "without",
+}
+"""Augmentation of the training images; see ``scoreboard``."""
 BASELINES = {
     "random": "as many real images, same recipe",
     "full": "the whole real set",
 }
 """Rows beside the distilled set; see ``baselines``."""
+TEACHER_STEPS = 2000
+"""For which a teacher is trained, in batches of 256."""
 ALL = "all"
 """Of ``--prefix``: every prefix of a boosted set's blocks."""

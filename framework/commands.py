@@ -1,10 +1,11 @@
-"""The sub-commands ``evaluate``, ``export`` and ``report``: their flags, and who does what they ask for.
+"""The sub-commands ``evaluate``, ``export``, ``report``, ``leaderboard``: their flags, and who does what they ask for.
 
 The work is imported when the flags are known to be right: ``--help`` and mistakes should not wait for PyTorch.
 """
 
 import argparse
 import math
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 from framework.config.bptt import FLAGS
 from framework.distilled.names import DDRANKING, FORMS, LABEL_KINDS
 from framework.errors import UserError, reachable
-from framework.evaluation.names import ALL, BASELINES, LABELS, RECIPES, STRATEGIES, TEACHER_STEPS
+from framework.evaluation.names import ALL, BASELINES, CORESETS, LABELS, RECIPES, STRATEGIES, TEACHER_STEPS
 from framework.files import EXPORTS
 from framework.flags import Parser, plain_text
 
@@ -78,7 +79,8 @@ def _evaluate_parser() -> Parser:
         help="each row with these augmentations: "
         + ", ".join(f"{name} ({text})" for name, text in STRATEGIES.items()) + " (default: run)")  # fmt: skip
     add("--teacher_arch", choices=ARCHITECTURES, metavar="ARCH",
-        help="network of the teacher (default: the set's own) [read by --labels teacher]")  # fmt: skip
+        help="network of the teacher (default: the set's own) [read by --labels teacher, "
+        f"--baselines {' '.join(CORESETS)}]")  # fmt: skip
     add("--teacher_steps", type=_positive, metavar="N",
         help=f"batches of 256 that it is trained on (default: {TEACHER_STEPS}) [the same]")  # fmt: skip
     add("--teacher_dir", metavar="DIR", help="where teachers are kept for later evaluations (default: teachers in "
@@ -120,9 +122,12 @@ def _check_evaluate(args: argparse.Namespace) -> None:
     _split_labels(args)
     if len(set(args.strategies)) < len(args.strategies):
         raise UserError(f"--strategies {' '.join(args.strategies)}: give each once")
+    args.needs_teacher = "teacher" in args.label_rows or bool(set(CORESETS) & set(args.baselines))
     for flag in ("teacher_arch", "teacher_steps", "teacher_dir"):
-        if getattr(args, flag) is not None and "teacher" not in args.label_rows:
-            raise UserError(f"--{flag} is not read without --labels teacher; leave it out")
+        if getattr(args, flag) is not None and not args.needs_teacher:
+            raise UserError(
+                f"--{flag} is not read without --labels teacher or --baselines {' '.join(CORESETS)}; leave it out"
+            )
     lengths = args.eval_steps
     if lengths and sorted(set(lengths)) != lengths:
         raise UserError(f"--eval_steps {' '.join(map(str, lengths))}: give increasing lengths, each once")
@@ -211,6 +216,27 @@ def _report(args: argparse.Namespace) -> None:
     print("\n".join(map(str, page.write(args.runs, args.output or args.runs[0] / "report.html"))))
 
 
+# ---- leaderboard -----------------------------------------------------------------------------------
+
+
+def _leaderboard_parser() -> Parser:
+    parser = Parser(
+        "main.py leaderboard",
+        "Compare sets by what main.py evaluate has left beside them: a table and a picture for each data set, as "
+        "Markdown, JSON and HTML.",
+    )
+    parser.add_argument("sets", metavar="SET_OR_FOLDER", nargs="+", type=Path,
+        help="a run's folder, a set that was evaluated, or a folder of such, at any depth")  # fmt: skip
+    parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder to write into")
+    return parser
+
+
+def _leaderboard(args: argparse.Namespace) -> None:
+    from framework.report import leaderboard
+
+    print("\n".join(map(str, leaderboard.write(args.sets, args.out))))
+
+
 # ---- all of them -----------------------------------------------------------------------------------
 
 
@@ -231,6 +257,9 @@ COMMANDS = {
     ),
     "export": Command(_export_parser, _check_export, _export, "free memory, or give another form by --to"),
     "report": Command(_report_parser, _check_report, _report, "free memory, or give fewer runs"),
+    "leaderboard": Command(
+        _leaderboard_parser, lambda args: None, _leaderboard, "free memory, or give fewer sets",
+    ),
 }  # fmt: skip
 
 
@@ -244,6 +273,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
     command = COMMANDS[name]
     plain_text(arguments)
     args = command.parser().parse_args(arguments)
+    args.line = shlex.join(["python", "main.py", name, *arguments])
     command.check(args)
     try:
         from framework.run.memory import explained

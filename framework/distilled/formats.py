@@ -149,6 +149,15 @@ def _read_safetensors(path: Path) -> Stored:
         raise UserError(f"{path}: not a readable .safetensors file ({one_line(error)}); check the path") from error
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a ``.safetensors`` file is a set that this program wrote, as its header tells."""
+    try:
+        with safe_open(path, "pt") as file:
+            return Stored({}, dict(file.metadata() or {})).ours
+    except (OSError, SafetensorError):
+        return False
+
+
 def _read_pt(path: Path, labels: Path | None = None, needs_labels: bool = True) -> Stored:
     """A dictionary, a pair of images and labels, or images with their labels in a file of their own."""
     content, files = _load_pt(path), {}

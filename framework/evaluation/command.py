@@ -23,7 +23,8 @@ from framework.distilled.load import from_stored, open_stored
 from framework.distilled.set import Distilled
 from framework.errors import UserError
 from framework.evaluation import judge
-from framework.evaluation.names import ALL, TEACHER_STEPS
+from framework.evaluation.coresets import EL2N_NETWORKS, choose, early_steps
+from framework.evaluation.names import ALL, CORESETS, TEACHER_STEPS
 from framework.evaluation.recipes import Recipe, make_recipe
 from framework.evaluation.scoreboard import Wanted, baseline_rows, by_strategy, set_rows
 from framework.evaluation.teacher import Pupil, Teacher, find_or_train
@@ -31,6 +32,7 @@ from framework.files import EVALUATION, SET, folder_for
 from framework.inner.execution import configure_process
 from framework.networks.registry import specify
 from framework.outer.buffers.record import rows_checksum
+from framework.records import Origin
 from framework.report.tables import judgement_table, write_judgement
 from framework.run.distributed import resolve_device
 from framework.run.interrupt import StopRequest
@@ -58,8 +60,10 @@ def evaluate(args: argparse.Namespace) -> None:
     names = args.eval_arch or [opened.config.arch]
     nets = {name: judge.build(name, opened, args.width, device) for name in names}
     pupil = _pupil(opened, args, device)
-    if "random" in args.baselines:
-        require_random_real(listing.counts, listing.class_names, _part(opened, sizes[-1]).per_class)
+    most = _part(opened, sizes[-1]).per_class
+    for name in args.baselines:
+        if name != "full":
+            require_random_real(listing.counts, listing.class_names, most, f"--baselines {name}")
     if opened.lacks:
         print(opened.lacks, file=sys.stderr, flush=True)
     with folder_for(_output(args)) as folder:  # before images are decoded and networks trained, not after
@@ -67,13 +71,14 @@ def evaluate(args: argparse.Namespace) -> None:
         distilled = preprocessed(opened, real.preprocess)
         runs = args.num_train_eval or distilled.config.num_train_eval
         teacher = None if pupil is None else _teacher(pupil, real, listing, args)
+        chosen = {} if pupil is None or teacher is None else _coresets(pupil, teacher, real, args, most)
         wanted = Wanted(args.label_rows, args.strategies, args.baselines, runs, args.seed)
         trials = []
         for size, recipe in zip(sizes, recipes, strict=True):
             part = _part(distilled, size)
             baselines = [name for name in args.baselines if name != "full" or size == sizes[-1]]
             rows = set_rows(part, real, recipe, wanted, teacher, size)
-            rows |= baseline_rows(part, real, recipe, wanted, baselines)
+            rows |= baseline_rows(part, real, recipe, wanted, baselines, chosen)
             rows = by_strategy(rows, args.strategies, real.image_shape[-1])
             trials.append(judge.Trial(recipe, rows, size))
         total = runs * len(nets) * sum(len(trial.rows) * trial.recipe.lengths[-1] for trial in trials)
@@ -83,6 +88,7 @@ def evaluate(args: argparse.Namespace) -> None:
                 bar.update(steps)
 
             result = judge.evaluate(distilled, real, trials, nets, args.seed, tick)
+            result = replace(result, origin=_origin(opened, args))
         with StopRequest():  # from here on, Ctrl-C comes too late
             print(judgement_table(result) + "\n", flush=True)
             print("\n".join(map(str, write_judgement(result, folder))), flush=True)
@@ -123,7 +129,7 @@ def _pupil(opened: Distilled, args: argparse.Namespace, device: torch.device) ->
     Raises:
         UserError: it does not fit the images, or a flag about it is given for nothing.
     """
-    if "teacher" not in args.label_rows:
+    if not args.needs_teacher:
         return None
     arch = args.teacher_arch or opened.config.arch
     network = judge.build(arch, opened, args.width, device, "--teacher_arch")
@@ -142,6 +148,22 @@ def _teacher(pupil: Pupil, real: RealData, listing: Listing, args: argparse.Name
     print(f"teacher {pupil.arch}, {100 * teacher.accuracy:.1f} % on the test images, {how}: {path}", file=sys.stderr,
           flush=True)  # fmt: skip
     return teacher
+
+
+def _coresets(
+    pupil: Pupil, teacher: Teacher, real: RealData, args: argparse.Namespace, per_class: int
+) -> dict[str, torch.Tensor]:
+    """Of each coreset that is wanted, its images; see ``coresets.choose``."""
+    names = [name for name in args.baselines if name in CORESETS]
+    steps = EL2N_NETWORKS * early_steps(pupil) if "el2n" in names else 0
+    with tqdm(total=steps, desc="choosing coresets", unit="step", dynamic_ncols=True, disable=not steps) as bar:
+        return {name: choose(name, pupil, teacher, real, per_class, lambda n: bool(bar.update(n))) for name in names}
+
+
+def _origin(opened: Distilled, args: argparse.Namespace) -> Origin:
+    """What a leaderboard says of the set."""
+    method = opened.config.policy if opened.provenance else "of another program"
+    return Origin(opened.config.arch, method, opened.per_class, opened.hard_labels is not None, args.line)
 
 
 def _output(args: argparse.Namespace) -> Path:

@@ -20,9 +20,14 @@ STRATEGIES = {
 """Augmentation of the training images; see ``scoreboard``."""
 BASELINES = {
     "random": "as many real images, same recipe",
+    "kcentre": "those that no real image is far from",
+    "herding": "those whose mean is that of their class",
+    "el2n": "those that are learnt first",
     "full": "the whole real set",
 }
-"""Rows beside the distilled set; see ``baselines``."""
+"""Rows beside the distilled set; see ``baselines`` and ``coresets``."""
+CORESETS = ("kcentre", "herding", "el2n")
+"""Of these, the images that are chosen with the help of a trained network."""
 TEACHER_STEPS = 2000
 """For which a teacher is trained, in batches of 256."""
 ALL = "all"

@@ -12,6 +12,7 @@ from framework.data.splits import RealData
 from framework.distilled.set import Distilled
 from framework.evaluation.baselines import BASELINES
 from framework.evaluation.bits import bits_per_class
+from framework.evaluation.coresets import coreset
 from framework.evaluation.evaluator import Candidate, TrainingSet
 from framework.evaluation.recipes import Recipe
 from framework.evaluation.teacher import Teacher
@@ -86,13 +87,27 @@ def labels_of(kind: str, labels: Tensor, images: Tensor, teacher: Teacher | None
 
 
 def baseline_rows(
-    distilled: Distilled, real: RealData, recipe: Recipe, wanted: Wanted, baselines: Sequence[str]
+    distilled: Distilled,
+    real: RealData,
+    recipe: Recipe,
+    wanted: Wanted,
+    baselines: Sequence[str],
+    chosen: dict[str, Tensor],
 ) -> dict[str, Candidate]:
-    """The rows of real images, as many as the set has; arguments are those of ``set_rows``."""
+    """The rows of real images, as many as the set has.
+
+    Args:
+        distilled, real, recipe, wanted: see ``set_rows``.
+        baselines: of ``names.BASELINES``.
+        chosen: by coreset, (K, n) int64: its images of each class, the first chosen first, n at least the set's.
+    """
     per_class = len(distilled.images) // real.num_classes
     rows = {}
     for name in baselines:
-        row = BASELINES[name](real, per_class, recipe.sampler, wanted.runs, recipe.lengths, wanted.seed)
+        if name in chosen:
+            row = coreset(name, chosen[name][:, :per_class], real, recipe.sampler, wanted.runs, recipe.lengths)
+        else:
+            row = BASELINES[name](real, per_class, recipe.sampler, wanted.runs, recipe.lengths, wanted.seed)
         data = row.sets[0]
         rows[name] = replace(row, bits_per_class=bits_per_class(data.images.shape, data.labels, real.preprocess))
     return rows

@@ -221,7 +221,7 @@ MISTAKES = {
     "a kind twice": (["--labels", "hard", "hard"], "--labels hard hard: give each of learnt, hard, teacher once"),
     "a misspelt kind": (["--labels", "hrad"], "--labels hrad: no such file, and none of learnt, hard, teacher"),
     "a strategy twice": (["--strategies", "none", "none"], "--strategies none none: give each once"),
-    "a teacher for nothing": (["--teacher_arch", "vit"], "--teacher_arch is not read without --labels teacher"),
+    "a teacher for nothing": (["--teacher_arch", "vit"], "--teacher_arch is not read without --labels teacher or"),
     "its length for nothing": (["--labels", "hard", "--teacher_steps", "3"], "--teacher_steps is not read without"),
     "too deep a teacher": (["--labels", "teacher", "--teacher_arch", "convnet4"], "--teacher_arch convnet4: "),
     "a folder that is a file": (

@@ -3,8 +3,10 @@
 import argparse
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -83,15 +85,20 @@ def evaluate(args: argparse.Namespace) -> None:
             trials.append(judge.Trial(recipe, rows, size))
         total = runs * len(nets) * sum(len(trial.rows) * trial.recipe.lengths[-1] for trial in trials)
         with tqdm(total=total, desc="evaluating", unit="step", dynamic_ncols=True) as bar:
-
-            def tick(steps: int) -> None:
-                bar.update(steps)
-
-            result = judge.evaluate(distilled, real, trials, nets, args.seed, tick)
+            result = judge.evaluate(distilled, real, trials, nets, args.seed, _ticking(bar))
             result = replace(result, origin=_origin(opened, args))
         with StopRequest():  # from here on, Ctrl-C comes too late
             print(judgement_table(result) + "\n", flush=True)
             print("\n".join(map(str, write_judgement(result, folder))), flush=True)
+
+
+def _ticking(bar: "tqdm[Any]") -> Callable[[int], None]:
+    """What moves a bar by the steps just taken."""
+
+    def tick(steps: int) -> None:
+        bar.update(steps)
+
+    return tick
 
 
 def _sizes(opened: Distilled, given: list[int | str] | None) -> list[int | None]:
@@ -143,7 +150,7 @@ def _teacher(pupil: Pupil, real: RealData, listing: Listing, args: argparse.Name
     folder = Path(args.teacher_dir) if args.teacher_dir else listing.spec.cache / "teachers"
     images = rows_checksum(listing.train) or ""
     with tqdm(total=pupil.steps, desc="training a teacher", unit="step", dynamic_ncols=True, delay=1) as bar:
-        teacher, path, fresh = find_or_train(pupil, real, images, folder, lambda steps: bool(bar.update(steps)))
+        teacher, path, fresh = find_or_train(pupil, real, images, folder, _ticking(bar))
     how = "trained and kept" if fresh else "kept from before"
     print(f"teacher {pupil.arch}, {100 * teacher.accuracy:.1f} % on the test images, {how}: {path}", file=sys.stderr,
           flush=True)  # fmt: skip
@@ -157,7 +164,7 @@ def _coresets(
     names = [name for name in args.baselines if name in CORESETS]
     steps = EL2N_NETWORKS * early_steps(pupil) if "el2n" in names else 0
     with tqdm(total=steps, desc="choosing coresets", unit="step", dynamic_ncols=True, disable=not steps) as bar:
-        return {name: choose(name, pupil, teacher, real, per_class, lambda n: bool(bar.update(n))) for name in names}
+        return {name: choose(name, pupil, teacher, real, per_class, _ticking(bar)) for name in names}
 
 
 def _origin(opened: Distilled, args: argparse.Namespace) -> Origin:

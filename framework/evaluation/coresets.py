@@ -79,7 +79,8 @@ def error_norms(logits: Tensor, labels: Tensor) -> Tensor:
 
     Paul, Ganguli and Dziugaite 2021 (arXiv 2107.07075), section 2.
     """
-    return torch.linalg.vector_norm(logits.softmax(1) - F.one_hot(labels, logits.shape[1]), dim=1)
+    errors = logits.softmax(1) - F.one_hot(labels, logits.shape[1])
+    return torch.linalg.vector_norm(errors, dim=1)  # type: ignore[no-any-return]
 
 
 def early_steps(pupil: Pupil) -> int:

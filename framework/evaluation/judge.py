@@ -85,8 +85,9 @@ def judge(evaluator: Evaluator, rows: dict[str, Candidate], select_on: Split, te
         length, evaluation = evaluator.select_and_test(row, select_on, test, *key, row.stream or name)
         scores = dataclasses.asdict(evaluation.summary(length))
         label = f"{len(row.sets[0].images):,} {row.name}"
-        about = {"networks": len(row.sets), "steps": length, "bits_per_class": row.bits_per_class}
-        results[name] = Row(**scores, name=label, **about)
+        results[name] = Row(
+            **scores, name=label, networks=len(row.sets), steps=length, bits_per_class=row.bits_per_class
+        )
     return results
 
 

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from framework.distilled.formats import is_ours
 from framework.errors import UserError, reachable
@@ -156,7 +157,7 @@ def _standing(path: Path, j: Judgement, run: RunFolder | None, size: int | None,
     )
 
 
-def _accuracies(own: Row | None, hard: Row | None) -> dict[str, float | int | None]:
+def _accuracies(own: Row | None, hard: Row | None) -> dict[str, Any]:
     """The fields of a ``Standing`` that come from the rows with the set's own labels and with hard ones."""
     shown = own or hard
     return {
@@ -222,7 +223,7 @@ def cells(number: int, row: Standing) -> list[str]:
         share(row.cross) + (f" ({', '.join(row.cross_archs)})" if row.cross_archs else ""),
         share(row.real) + (f" ({row.real_name})" if row.real_name else ""),
         "–" if row.bits_per_class is None else f"{row.bits_per_class:,.0f}",
-        "–" if row.hours is None else f"{row.hours:.2f}",
+        "–" if row.hours is None else f"{row.hours:.3g}",
         row.set,
     ]
 

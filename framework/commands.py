@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from framework.config.bptt import FLAGS
 from framework.distilled.names import DDRANKING, FORMS, LABEL_KINDS
 from framework.errors import UserError, reachable
-from framework.evaluation.names import ALL, BASELINES, CORESETS, LABELS, RECIPES, STRATEGIES, TEACHER_STEPS
+from framework.evaluation.names import ALL, BASELINES, CORESETS, LABELS, RECIPES, STRATEGIES, TEACHER_STEPS, TIMM
 from framework.files import EXPORTS
 from framework.flags import Parser, plain_text
 
@@ -32,6 +32,14 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
+
+
+def _architecture(text: str) -> str:
+    if text not in ARCHITECTURES and not text.startswith(TIMM):
+        raise argparse.ArgumentTypeError(
+            f"invalid choice: {text!r} (choose from {', '.join(ARCHITECTURES)}, {TIMM}NAME)"
+        )
+    return text
 
 
 def _prefix(text: str) -> int | str:
@@ -58,8 +66,9 @@ def _evaluate_parser() -> Parser:
     )
     add = parser.add_argument
     add("set", metavar="RUN_OR_FILE", type=Path, help="a run's folder; .safetensors, .pt, .npz, .h5; an image folder")
-    add("--eval_arch", nargs="+", choices=ARCHITECTURES, metavar="ARCH",
-        help=f"networks to train: {', '.join(ARCHITECTURES)} (default: the set's own)")  # fmt: skip
+    add("--eval_arch", nargs="+", type=_architecture, metavar="ARCH",
+        help=f"networks to train: {', '.join(ARCHITECTURES)}; or timm:NAME, a model of the package timm "
+        "(default: the set's own)")  # fmt: skip
     add("--width", type=_positive, metavar="N", help="channels of those that are not the set's own (default: theirs)")
     add("--recipe", choices=tuple(RECIPES),
         help="; ".join(f"{name}: {text}" for name, text in RECIPES.items()) + " (default: inner; mtt for a set of "

@@ -9,7 +9,7 @@ import pytest
 from cli import ROOT
 
 HEAVY = ("torch", "numpy", "torchvision", "scipy", "matplotlib", "sklearn", "h5py", "PIL", "tensorboard", "higher",
-         "kornia", "jinja2", "psutil", "pyarrow", "datasets", "pandas")  # fmt: skip
+         "kornia", "jinja2", "psutil", "pyarrow", "datasets", "pandas", "timm")  # fmt: skip
 
 
 def imported(program: str) -> set[str]:

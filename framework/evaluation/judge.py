@@ -15,10 +15,12 @@ from framework.distilled.set import Distilled
 from framework.errors import UserError
 from framework.evaluation.baselines import BASELINES
 from framework.evaluation.evaluator import Candidate, Evaluator, TrainingSet
+from framework.evaluation.names import TIMM
 from framework.evaluation.recipes import Recipe
 from framework.inner.loop import InnerLoop
 from framework.machine import environment
 from framework.networks import registry
+from framework.networks.external import build_external
 from framework.networks.flat import FlatNetwork
 from framework.records import Judgement, Results, Row
 
@@ -47,6 +49,8 @@ def build(
     channels, side = distilled.images.shape[1:3]
     settings = options(arch, distilled, width)
     try:
+        if arch.startswith(TIMM):
+            return build_external(arch.removeprefix(TIMM), channels, side, distilled.num_classes, device)
         return FlatNetwork(registry.build(arch, channels, side, distilled.num_classes, **settings), device)
     except ValueError as error:
         raise UserError(f"{flag} {arch}: {error}; leave it out") from error

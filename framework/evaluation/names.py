@@ -28,6 +28,8 @@ BASELINES = {
 """Rows beside the distilled set; see ``baselines`` and ``coresets``."""
 CORESETS = ("kcentre", "herding", "el2n")
 """Of these, the images that are chosen with the help of a trained network."""
+TIMM = "timm:"
+"""Before the name of a model of that package, among networks that judge."""
 TEACHER_STEPS = 2000
 """For which a teacher is trained, in batches of 256."""
 ALL = "all"

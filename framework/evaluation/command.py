@@ -30,7 +30,7 @@ from framework.evaluation.names import ALL, CORESETS, TEACHER_STEPS
 from framework.evaluation.recipes import Recipe, make_recipe
 from framework.evaluation.scoreboard import Wanted, baseline_rows, by_strategy, set_rows
 from framework.evaluation.teacher import Pupil, Teacher, find_or_train
-from framework.files import EVALUATION, SET, folder_for
+from framework.files import EVALUATION, SET, TEACHERS, folder_for
 from framework.inner.execution import configure_process
 from framework.networks.registry import specify
 from framework.outer.buffers.record import rows_checksum
@@ -62,27 +62,16 @@ def evaluate(args: argparse.Namespace) -> None:
     names = args.eval_arch or [opened.config.arch]
     nets = {name: judge.build(name, opened, args.width, device) for name in names}
     pupil = _pupil(opened, args, device)
-    most = _part(opened, sizes[-1]).per_class
-    for name in args.baselines:
-        if name != "full":
-            require_random_real(listing.counts, listing.class_names, most, f"--baselines {name}")
+    _check_baselines(_part(opened, sizes[-1]), listing, args.baselines)
     if opened.lacks:
         print(opened.lacks, file=sys.stderr, flush=True)
     with folder_for(_output(args)) as folder:  # before images are decoded and networks trained, not after
         real = load_listed(listing, device, preprocess=preprocess)
         distilled = preprocessed(opened, real.preprocess)
         runs = args.num_train_eval or distilled.config.num_train_eval
-        teacher = None if pupil is None else _teacher(pupil, real, listing, args)
-        chosen = {} if pupil is None or teacher is None else _coresets(pupil, teacher, real, args, most)
         wanted = Wanted(args.label_rows, args.strategies, args.baselines, runs, args.seed)
-        trials = []
-        for size, recipe in zip(sizes, recipes, strict=True):
-            part = _part(distilled, size)
-            baselines = [name for name in args.baselines if name != "full" or size == sizes[-1]]
-            rows = set_rows(part, real, recipe, wanted, teacher, size)
-            rows |= baseline_rows(part, real, recipe, wanted, baselines, chosen)
-            rows = by_strategy(rows, args.strategies, real.image_shape[-1])
-            trials.append(judge.Trial(recipe, rows, size))
+        teacher = None if pupil is None else _teacher(pupil, real, listing, args)
+        trials = _trials(distilled, real, dict(zip(sizes, recipes, strict=True)), wanted, teacher)
         total = runs * len(nets) * sum(len(trial.rows) * trial.recipe.lengths[-1] for trial in trials)
         with tqdm(total=total, desc="evaluating", unit="step", dynamic_ncols=True) as bar:
             result = judge.evaluate(distilled, real, trials, nets, args.seed, _ticking(bar))
@@ -90,6 +79,38 @@ def evaluate(args: argparse.Namespace) -> None:
         with StopRequest():  # from here on, Ctrl-C comes too late
             print(judgement_table(result) + "\n", flush=True)
             print("\n".join(map(str, write_judgement(result, folder))), flush=True)
+
+
+def _trials(
+    distilled: Distilled, real: RealData, recipes: dict[int | None, Recipe], wanted: Wanted, teacher: Teacher | None
+) -> list[judge.Trial]:
+    """The set's parts, by the recipe of each size, with their rows; the whole real set is a row of the largest."""
+    largest = list(recipes)[-1]
+    chosen = {} if teacher is None else _coresets(teacher, real, wanted, _part(distilled, largest).per_class)
+    trials = []
+    for size, recipe in recipes.items():
+        part = _part(distilled, size)
+        baselines = [name for name in wanted.baselines if name != "full" or size == largest]
+        rows = set_rows(part, real, recipe, wanted, teacher, size)
+        rows |= baseline_rows(part, real, recipe, replace(wanted, baselines=baselines), chosen)
+        trials.append(judge.Trial(recipe, by_strategy(rows, wanted.strategies, real.image_shape[-1]), size))
+    return trials
+
+
+def _check_baselines(largest: Distilled, listing: Listing, names: list[str]) -> None:
+    """Check that there are as many real images as the rows need.
+
+    Raises:
+        UserError: a class has fewer, or the set has no number of images per class.
+    """
+    for name in names:
+        if name != "full":
+            if len(largest.images) % largest.num_classes:
+                raise UserError(
+                    f"--baselines {name}: takes as many real images of each class, and {largest.source} has "
+                    f"{len(largest.images)} of {largest.num_classes} classes; leave it out"
+                )
+            require_random_real(listing.counts, listing.class_names, largest.per_class, f"--baselines {name}")
 
 
 def _ticking(bar: "tqdm[Any]") -> Callable[[int], None]:
@@ -147,7 +168,7 @@ def _pupil(opened: Distilled, args: argparse.Namespace, device: torch.device) ->
 
 def _teacher(pupil: Pupil, real: RealData, listing: Listing, args: argparse.Namespace) -> Teacher:
     """The teacher, from its folder or trained now; a line on stderr says which."""
-    folder = Path(args.teacher_dir) if args.teacher_dir else listing.spec.cache / "teachers"
+    folder = Path(args.teacher_dir) if args.teacher_dir else listing.spec.cache / TEACHERS
     images = rows_checksum(listing.train) or ""
     with tqdm(total=pupil.steps, desc="training a teacher", unit="step", dynamic_ncols=True, delay=1) as bar:
         teacher, path, fresh = find_or_train(pupil, real, images, folder, _ticking(bar))
@@ -157,14 +178,12 @@ def _teacher(pupil: Pupil, real: RealData, listing: Listing, args: argparse.Name
     return teacher
 
 
-def _coresets(
-    pupil: Pupil, teacher: Teacher, real: RealData, args: argparse.Namespace, per_class: int
-) -> dict[str, torch.Tensor]:
+def _coresets(teacher: Teacher, real: RealData, wanted: Wanted, per_class: int) -> dict[str, torch.Tensor]:
     """Of each coreset that is wanted, its images; see ``coresets.choose``."""
-    names = [name for name in args.baselines if name in CORESETS]
-    steps = EL2N_NETWORKS * early_steps(pupil) if "el2n" in names else 0
+    names = [name for name in wanted.baselines if name in CORESETS]
+    steps = EL2N_NETWORKS * early_steps(teacher.pupil) if "el2n" in names else 0
     with tqdm(total=steps, desc="choosing coresets", unit="step", dynamic_ncols=True, disable=not steps) as bar:
-        return {name: choose(name, pupil, teacher, real, per_class, _ticking(bar)) for name in names}
+        return {name: choose(name, teacher, real, per_class, _ticking(bar)) for name in names}
 
 
 def _origin(opened: Distilled, args: argparse.Namespace) -> Origin:

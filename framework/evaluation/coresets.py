@@ -102,9 +102,7 @@ def early_errors(pupil: Pupil, real: RealData, tick: Callable[[int], None]) -> T
     return total / EL2N_NETWORKS
 
 
-def choose(
-    name: str, pupil: Pupil, teacher: Teacher, real: RealData, per_class: int, tick: Callable[[int], None]
-) -> Tensor:
+def choose(name: str, teacher: Teacher, real: RealData, per_class: int, tick: Callable[[int], None]) -> Tensor:
     """The images of a coreset.
 
     ``kcentre`` and ``herding`` look at the teacher's features, without augmentation. ``el2n`` keeps the smallest
@@ -113,8 +111,7 @@ def choose(
 
     Args:
         name: of ``names.CORESETS``.
-        pupil: the teacher's network, of which ``el2n`` trains fresh ones.
-        teacher: whose features count.
+        teacher: whose features count; ``el2n`` trains fresh networks like it.
         real: the data, at least ``per_class`` training images of each class.
         per_class: images of each class.
         tick: called with the number of steps just taken.
@@ -122,7 +119,7 @@ def choose(
     Returns:
         (K, per_class) int64: places among the training images, on the device, in the order of choice.
     """
-    scores = early_errors(pupil, real, tick) if name == "el2n" else None
+    scores = early_errors(teacher.pupil, real, tick) if name == "el2n" else None
     result = []
     for k in range(real.num_classes):
         members = (real.train.labels == k).nonzero().squeeze(1)

@@ -91,19 +91,17 @@ def baseline_rows(
     real: RealData,
     recipe: Recipe,
     wanted: Wanted,
-    baselines: Sequence[str],
     chosen: dict[str, Tensor],
 ) -> dict[str, Candidate]:
     """The rows of real images, as many as the set has.
 
     Args:
         distilled, real, recipe, wanted: see ``set_rows``.
-        baselines: of ``names.BASELINES``.
         chosen: by coreset, (K, n) int64: its images of each class, the first chosen first, n at least the set's.
     """
     per_class = len(distilled.images) // real.num_classes
     rows = {}
-    for name in baselines:
+    for name in wanted.baselines:
         if name in chosen:
             row = coreset(name, chosen[name][:, :per_class], real, recipe.sampler, wanted.runs, recipe.lengths)
         else:

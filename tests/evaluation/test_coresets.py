@@ -132,12 +132,12 @@ def test_coresets_are_chosen_within_each_class_by_what_the_teacher_sees(real: Re
     with torch.no_grad():
         features = module.embed(real.train.images)
     for name, rule in (("kcentre", greedy_k_centre), ("herding", herding)):
-        found = choose(name, teacher.pupil, teacher, real, 4, lambda steps: None)
+        found = choose(name, teacher, real, 4, lambda steps: None)
         assert found.shape == (2, 4)
         for k, row in enumerate(found):
             members = (real.train.labels == k).nonzero().flatten()
             assert row.tolist() == members[rule(features[members], 4)].tolist()
-        fewer = choose(name, teacher.pupil, teacher, real, 2, lambda steps: None)
+        fewer = choose(name, teacher, real, 2, lambda steps: None)
         assert torch.equal(found[:, :2], fewer)
 
 
@@ -154,7 +154,7 @@ def test_early_errors_are_a_mean_over_networks_early_in_training(real: RealData,
             shares = pupil.network(theta, real.train.images).softmax(1).numpy()
         total += [math.dist(row, np.eye(2)[k]) for row, k in zip(shares, real.train.labels, strict=True)]
     assert found.tolist() == pytest.approx((total / EL2N_NETWORKS).tolist(), abs=1e-6)
-    picked = choose("el2n", pupil, teacher, real, 3, lambda steps: None)
+    picked = choose("el2n", teacher, real, 3, lambda steps: None)
     for k, row in enumerate(picked.tolist()):
         members = [i for i in range(50) if real.train.labels[i] == k]
         assert row == sorted(members, key=lambda i: found[i])[:3]
@@ -199,4 +199,17 @@ def test_too_few_real_images_for_a_coreset_are_told_before_any_is_decoded(
     write_safetensors(content, path := tmp_path / "many.safetensors")
     error = refused(["evaluate", str(path), "--device", "cpu", "--baselines", "herding"], capsys)
     assert "--baselines herding: class " in error
+    assert error.count("\n") == 1
+
+
+def test_a_set_without_a_number_of_images_per_class_has_no_such_row(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    distilled = load_distilled(run)
+    labels = torch.tensor([0, *range(10)])
+    torch.save((distilled.images[labels], labels), path := tmp_path / "uneven.pt")
+    flags = ["--dataset", "digits", "--preprocess", "standardise", "--recipe", "dc", "--device", "cpu"]
+    error = refused(["evaluate", str(path), *flags, "--baselines", "random"], capsys)
+    assert "--baselines random: takes as many real images of each class, and " in error
+    assert error.endswith("uneven.pt has 11 of 10 classes; leave it out\n")
     assert error.count("\n") == 1

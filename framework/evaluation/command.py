@@ -155,7 +155,7 @@ def _pupil(opened: Distilled, args: argparse.Namespace, device: torch.device) ->
     """The network that is to be the teacher; None where no row needs one.
 
     Raises:
-        UserError: it does not fit the images, or a flag about it is given for nothing.
+        UserError: it does not fit the images.
     """
     if not args.needs_teacher:
         return None

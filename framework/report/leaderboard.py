@@ -123,21 +123,22 @@ def _of_judgement(path: Path, j: Judgement, run: RunFolder | None) -> list[Stand
         return []
     sizes: Sequence[int | None] = [None] if j.prefixes is None else j.prefixes
     rows = [_standing(path, j, run, size, f" {size}" if len(sizes) > 1 else "") for size in sizes]
-    return [row for row in rows if row.accuracy is not None or row.hard is not None]
+    return [row for row in rows if (row.accuracy, row.hard, row.cross) != (None, None, None)]
 
 
 def _standing(path: Path, j: Judgement, run: RunFolder | None, size: int | None, suffix: str) -> Standing:
     """The row of a set, or of its first ``size`` images per class, whose keys in the results have the suffix."""
     origin = j.origin
     assert origin is not None, "checked before"
-    arch = origin.arch if origin.arch in j.results else next(iter(j.results))
-    own = j.results[arch].get(f"distilled{suffix}")
-    hard = j.results[arch].get(f"hard{suffix}") or (own if origin.hard else None)
-    others = {
-        name: row.top1 for name, results in j.results.items()
-        if name != arch and (row := results.get(f"distilled{suffix}")) is not None
-    }  # fmt: skip
-    real, real_name = _best_real(j.results[arch], suffix)
+    results = j.results.get(origin.arch, {})
+    own = results.get(f"distilled{suffix}")
+    hard = results.get(f"hard{suffix}") or (own if origin.hard else None)
+    cross = {
+        name: row.top1
+        for name, others in j.results.items()
+        if name != origin.arch and (row := others.get(f"distilled{suffix}")) is not None
+    }
+    real, real_name = _best_real(results, suffix)
     summary = None if run is None else run.summary
     return Standing(
         dataset=j.dataset,
@@ -146,10 +147,10 @@ def _standing(path: Path, j: Judgement, run: RunFolder | None, size: int | None,
         per_class=origin.per_class if size is None else size,
         recipe=j.recipe,
         select=j.select,
-        arch=arch,
+        arch=origin.arch,
         **_accuracies(own, hard),
-        cross=sum(others.values()) / len(others) if others else None,
-        cross_archs=list(others),
+        cross=sum(cross.values()) / len(cross) if cross else None,
+        cross_archs=list(cross),
         real=real,
         real_name=real_name,
         hours=None if summary is None or size is not None else summary.seconds / 3600,
@@ -199,7 +200,7 @@ def by_dataset(rows: Sequence[Standing]) -> dict[str, list[Standing]]:
     """Rows by data set, each from few images to many and from good to bad."""
 
     def order(row: Standing) -> tuple[int, float, str]:
-        return row.per_class, -(row.accuracy or row.hard or 0.0), row.set
+        return row.per_class, -(row.accuracy or row.hard or row.cross or 0.0), row.set
 
     names = sorted({row.dataset for row in rows})
     return {name: sorted((row for row in rows if row.dataset == name), key=order) for name in names}

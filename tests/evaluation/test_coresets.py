@@ -182,11 +182,12 @@ def test_every_baseline_is_a_row_of_as_many_images(run: Path, tmp_path: Path) ->
     for name, row in rows.items():
         pixels = {"distilled": 20 * 32, "full": 1295 * 8}.get(name, 20 * 8) * 64
         assert row["bits_per_class"] == (pixels + {"full": 1295}.get(name, 20) * 4 + 64) / 10
-    prefixes = ["--prefix", "1", "2", "--baselines", "herding"]
-    assert main(["evaluate", str(path), *BUDGET, *folder, *prefixes]) == 0
+    prefixes = ["--prefix", "1", "2", "--baselines", "herding", "el2n"]
+    streamed = ["--data_cache", "disk", "--cache_dir", str(tmp_path / "cache")]
+    assert main(["evaluate", str(path), *BUDGET, *folder, *prefixes, *streamed]) == 0
     parts = json.loads((tmp_path / "out" / "inner_prefixes.json").read_text())["results"]["convnet"]
-    assert list(parts) == ["distilled 1", "herding 1", "distilled 2", "herding 2"]
-    assert parts["herding 2"] == rows["herding"]
+    assert list(parts) == [f"{name} {size}" for size in (1, 2) for name in ("distilled", "herding", "el2n")]
+    assert (parts["herding 2"], parts["el2n 2"]) == (rows["herding"], rows["el2n"])
 
 
 def test_too_few_real_images_for_a_coreset_are_told_before_any_is_decoded(

@@ -70,6 +70,17 @@ def test_a_row_has_what_the_evaluation_found(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_other_networks_alone_are_no_accuracy_of_the_sets_own(tmp_path: Path) -> None:
+    others = {name: RESULTS[name] for name in ("vit", "vgg11")}
+    ((found,), _) = standings(kept(tmp_path / "set.pt", judgement(others)))
+    assert (found.accuracy, found.networks, found.hard) == (None, None, None)
+    assert found.cross == pytest.approx((0.4 + 0.6) / 2)
+    for nothing in ({}, {"convnet": {"full": row(0.9)}}):
+        rows, (line,) = standings(kept(tmp_path / "none.pt", judgement(nothing)))
+        assert rows == []
+        assert "has no row of the set; run: python main.py evaluate" in line
+
+
 def test_a_set_whose_own_labels_are_one_hot_has_them_as_hard_ones(tmp_path: Path) -> None:
     origin = Origin("convnet", "rat-bptt", 1, True, "python")
     path = kept(tmp_path / "set.pt", judgement({"convnet": {"distilled": row(0.7)}}, origin=origin, select="test"))

@@ -50,7 +50,7 @@ class Distilled:
     learnt_lr: float | None = None
     """The learning rate that was learnt with the images, if any."""
     stored_bits: tuple[int, int] = (32, 32)
-    """Of a value of an image, and of a class weight, in the set's file."""
+    """Of a value of an image, and of a class weight, in the set's file; of a pixel 8."""
 
     @property
     def per_class(self) -> int:

@@ -16,8 +16,8 @@ def bits_per_class(
 ) -> float:
     """Bits of a set over its number of classes K, none of them compressed.
 
-    Images count at the precision of their file. A label counts ceil(log2 K) bits where all are one-hot, else
-    K weights. The preprocessing counts too, as no real image can be shown to a network without it: mean and
+    Images count at the precision of their file, pixels 8 bits. A label counts ceil(log2 K) bits where all are one-hot,
+    else K weights. The preprocessing counts too, as no real image can be shown to a network without it: mean and
     deviation, or the whole matrix of a ZCA.
 
     Args:

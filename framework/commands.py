@@ -1,10 +1,11 @@
-"""The sub-commands ``evaluate``, ``export`` and ``report``: their flags, and who does what they ask for.
+"""The sub-commands ``evaluate``, ``export``, ``report``, ``leaderboard``: their flags, and who does what they ask for.
 
 The work is imported when the flags are known to be right: ``--help`` and mistakes should not wait for PyTorch.
 """
 
 import argparse
 import math
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any, NamedTuple
 
 from framework.config.bptt import FLAGS
 from framework.distilled.names import DDRANKING, FORMS, LABEL_KINDS
-from framework.errors import UserError
-from framework.evaluation.names import ALL, BASELINES, RECIPES
+from framework.errors import UserError, reachable
+from framework.evaluation.names import ALL, BASELINES, CORESETS, LABELS, RECIPES, STRATEGIES, TEACHER_STEPS, TIMM
 from framework.files import EXPORTS
 from framework.flags import Parser, plain_text
 
@@ -31,6 +32,14 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
+
+
+def _architecture(text: str) -> str:
+    if text not in ARCHITECTURES and not text.startswith(TIMM):
+        raise argparse.ArgumentTypeError(
+            f"invalid choice: {text!r} (choose from {', '.join(ARCHITECTURES)}, {TIMM}NAME)"
+        )
+    return text
 
 
 def _prefix(text: str) -> int | str:
@@ -57,8 +66,9 @@ def _evaluate_parser() -> Parser:
     )
     add = parser.add_argument
     add("set", metavar="RUN_OR_FILE", type=Path, help="a run's folder; .safetensors, .pt, .npz, .h5; an image folder")
-    add("--eval_arch", nargs="+", choices=ARCHITECTURES, metavar="ARCH",
-        help=f"networks to train: {', '.join(ARCHITECTURES)} (default: the set's own)")  # fmt: skip
+    add("--eval_arch", nargs="+", type=_architecture, metavar="ARCH",
+        help=f"networks to train: {', '.join(ARCHITECTURES)}; or timm:NAME, a model of the package timm "
+        "(default: the set's own)")  # fmt: skip
     add("--width", type=_positive, metavar="N", help="channels of those that are not the set's own (default: theirs)")
     add("--recipe", choices=tuple(RECIPES),
         help="; ".join(f"{name}: {text}" for name, text in RECIPES.items()) + " (default: inner; mtt for a set of "
@@ -69,6 +79,21 @@ def _evaluate_parser() -> Parser:
         help="learning rate instead of the recipe's, or of that in lr_best.pt beside images_best.pt")  # fmt: skip
     add("--baselines", nargs="*", choices=tuple(BASELINES), default=[],
         help="rows to add: " + ", ".join(f"{name} ({text})" for name, text in BASELINES.items()))  # fmt: skip
+    add("--labels", nargs="+", metavar="KIND", default=[],
+        help="rows of the set, one for each kind of labels: "
+        + "; ".join(f"{name}: {text}" for name, text in LABELS.items())
+        + " (default: learnt). Anything else is the FILE of the labels of a .pt file of images alone (default: "
+        "labels_best.pt beside images_best.pt)")  # fmt: skip
+    add("--strategies", nargs="+", choices=tuple(STRATEGIES), default=["run"],
+        help="each row with these augmentations: "
+        + ", ".join(f"{name} ({text})" for name, text in STRATEGIES.items()) + " (default: run)")  # fmt: skip
+    add("--teacher_arch", choices=ARCHITECTURES, metavar="ARCH",
+        help="network of the teacher (default: the set's own) [read by --labels teacher, "
+        f"--baselines {' '.join(CORESETS)}]")  # fmt: skip
+    add("--teacher_steps", type=_positive, metavar="N",
+        help=f"batches of 256 that it is trained on (default: {TEACHER_STEPS}) [the same]")  # fmt: skip
+    add("--teacher_dir", metavar="DIR", help="where teachers are kept for later evaluations (default: teachers in "
+        "--cache_dir) [the same]")  # fmt: skip
     add("--prefix", type=_prefix, nargs="+", metavar="N",
         help="evaluate the first N images of each class alone, as a set of its own; several N: each; "
         f"{ALL}: those of a boosted set's first block, first two, and so on (default: the set as it is)")  # fmt: skip
@@ -96,8 +121,6 @@ def _evaluate_parser() -> Parser:
     add("--hf_image", metavar="COLUMN", help="of the real data, as in a run [read by --dataset hf:...]")
     add("--hf_label", metavar="COLUMN", help="the same")
     add("--im_size", type=_positive, metavar="PIXELS", help="the real images are resized to this")
-    add("--labels", type=Path, metavar="FILE",
-        help="the labels of a .pt file of images alone (default: labels_best.pt beside images_best.pt)")  # fmt: skip
     add("--label_kind", choices=tuple(LABEL_KINDS),
         help="what soft labels are: " + "; ".join(f"{name}: {text}" for name, text in LABEL_KINDS.items())
         + " (default: auto)")  # fmt: skip
@@ -105,12 +128,35 @@ def _evaluate_parser() -> Parser:
 
 
 def _check_evaluate(args: argparse.Namespace) -> None:
+    _split_labels(args)
+    if len(set(args.strategies)) < len(args.strategies):
+        raise UserError(f"--strategies {' '.join(args.strategies)}: give each once")
+    args.needs_teacher = "teacher" in args.label_rows or bool(set(CORESETS) & set(args.baselines))
+    for flag in ("teacher_arch", "teacher_steps", "teacher_dir"):
+        if getattr(args, flag) is not None and not args.needs_teacher:
+            raise UserError(
+                f"--{flag} is not read without --labels teacher or --baselines {' '.join(CORESETS)}; leave it out"
+            )
     lengths = args.eval_steps
     if lengths and sorted(set(lengths)) != lengths:
         raise UserError(f"--eval_steps {' '.join(map(str, lengths))}: give increasing lengths, each once")
     sizes = args.prefix or []
     if sizes != [ALL] and (ALL in sizes or sorted(set(sizes)) != sizes):
         raise UserError(f"--prefix {' '.join(map(str, sizes))}: give increasing numbers, each once, or {ALL} alone")
+
+
+def _split_labels(args: argparse.Namespace) -> None:
+    """Tell the kinds of labels (``label_rows``) from the file of the set's own (``labels``)."""
+    kinds = [value for value in args.labels if value in LABELS]
+    files = [value for value in args.labels if value not in LABELS]
+    if len(files) > 1 or len(set(kinds)) < len(kinds):
+        raise UserError(
+            f"--labels {' '.join(args.labels)}: give each of {', '.join(LABELS)} once, and one file at most"
+        )
+    with reachable():
+        if files and not Path(files[0]).exists():
+            raise UserError(f"--labels {files[0]}: no such file, and none of {', '.join(LABELS)}; check it")
+    args.label_rows, args.labels = kinds or ["learnt"], Path(files[0]) if files else None
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -179,6 +225,27 @@ def _report(args: argparse.Namespace) -> None:
     print("\n".join(map(str, page.write(args.runs, args.output or args.runs[0] / "report.html"))))
 
 
+# ---- leaderboard -----------------------------------------------------------------------------------
+
+
+def _leaderboard_parser() -> Parser:
+    parser = Parser(
+        "main.py leaderboard",
+        "Compare sets by what main.py evaluate has left beside them: a table and a picture for each data set, as "
+        "Markdown, JSON and HTML.",
+    )
+    parser.add_argument("sets", metavar="SET_OR_FOLDER", nargs="+", type=Path,
+        help="a run's folder, a set that was evaluated, or a folder of such, at any depth")  # fmt: skip
+    parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder to write into")
+    return parser
+
+
+def _leaderboard(args: argparse.Namespace) -> None:
+    from framework.report import leaderboard
+
+    print("\n".join(map(str, leaderboard.write(args.sets, args.out))))
+
+
 # ---- all of them -----------------------------------------------------------------------------------
 
 
@@ -199,6 +266,9 @@ COMMANDS = {
     ),
     "export": Command(_export_parser, _check_export, _export, "free memory, or give another form by --to"),
     "report": Command(_report_parser, _check_report, _report, "free memory, or give fewer runs"),
+    "leaderboard": Command(
+        _leaderboard_parser, lambda args: None, _leaderboard, "free memory, or give fewer sets",
+    ),
 }  # fmt: skip
 
 
@@ -212,6 +282,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
     command = COMMANDS[name]
     plain_text(arguments)
     args = command.parser().parse_args(arguments)
+    args.line = shlex.join(["python", "main.py", name, *arguments])
     command.check(args)
     try:
         from framework.run.memory import explained

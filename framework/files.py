@@ -21,7 +21,7 @@ LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 SET, PICTURE, CURVES, WINDOWS = "distilled.safetensors", "distilled.png", "accuracy.png", "truncation.png"
 MATCHING, PREFIXES = "matching.png", "prefixes.png"
-EXPERTS = "experts.json"
+EXPERTS, TEACHERS = "experts.json", "teachers"
 BOARD, EVALUATION, EXPORTS = "tensorboard", "evaluation", "exports"  # folders
 
 

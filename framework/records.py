@@ -57,6 +57,7 @@ class Row(Scores):
     name: str
     networks: int
     steps: int
+    bits_per_class: float | None = None  # of what they were trained on; see ``evaluation.bits``
 
 
 Results = dict[str, Row]
@@ -88,6 +89,17 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Of a set that ``main.py evaluate`` judged, what a leaderboard says of it, and how it is judged again."""
+
+    arch: str  # its own network
+    method: str
+    per_class: int
+    hard: bool  # its own labels are one-hot
+    command: str
+
+
+@dataclass(frozen=True)
 class Judgement:
     """``<recipe>.json`` of ``main.py evaluate``: several networks, several training sets."""
 
@@ -105,11 +117,67 @@ class Judgement:
     python: str
     peak_memory_mib: float
     prefixes: list[int] | None = None  # images per class of those that were evaluated, instead of the whole set
+    origin: Origin | None = None  # None: of an older version
 
     @property
     def file_name(self) -> str:
         """Of its files, without a suffix."""
         return self.recipe if self.prefixes is None else f"{self.recipe}_prefixes"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A row of a leaderboard: a set under a recipe. Accuracies are fractions of the real test images."""
+
+    dataset: str
+    set: str
+    method: str
+    per_class: int
+    recipe: str
+    select: str  # what chose training lengths, and of a run's own table the snapshot: val or test
+    arch: str
+    accuracy: float | None  # with the set's own labels; None: was not evaluated
+    deviation: float | None
+    networks: int | None
+    hard: float | None  # with one-hot labels
+    hard_deviation: float | None
+    cross: float | None  # mean over networks of other architectures
+    cross_archs: list[str]
+    real: float | None  # of the best as many real images, whose name is the next
+    real_name: str | None
+    bits_per_class: float | None
+    hours: float | None  # of the run that made the set
+    command: str  # that makes the row again
+
+
+@dataclass(frozen=True)
+class TeacherSource:
+    """What a teacher was trained on and how, and which network it is; where all is the same, so is the teacher."""
+
+    dataset: str
+    identity: str | None  # of one's own data, what changes with what they hold
+    class_names: list[str]  # in label order
+    preprocess: str  # kind
+    preprocess_norms: dict[str, float]  # as in ``ExpertSource``
+    images: str  # checksum of which images of the training part
+    arch: str
+    spec: Spec
+    steps: int
+    recipe: str  # for people
+
+
+@dataclass(frozen=True)
+class TeacherRecord:
+    """What stands beside a teacher's weights."""
+
+    source: TeacherSource
+    accuracy: float  # on the real test images, a fraction
+    checksum: str  # of the weights' file: blake2b of 16 bytes, hexadecimal
+    seconds: float
+    device: str
+    torch: str
+    python: str
+    peak_memory_mib: float
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from framework.distilled.exports import WRITERS
 from framework.distilled.formats import write_safetensors
 from framework.distilled.names import FORMS
 from framework.errors import UserError
-from framework.evaluation import baselines, names
+from framework.evaluation import baselines, coresets, names
 from framework.evaluation.scores import Score
 from framework.files import SET
 from framework.run import checkpoint
@@ -46,7 +46,8 @@ def last_line(error: str) -> str:
 
 def test_the_tables_of_names_are_those_of_the_work() -> None:
     assert tuple(FORMS) == tuple(WRITERS)
-    assert tuple(names.BASELINES) == tuple(baselines.BASELINES)
+    assert tuple(names.CORESETS) == tuple(coresets.NAMES)
+    assert set(names.BASELINES) == {*baselines.BASELINES, *names.CORESETS}
 
 
 # ---- flags in files --------------------------------------------------------------------------------

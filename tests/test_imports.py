@@ -9,7 +9,7 @@ import pytest
 from cli import ROOT
 
 HEAVY = ("torch", "numpy", "torchvision", "scipy", "matplotlib", "sklearn", "h5py", "PIL", "tensorboard", "higher",
-         "kornia", "jinja2", "psutil", "pyarrow", "datasets", "pandas")  # fmt: skip
+         "kornia", "jinja2", "psutil", "pyarrow", "datasets", "pandas", "timm")  # fmt: skip
 
 
 def imported(program: str) -> set[str]:
@@ -19,13 +19,14 @@ def imported(program: str) -> set[str]:
     return set(done.stdout.split())
 
 
-VERBS = ("evaluate", "export", "report")
+VERBS = ("evaluate", "export", "report", "leaderboard")
 MISTAKES = [
     ["--epoch", "x"], ["--windw", "3"], ["--window", "300"], *([verb, "x", "--widht", "3"] for verb in VERBS),
     *([verb] for verb in VERBS), ["evaluate", "x", "--recipe", "cake"], ["evaluate", "x", "--eval_arch", "cake"],
     ["evaluate", "x", "--eval_steps", "5", "3"], ["evaluate", "x", "--dataset", "x"], ["export", "x", "--to", "cake"],
     ["export", "x", "--to", "pt", "--ddranking_dataset", "CIFAR10"], ["report", "x", "--output", "page.pdf"],
-    ["evaluate", "two\nlines"],
+    ["evaluate", "two\nlines"], ["evaluate", "x", "--labels", "hard", "hard"], ["leaderboard", "x"],
+    ["evaluate", "x", "--teacher_arch", "vit"],
 ]  # fmt: skip
 
 

@@ -80,7 +80,9 @@ def from_foreign(
         print(line, file=sys.stderr, flush=True)
     names, channels, learnt_lr = tuple(target.class_names), target.shape[0], None if rate is None else rate[0]
     unknown = Standardise(torch.zeros(channels), torch.ones(channels))  # until ``preprocessed``
-    return Distilled(path, found.images, found.weights, names, unknown, config, {}, found.by_class, learnt_lr)
+    value_bits, weight_bits = stored.bits
+    bits = (8 if pixels else value_bits, weight_bits)  # pixels are rounded, whatever the file has
+    return Distilled(path, found.images, found.weights, names, unknown, config, {}, found.by_class, learnt_lr, bits)
 
 
 def preprocessed(distilled: Distilled, preprocess: Preprocess) -> Distilled:

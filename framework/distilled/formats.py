@@ -63,6 +63,13 @@ class Stored:
     """The value of a white pixel, where the form tells it."""
 
     @property
+    def bits(self) -> tuple[int, int]:
+        """Of a value of an image and of a label; of an image where there are no labels."""
+        images, labels = self.tensors["images"], self.tensors.get("labels")
+        own = 8 * images.element_size()
+        return own, own if labels is None else 8 * labels.element_size()
+
+    @property
     def ours(self) -> bool:
         """Written by this program, and so complete."""
         return {"class_names", "provenance"} <= self.metadata.keys()
@@ -140,6 +147,15 @@ def _read_safetensors(path: Path) -> Stored:
             return Stored({name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {}))  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: not a readable .safetensors file ({one_line(error)}); check the path") from error
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a ``.safetensors`` file is a set that this program wrote, as its header tells."""
+    try:
+        with safe_open(path, "pt") as file:
+            return Stored({}, dict(file.metadata() or {})).ours
+    except (OSError, SafetensorError):
+        return False
 
 
 def _read_pt(path: Path, labels: Path | None = None, needs_labels: bool = True) -> Stored:

@@ -51,7 +51,9 @@ def from_stored(stored: Stored, path: Path) -> Distilled:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     step_size = provenance.get("step_size")
-    distilled = Distilled(path, images, labels, class_names, preprocess, config, provenance, learnt_lr=step_size)
+    distilled = Distilled(
+        path, images, labels, class_names, preprocess, config, provenance, learnt_lr=step_size, stored_bits=stored.bits
+    )
     _check_flags(distilled)
     if (block := distilled.block_size) is not None and per_class % block:
         raise UserError(f"{path}: {per_class} image(s) of each class are no blocks of {block}; restore it from a copy")

@@ -49,6 +49,8 @@ class Distilled:
     """Batches can be drawn by class: there are equally many images of each."""
     learnt_lr: float | None = None
     """The learning rate that was learnt with the images, if any."""
+    stored_bits: tuple[int, int] = (32, 32)
+    """Of a value of an image, and of a class weight, in the set's file; of a pixel 8."""
 
     @property
     def per_class(self) -> int:

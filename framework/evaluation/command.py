@@ -3,8 +3,10 @@
 import argparse
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -15,7 +17,7 @@ from framework.config.common import Distilling
 from framework.data.load import Listing, list_data, load_listed
 from framework.data.preprocess import Preprocess, Standardise
 from framework.data.registry import DatasetInfo, known
-from framework.data.splits import require_random_real
+from framework.data.splits import RealData, require_random_real
 from framework.distilled.foreign import Target, from_foreign, preprocessed
 from framework.distilled.formats import Stored
 from framework.distilled.labels import with_classes_of
@@ -23,10 +25,16 @@ from framework.distilled.load import from_stored, open_stored
 from framework.distilled.set import Distilled
 from framework.errors import UserError
 from framework.evaluation import judge
-from framework.evaluation.names import ALL
+from framework.evaluation.coresets import EL2N_NETWORKS, choose, early_steps
+from framework.evaluation.names import ALL, CORESETS, TEACHER_STEPS
 from framework.evaluation.recipes import Recipe, make_recipe
-from framework.files import EVALUATION, SET, folder_for
+from framework.evaluation.scoreboard import Wanted, baseline_rows, by_strategy, set_rows
+from framework.evaluation.teacher import Pupil, Teacher, find_or_train
+from framework.files import EVALUATION, SET, TEACHERS, folder_for
 from framework.inner.execution import configure_process
+from framework.networks.registry import specify
+from framework.outer.buffers.record import rows_checksum
+from framework.records import Origin
 from framework.report.tables import judgement_table, write_judgement
 from framework.run.distributed import resolve_device
 from framework.run.interrupt import StopRequest
@@ -53,31 +61,65 @@ def evaluate(args: argparse.Namespace) -> None:
     recipes = [_recipe(_part(opened, size), args) for size in sizes]
     names = args.eval_arch or [opened.config.arch]
     nets = {name: judge.build(name, opened, args.width, device) for name in names}
-    if "random" in args.baselines:
-        require_random_real(listing.counts, listing.class_names, _part(opened, sizes[-1]).per_class)
+    pupil = _pupil(opened, args, device)
+    _check_baselines(_part(opened, sizes[-1]), listing, args.baselines)
     if opened.lacks:
         print(opened.lacks, file=sys.stderr, flush=True)
     with folder_for(_output(args)) as folder:  # before images are decoded and networks trained, not after
         real = load_listed(listing, device, preprocess=preprocess)
         distilled = preprocessed(opened, real.preprocess)
         runs = args.num_train_eval or distilled.config.num_train_eval
-        trials = []
-        for size, recipe in zip(sizes, recipes, strict=True):
-            part = _part(distilled, size)
-            images, labels = part.images.to(device), part.labels.to(device)
-            baselines = tuple(name for name in args.baselines if name != "full" or size == sizes[-1])
-            rows = judge.candidates(images, labels, real, recipe, baselines, runs, args.seed)
-            trials.append(judge.Trial(recipe, rows, size))
+        wanted = Wanted(args.label_rows, args.strategies, args.baselines, runs, args.seed)
+        teacher = None if pupil is None else _teacher(pupil, real, listing, args)
+        trials = _trials(distilled, real, dict(zip(sizes, recipes, strict=True)), wanted, teacher)
         total = runs * len(nets) * sum(len(trial.rows) * trial.recipe.lengths[-1] for trial in trials)
         with tqdm(total=total, desc="evaluating", unit="step", dynamic_ncols=True) as bar:
-
-            def tick(steps: int) -> None:
-                bar.update(steps)
-
-            result = judge.evaluate(distilled, real, trials, nets, args.seed, tick)
+            result = judge.evaluate(distilled, real, trials, nets, args.seed, _ticking(bar))
+            result = replace(result, origin=_origin(opened, args))
         with StopRequest():  # from here on, Ctrl-C comes too late
             print(judgement_table(result) + "\n", flush=True)
             print("\n".join(map(str, write_judgement(result, folder))), flush=True)
+
+
+def _trials(
+    distilled: Distilled, real: RealData, recipes: dict[int | None, Recipe], wanted: Wanted, teacher: Teacher | None
+) -> list[judge.Trial]:
+    """The set's parts, by the recipe of each size, with their rows; the whole real set is a row of the largest."""
+    largest = list(recipes)[-1]
+    chosen = {} if teacher is None else _coresets(teacher, real, wanted, _part(distilled, largest).per_class)
+    trials = []
+    for size, recipe in recipes.items():
+        part = _part(distilled, size)
+        baselines = [name for name in wanted.baselines if name != "full" or size == largest]
+        rows = set_rows(part, real, recipe, wanted, teacher, size)
+        rows |= baseline_rows(part, real, recipe, replace(wanted, baselines=baselines), chosen)
+        trials.append(judge.Trial(recipe, by_strategy(rows, wanted.strategies, real.image_shape[-1]), size))
+    return trials
+
+
+def _check_baselines(largest: Distilled, listing: Listing, names: list[str]) -> None:
+    """Check that there are as many real images as the rows need.
+
+    Raises:
+        UserError: a class has fewer, or the set has no number of images per class.
+    """
+    for name in names:
+        if name != "full":
+            if len(largest.images) % largest.num_classes:
+                raise UserError(
+                    f"--baselines {name}: takes as many real images of each class, and {largest.source} has "
+                    f"{len(largest.images)} of {largest.num_classes} classes; leave it out"
+                )
+            require_random_real(listing.counts, listing.class_names, largest.per_class, f"--baselines {name}")
+
+
+def _ticking(bar: "tqdm[Any]") -> Callable[[int], None]:
+    """What moves a bar by the steps just taken."""
+
+    def tick(steps: int) -> None:
+        bar.update(steps)
+
+    return tick
 
 
 def _sizes(opened: Distilled, given: list[int | str] | None) -> list[int | None]:
@@ -107,6 +149,47 @@ def _part(distilled: Distilled, size: int | None) -> Distilled:
 def _recipe(distilled: Distilled, args: argparse.Namespace) -> Recipe:
     lengths = tuple(args.eval_steps) if args.eval_steps else None
     return make_recipe(args.recipe or distilled.config.recipe, distilled, lengths, args.inner_lr)
+
+
+def _pupil(opened: Distilled, args: argparse.Namespace, device: torch.device) -> Pupil | None:
+    """The network that is to be the teacher; None where no row needs one.
+
+    Raises:
+        UserError: it does not fit the images.
+    """
+    if not args.needs_teacher:
+        return None
+    arch = args.teacher_arch or opened.config.arch
+    network = judge.build(arch, opened, args.width, device, "--teacher_arch")
+    channels, side = opened.images.shape[1:3]
+    spec = specify(arch, channels, side, opened.num_classes, **judge.options(arch, opened, args.width))
+    return Pupil(arch, spec, network, args.teacher_steps or TEACHER_STEPS)
+
+
+def _teacher(pupil: Pupil, real: RealData, listing: Listing, args: argparse.Namespace) -> Teacher:
+    """The teacher, from its folder or trained now; a line on stderr says which."""
+    folder = Path(args.teacher_dir) if args.teacher_dir else listing.spec.cache / TEACHERS
+    images = rows_checksum(listing.train) or ""
+    with tqdm(total=pupil.steps, desc="training a teacher", unit="step", dynamic_ncols=True, delay=1) as bar:
+        teacher, path, fresh = find_or_train(pupil, real, images, folder, _ticking(bar))
+    how = "trained and kept" if fresh else "kept from before"
+    print(f"teacher {pupil.arch}, {100 * teacher.accuracy:.1f} % on the test images, {how}: {path}", file=sys.stderr,
+          flush=True)  # fmt: skip
+    return teacher
+
+
+def _coresets(teacher: Teacher, real: RealData, wanted: Wanted, per_class: int) -> dict[str, torch.Tensor]:
+    """Of each coreset that is wanted, its images; see ``coresets.choose``."""
+    names = [name for name in wanted.baselines if name in CORESETS]
+    steps = EL2N_NETWORKS * early_steps(teacher.pupil) if "el2n" in names else 0
+    with tqdm(total=steps, desc="choosing coresets", unit="step", dynamic_ncols=True, disable=not steps) as bar:
+        return {name: choose(name, teacher, real, per_class, _ticking(bar)) for name in names}
+
+
+def _origin(opened: Distilled, args: argparse.Namespace) -> Origin:
+    """What a leaderboard says of the set."""
+    method = opened.config.policy if opened.provenance else "of another program"
+    return Origin(opened.config.arch, method, opened.per_class, opened.hard_labels is not None, args.line)
 
 
 def _output(args: argparse.Namespace) -> Path:

@@ -33,6 +33,9 @@ class Candidate:
     name: str
     sets: list[TrainingSet]
     lengths: tuple[int, ...]
+    bits_per_class: float | None = None
+    stream: str | None = None
+    """Of its random choices; rows of the same stream start from the same networks (None: of the row's own name)."""
 
 
 @dataclass(frozen=True)

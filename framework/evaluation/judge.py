@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,30 +15,45 @@ from framework.distilled.set import Distilled
 from framework.errors import UserError
 from framework.evaluation.baselines import BASELINES
 from framework.evaluation.evaluator import Candidate, Evaluator, TrainingSet
+from framework.evaluation.names import TIMM
 from framework.evaluation.recipes import Recipe
 from framework.inner.loop import InnerLoop
 from framework.machine import environment
 from framework.networks import registry
+from framework.networks.external import build_external
 from framework.networks.flat import FlatNetwork
 from framework.records import Judgement, Results, Row
 
+ALONE = {"full", "full none"}
+"""Rows that have nothing to do with a set's size."""
 
-def build(arch: str, distilled: Distilled, width: int | None, device: torch.device) -> FlatNetwork:
+
+def options(arch: str, distilled: Distilled, width: int | None) -> dict[str, Any]:
+    """Settings of the network named ``arch``: the run's own with its settings, others with theirs but for ``width``."""
+    others = {} if width is None else {"width": width}
+    return distilled.config.network if arch == distilled.config.arch else others
+
+
+def build(
+    arch: str, distilled: Distilled, width: int | None, device: torch.device, flag: str = "--eval_arch"
+) -> FlatNetwork:
     """The network named ``arch`` for the set's images: the run's own with its settings, others with theirs.
 
     Args:
         width: of the others (None: their own).
+        flag: what names it.
 
     Raises:
         UserError: the network does not fit the images.
     """
     channels, side = distilled.images.shape[1:3]
-    others = {} if width is None else {"width": width}
-    options = distilled.config.network if arch == distilled.config.arch else others
+    settings = options(arch, distilled, width)
     try:
-        return FlatNetwork(registry.build(arch, channels, side, distilled.num_classes, **options), device)
+        if arch.startswith(TIMM):
+            return build_external(arch.removeprefix(TIMM), channels, side, distilled.num_classes, device)
+        return FlatNetwork(registry.build(arch, channels, side, distilled.num_classes, **settings), device)
     except ValueError as error:
-        raise UserError(f"--eval_arch {arch}: {error}; leave it out") from error
+        raise UserError(f"{flag} {arch}: {error}; leave it out") from error
 
 
 def candidates(
@@ -70,10 +86,12 @@ def judge(evaluator: Evaluator, rows: dict[str, Candidate], select_on: Split, te
     """
     results = {}
     for name, row in rows.items():
-        length, evaluation = evaluator.select_and_test(row, select_on, test, *key, name)
+        length, evaluation = evaluator.select_and_test(row, select_on, test, *key, row.stream or name)
         scores = dataclasses.asdict(evaluation.summary(length))
         label = f"{len(row.sets[0].images):,} {row.name}"
-        results[name] = Row(**scores, name=label, networks=len(row.sets), steps=length)
+        results[name] = Row(
+            **scores, name=label, networks=len(row.sets), steps=length, bits_per_class=row.bits_per_class
+        )
     return results
 
 
@@ -107,10 +125,12 @@ def evaluate(
     """
     began = time.monotonic()
     results: dict[str, Results] = {arch: {} for arch in nets}
+    select_on = real.test if real.val is None else real.val
     for arch, network in nets.items():
         for trial in trials:
-            judged = _judged(trial, Evaluator(InnerLoop(network, trial.recipe.rule), seed, tick), real, arch)
-            alone = {"full"} if len(trials) > 1 else judged.keys()
+            evaluator = Evaluator(InnerLoop(network, trial.recipe.rule), seed, tick)
+            judged = judge(evaluator, trial.rows, select_on, real.test, "evaluate", trial.recipe.name, arch)
+            alone = ALONE if len(trials) > 1 else judged.keys()
             results[arch] |= {name if name in alone else f"{name} {trial.size}": row for name, row in judged.items()}
     recipe = trials[-1].recipe
     return Judgement(
@@ -126,13 +146,3 @@ def evaluate(
         seconds=time.monotonic() - began,
         **environment(next(iter(nets.values())).device),
     )
-
-
-def _judged(trial: Trial, evaluator: Evaluator, real: RealData, arch: str) -> Results:
-    """One trial's rows by one network."""
-    select_on = real.test if real.val is None else real.val
-    results = judge(evaluator, trial.rows, select_on, real.test, "evaluate", trial.recipe.name, arch)
-    if trial.size is not None:
-        name = f"{results['distilled'].name}, the first {trial.size} of each class"
-        results["distilled"] = dataclasses.replace(results["distilled"], name=name)
-    return results

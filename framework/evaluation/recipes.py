@@ -106,8 +106,7 @@ def make_recipe(
     if name == "mtt" and isinstance(c, FtdConfig):
         return matching_recipe(c, images, side, given_lr or c.lr_teacher, eval_steps)
     if name in ("dc", "mtt"):
-        strategy = DC_STRATEGY.replace("_flip", "") if known(c.dataset).upright else DC_STRATEGY
-        augmentation = Augmentation(strategy, False, side)
+        augmentation = siamese_augmentation(c.dataset, side)
         return _decayed(name, images, augmentation, given_lr or DC_LR, DC_EPOCHS, DC_BATCH, eval_steps)
     equal, _ = sorted_by_class(distilled.labels)
     if distilled.hard_labels is not None and not equal:
@@ -125,6 +124,12 @@ def make_recipe(
         drawn = f"{batch} image(s) drawn per step, of any class"
     text = f"{c.inner_optim} {lr:g}; {c.syn_strategy}; {drawn}"
     return Recipe(name, make_optimizer(c.inner_optim, lr), sampler, lengths, text)
+
+
+def siamese_augmentation(dataset: str, side: int) -> Augmentation:
+    """DSA's: one operation drawn per batch, without the flip where a mirrored image is of another class or of none."""
+    strategy = DC_STRATEGY.replace("_flip", "") if known(dataset).upright else DC_STRATEGY
+    return Augmentation(strategy, False, side)
 
 
 def matching_recipe(

@@ -34,6 +34,9 @@ class FlatNetwork:
         dtype: of theta.
     """
 
+    CONSTANTS = False
+    """Whether there may be other buffers, which never change."""
+
     def __init__(self, module: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.module = module.to(device=device, dtype=dtype).train()
         self.device, self.dtype = device, dtype
@@ -43,8 +46,10 @@ class FlatNetwork:
         self.sizes = [parameter.numel() for parameter in named.values()]
         self.size = sum(self.sizes)
         self._batch_norms = [layer for layer in self.module.modules() if isinstance(layer, BatchNorm)]
-        self._buffers = dict(self.module.named_buffers())
-        if len(self._buffers) != 2 * len(self._batch_norms):
+        running = {id(buffer) for layer in self._batch_norms for buffer in layer.buffers()}
+        buffers = dict(self.module.named_buffers())
+        self._buffers = {name: buffer for name, buffer in buffers.items() if id(buffer) in running}
+        if len(self._buffers) != len(buffers) and not self.CONSTANTS:
             raise ValueError("only framework.networks.layers.BatchNorm may have buffers here")
         self._buffer_sizes = [buffer.numel() for buffer in self._buffers.values()]
         self._tracked: Tensor | None = None  # (R,) running statistics while ``tracking``

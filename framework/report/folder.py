@@ -36,6 +36,15 @@ def read_metrics(file: Path) -> dict[str, list[dict[str, Any]]]:
     return result
 
 
+def read_evaluations(folder: Path) -> dict[Path, Judgement]:
+    """What ``main.py evaluate`` has left in a folder, by file.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    return {file: read_record(Judgement, read_json(file), file) for file in sorted(folder.glob("*.json"))}
+
+
 class EpochPoint(NamedTuple):
     """What plots show of an epoch."""
 
@@ -143,8 +152,7 @@ class RunFolder:
     @cached_property
     def evaluations(self) -> list[Judgement]:
         """What ``main.py evaluate`` found, one for each recipe."""
-        files = sorted((self.path / EVALUATION).glob("*.json"))
-        return [read_record(Judgement, read_json(file), file) for file in files]
+        return list(read_evaluations(self.path / EVALUATION).values())
 
     @property
     def words(self) -> list[str]:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import matplotlib
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 
 from framework.distilled.set import Distilled
@@ -143,8 +143,8 @@ def comparison(runs: dict[str, RunFolder]) -> tuple[list[str], list[list[str]]]:
     return ["", *runs], [[name, *cells] for name, cells in lines.items()]
 
 
-def html(runs: dict[str, RunFolder]) -> str:
-    """The page. Everything from files is escaped; no script, nothing from the network."""
+def template(name: str) -> Template:
+    """A page's template, of the files beside this one; whatever is put into it is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -152,8 +152,13 @@ def html(runs: dict[str, RunFolder]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template(name)
+
+
+def html(runs: dict[str, RunFolder]) -> str:
+    """The page. Everything from files is escaped; no script, nothing from the network."""
     several = len(runs) > 1
-    return environment.get_template("page.html").render(
+    return template("page.html").render(
         runs=[
             {
                 "name": name,

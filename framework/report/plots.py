@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from framework.files import write_atomically
-from framework.records import Entry, Results
+from framework.records import Entry, Results, Standing
 from framework.report.folder import EpochPoint, MatchPoint, RunFolder
 
 T = TypeVar("T")
@@ -102,6 +102,30 @@ def prefix_plot(prefixes: Results, path: Path) -> None:
     ax.set_xlabel("first images of each class")
     ax.set_ylabel("test accuracy (%)")
     ax.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def leaderboard_plot(rows: Sequence[Standing], path: Path) -> None:
+    """Plot the accuracies of sets as bars, from top to bottom as in the table, with those of hard labels and others."""
+    figure = Figure(figsize=(7, 1.2 + 0.32 * len(rows)))
+    ax = figure.subplots()
+    places = np.arange(len(rows))
+    accuracies = [100 * (row.accuracy or 0.0) for row in rows]
+    ax.barh(places, accuracies, xerr=[100 * (row.deviation or 0.0) for row in rows], capsize=2, color="tab:blue",
+            alpha=0.55, ecolor="tab:gray", label="the set's own labels")  # fmt: skip
+    for field, marker, colour, label in (
+        ("hard", "D", "tab:orange", "hard labels"),
+        ("cross", "x", "tab:green", "other networks"),
+        ("real", "|", "tab:red", "best real images"),
+    ):
+        values = [np.nan if getattr(row, field) is None else 100 * getattr(row, field) for row in rows]
+        if np.isfinite(values).any():
+            ax.plot(values, places, marker, color=colour, markersize=7, markeredgewidth=2, label=label)
+    ax.set_yticks(places, [f"{i}: {row.method}, {row.per_class} per class" for i, row in enumerate(rows, 1)])
+    ax.invert_yaxis()
+    ax.set_xlabel("test accuracy (%)")
+    ax.grid(axis="x", alpha=0.3)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.55 / (0.32 * len(rows) + 0.5)), ncols=4, frameon=False)
     save_figure(figure, path)
 
 

@@ -33,6 +33,11 @@ def percent(mean: float, deviation: float | None) -> str:
     return f"{100 * mean:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
 
 
+def bits(row: Row) -> str:
+    """``12,800``, or a dash where it is not known."""
+    return "–" if row.bits_per_class is None else f"{row.bits_per_class:,.0f}"
+
+
 def result_cells(row: Row) -> list[str]:
     """A row under ``RESULT_COLUMNS``."""
     shares = (percent(row.top1, row.top1_std), percent(row.top5, row.top5_std), percent(row.ece, row.ece_std))
@@ -82,10 +87,10 @@ def rows_by_network(judgement: Judgement) -> list[list[str]]:
 def judgement_table(judgement: Judgement) -> str:
     """Markdown: top-1 of every training set under every network, and below it all metrics."""
     j = judgement
-    losses = [f"{row.loss:.3f}" for results in j.results.values() for row in results.values()]
-    full = [[*cells, loss] for cells, loss in zip(rows_by_network(j), losses, strict=True)]
+    rows = [row for results in j.results.values() for row in results.values()]
+    full = [[*cells, f"{row.loss:.3f}", bits(row)] for cells, row in zip(rows_by_network(j), rows, strict=True)]
     lines = markdown_table(*top1_rows(j))
-    lines += ["", *markdown_table(["network", *RESULT_COLUMNS, "loss"], full)]
+    lines += ["", *markdown_table(["network", *RESULT_COLUMNS, "loss", "bits per class"], full)]
     lines += [
         "",
         f"{j.dataset} test images; recipe {j.recipe}: {j.recipe_text}. ± is one standard deviation over networks. "

@@ -38,8 +38,8 @@ from framework.errors import UserError
 from framework.files import LAST, make_folder
 from framework.inner.execution import configure_process
 from framework.machine import environment
+from framework.outer.importance import best_chances, costs_in_passes
 from framework.outer.policies.policy import Window
-from framework.outer.policies.rat_is import best_chances, costs_in_passes
 from framework.report.folder import RunFolder
 from framework.rng import generator
 from framework.run import checkpoint

@@ -23,6 +23,7 @@ from framework.inner.optimizers import Optimizer, State
 from framework.inner.plan import ClassSampler, Plan
 from framework.networks.flat import FlatNetwork
 from framework.outer.engine import Cost, Engine, Mark, MetaGradient, RealBatch, no_mark
+from framework.outer.importance import bin_of
 from framework.outer.kept_factors import KeptFactors, KeptHessian, LowRankSteps
 from framework.outer.lowrank import LowRank, Recipe
 from framework.outer.method import Peers, Proposal
@@ -181,6 +182,7 @@ class BackpropThroughTime:
         start_epoch: number of the run's first epoch.
         alignment: patch-wise semantic preservation, if any.
         kept: low-rank factors of the Hessian that the engine keeps across outer steps, if any.
+        clip_bins: bins of window positions, each with a clip of its own; without any there is one for all.
     """
 
     engine: Engine
@@ -197,6 +199,7 @@ class BackpropThroughTime:
     start_epoch: int = 0
     alignment: PatchAlignment | None = None
     kept: KeptFactors | None = None
+    clip_bins: Sequence[Sequence[int]] = ()
     mark: Mark = no_mark  # called at the end of each phase of an outer step; see ``outer_gradient``
     remedy = "lower --inner_lr or --window, or raise --minwindow"
 
@@ -274,7 +277,8 @@ class BackpropThroughTime:
             facts |= self.policy.state()
         if self.kept is not None:
             facts["factors_age"] = self.kept.age
-        proposal = Proposal(grads, result.loss, result.accuracy, facts=facts)
+        clip = bin_of(self.clip_bins, window.start)
+        proposal = Proposal(grads, result.loss, result.accuracy, clip=clip, facts=facts)
         return proposal if self.alignment is None else self._aligned(proposal, result.theta, images, classes, step)
 
     def _aligned(self, proposal: Proposal, theta: Tensor, real: Tensor, classes: Tensor, step: int) -> Proposal:

@@ -132,7 +132,7 @@ def _trial(parts: Parts, real: bool, device: torch.device) -> Trial:
         watch.start()
         proposals = method.proposals(epoch, 0)
         proposal = next(proposals)
-        parts.set.update(proposal.grads, proposal.mask)
+        parts.set.update(proposal.grads, proposal.mask, proposal.clip)
         watch("update")
         accuracy = float("nan") if proposal.accuracy is None else float(proposal.accuracy)
         facts = method.close_epoch(float(proposal.loss), accuracy)

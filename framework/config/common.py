@@ -457,6 +457,16 @@ class Distilling(Common):
         """Its learning rate."""
 
     @property
+    @abstractmethod
+    def inner_eps_root(self) -> float:
+        """What Adam adds inside its square root, as it is given."""
+
+    @property
+    def eps_root(self) -> float:
+        """What the inner optimiser adds there; 0 where it has none."""
+        return self.inner_eps_root if self.inner_optim == "Adam" else 0.0
+
+    @property
     def block_names(self) -> list[str]:
         """What tells boosted runs apart, for ``name_parts``."""
         return [f"block{self.boost_block}", f"beta{self.boost_beta:g}"] if self.boost_block else []

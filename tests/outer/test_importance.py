@@ -1,6 +1,7 @@
 """Windows by importance sampling: without bias, never dearer than uniform ones, and exact to save and restore."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_method import method
 
-from framework.assemble.bptt import make_policy
+from framework.assemble.bptt import clip_bins, make_policy
 from framework.config.bptt import parse
+from framework.outer.importance import best_chances, bin_of
 from framework.outer.policies.at_bptt import ATBPTT
-from framework.outer.policies.rat_is import ImportanceSampled, best_chances
+from framework.outer.policies.rat_is import ImportanceSampled
 from framework.outer.policies.stages import LATE
 
 MOMENTS = st.lists(st.floats(1e-12, 1e6), min_size=9, max_size=9)
@@ -130,6 +132,38 @@ def test_the_method_weights_its_proposal_and_tells_the_policy_the_unweighted_nor
     weighted.applied(5.0)
     assert isinstance(weighted.policy, ImportanceSampled)
     assert weighted.policy.moments[weighted.policy.bin] == 4.0
+
+
+@pytest.mark.parametrize(
+    ("flags", "first", "last", "bins"),
+    [
+        ("--truncation rat-bptt --minwindow 2", 2, 16, 5),
+        ("--truncation at-bptt -d 2 --minwindow 2", 2, 16, 5),
+        ("--truncation at-bptt-pp --minwindow 2", 0, 16, 5),  # it does not read --minwindow
+        ("--truncation fixed", 0, 16, 5),
+        ("--truncation bptt", 0, 0, 1),
+    ],
+)
+def test_bins_of_clips_are_those_of_importance_sampling(flags: str, first: int, last: int, bins: int) -> None:
+    config = parse([*flags.split(), "--window", "4", "--clip_by", "position", "--is_bins", "5"])[0]
+    policy = make_policy(config, 10, 100)
+    found = clip_bins(config, policy)
+    assert [start for part in found for start in part] == list(range(first, last + 1))
+    assert len(found) == bins
+    if last:
+        assert found == ImportanceSampled(20, 4, first, bins=5).bins
+    for number, part in enumerate(found):
+        assert {bin_of(found, start) for start in part} == {number}
+    assert bin_of(found, 19) == len(found) - 1  # the start of a window that has become shorter
+    assert clip_bins(replace(config, clip_by="all"), policy) == []
+
+
+def test_the_method_names_the_clip_of_each_proposal() -> None:
+    apart, together = method("rat-bptt", every_step=True, clip_bins=[[0, 1], [2, 3], [4, 5]]), method("rat-bptt")
+    proposals = [*apart.proposals(0, 0), *apart.proposals(1, 0)]
+    assert [p.clip for p in proposals] == [p.facts["window_start"] // 2 for p in proposals]
+    assert len({p.clip for p in proposals}) > 1
+    assert {p.clip for p in together.proposals(0, 0)} == {0}
 
 
 def test_reweighted_at_bptt_has_the_expectation_of_uniform_steps() -> None:

@@ -16,16 +16,13 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from framework.errors import UserError
+from framework.outer.importance import Vector
 from framework.outer.policies.registry import Settings
 from framework.rng import generator
 
 Probe = Callable[[], Sequence[float]]
-
-
-Vector = NDArray[np.float64]
 
 
 def no_probe() -> Sequence[float]:

@@ -1,4 +1,4 @@
-"""The sub-commands ``evaluate``, ``export`` and ``report``: their flags, and who does what they ask for.
+"""The sub-commands ``evaluate``, ``export``, ``report`` and ``advise``: their flags, and who does what they ask for.
 
 The work is imported when the flags are known to be right: ``--help`` and mistakes should not wait for PyTorch.
 """
@@ -7,6 +7,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -179,16 +180,42 @@ def _report(args: argparse.Namespace) -> None:
     print("\n".join(map(str, page.write(args.runs, args.output or args.runs[0] / "report.html"))))
 
 
+# ---- advise ----------------------------------------------------------------------------------------
+
+
+def _advise_parser() -> Parser:
+    parser = Parser(
+        "main.py advise",
+        "Predict from the metrics of a RaT-BPTT run, finished or not, what another policy, clip, window length or "
+        "number of networks would gain or cost.",
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
+    parser.add_argument("--since", type=_whole, default=0, metavar="STEP",
+        help="leave out outer steps before this one: norms change along a run (default: 0)")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    return parser
+
+
+def _advise(args: argparse.Namespace) -> None:
+    from framework.report.advice import advise, as_json, as_text
+    from framework.report.folder import RunFolder
+
+    print((as_json if args.json else as_text)(advise(RunFolder(args.run), args.since)))
+
+
 # ---- all of them -----------------------------------------------------------------------------------
 
 
 class Command(NamedTuple):
-    """A sub-command: its parser, what is checked before PyTorch is imported, its work, and what saves memory there."""
+    """A sub-command: its parser, what is checked before PyTorch is imported, its work, and what saves memory there.
+
+    Without advice about memory it needs no PyTorch.
+    """
 
     parser: Callable[[], Parser]
     check: Callable[[argparse.Namespace], None]
     work: Callable[[argparse.Namespace], None]
-    advice: str
+    advice: str | None
 
 
 COMMANDS = {
@@ -199,7 +226,17 @@ COMMANDS = {
     ),
     "export": Command(_export_parser, _check_export, _export, "free memory, or give another form by --to"),
     "report": Command(_report_parser, _check_report, _report, "free memory, or give fewer runs"),
+    "advise": Command(_advise_parser, lambda args: None, _advise, None),
 }  # fmt: skip
+
+
+def _explained(advice: str | None) -> AbstractContextManager[None]:
+    """Where memory runs out, ``advice`` is given."""
+    if advice is None:
+        return nullcontext()
+    from framework.run.memory import explained
+
+    return explained(lambda: advice)
 
 
 def run(name: str, arguments: Sequence[str]) -> int:
@@ -214,9 +251,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
     args = command.parser().parse_args(arguments)
     command.check(args)
     try:
-        from framework.run.memory import explained
-
-        with explained(lambda: command.advice):
+        with _explained(command.advice):
             command.work(args)
     except KeyboardInterrupt:
         print(f"main.py {name}: stopped; nothing was written", file=sys.stderr)

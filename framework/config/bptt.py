@@ -39,7 +39,8 @@ class Config(Distilling):
     ABOUT = "Distil a data set into a few synthetic images by truncated back-propagation through time."
     EPILOG = (
         "Another way to distil, by matching experts' trajectories: main.py buffer and main.py ftd. What to do with a "
-        "distilled set: main.py evaluate | export | report. Each has its own --help."
+        "distilled set: main.py evaluate | export | report. What another choice of windows would gain: main.py advise. "
+        "Each has its own --help."
     )
 
     # fmt: off

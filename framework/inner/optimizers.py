@@ -211,7 +211,8 @@ class ModuleAdam(torch.optim.Optimizer):
         with torch.enable_grad():
             loss = None if closure is None else closure()
         for group in self.param_groups:
-            rule = Adam(group["lr"], *group["betas"], group["eps"], group["eps_root"])
+            beta1, beta2 = group["betas"]
+            rule = Adam(group["lr"], beta1, beta2, group["eps"], group["eps_root"])
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue

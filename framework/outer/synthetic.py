@@ -137,8 +137,8 @@ class SyntheticSet:
             ``clip_factor`` (), at most 1: what the meta-gradient was multiplied by.
         """
         norm, decay = joint_norm(grads), self.ema_decay
-        before_it = self.norm_emas.get(clip)
-        average = norm.clone() if before_it is None else decay * before_it + (1 - decay) * norm
+        earlier = self.norm_emas.get(clip)
+        average = norm.clone() if earlier is None else decay * earlier + (1 - decay) * norm
         self.norm_emas[clip] = average
         factor = (2 * average / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1.0)
         self.parameters.set_grads({name: gradient * factor for name, gradient in grads.items()})

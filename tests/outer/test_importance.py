@@ -11,7 +11,7 @@ from test_method import method
 
 from framework.assemble.bptt import clip_bins, make_policy
 from framework.config.bptt import parse
-from framework.outer.importance import best_chances, bin_of
+from framework.outer.importance import best_chances, bin_of, gains
 from framework.outer.policies.at_bptt import ATBPTT
 from framework.outer.policies.rat_is import ImportanceSampled
 from framework.outer.policies.stages import LATE
@@ -77,6 +77,36 @@ def test_second_moment_times_cost_is_never_above_that_of_uniform_positions(
     if uniform > 0:
         mixed = best_chances(m, costs, sizes, uniform)
         assert (sizes / sizes.sum() / mixed).max() <= 1 / uniform * (1 + 1e-12)
+
+
+def test_gains_by_hand() -> None:
+    """Two positions, one of four times the norm, at the same cost: p = 4/5, 1/5 against 1/2, 1/2."""
+    sizes = np.ones(2)
+    found = gains(np.array([16.0, 1.0]), np.array([3.0, 3.0]), sizes, 0.2)
+    assert found["best"] == pytest.approx(8.5 / (2.5**2))
+    assert found["by norm"] == found["rat-is"] < found["best"]
+    flat = gains(np.full(5, 2.0), np.full(5, 7.0), np.array([3.0, 3, 3, 2, 2]), 0.2)
+    assert flat == pytest.approx({"rat-is": 1, "by norm": 1, "best": 1})
+    # Chances made for the wrong moments, p = 4/5, 1/5, where truly the second is large: they lose.
+    wrong = gains(np.array([16.0, 1.0]), np.array([3.0, 3.0]), sizes, 0.2, np.array([1.0, 16.0]))
+    assert wrong["best"] == pytest.approx((1 + 16) / 2 / ((1 / 0.8 + 16 / 0.2) / 4))
+
+
+@given(moments=MOMENTS, others=MOMENTS, slope=st.floats(0, 10))
+def test_gains_are_those_of_a_sum_over_positions(moments: list[float], others: list[float], slope: float) -> None:
+    bins = [list(range(k * 5, k * 5 + (5 if k % 2 else 4))) for k in range(9)]
+    sizes = np.array([float(len(part)) for part in bins])
+    costs = 1 + slope * np.arange(9.0)
+    weights = np.sqrt(np.array(moments) / costs) * sizes
+    chances, positions, moment, cost = weights / weights.sum(), sizes.sum(), 0.0, 0.0
+    rat_moment = rat_cost = 0.0
+    for k, part in enumerate(bins):
+        for _ in part:
+            p = 0.8 * chances[k] / len(part) + 0.2 / positions
+            moment, cost = moment + p * others[k] / (positions * p) ** 2, cost + p * costs[k]
+            rat_moment, rat_cost = rat_moment + others[k] / positions, rat_cost + costs[k] / positions
+    found = gains(np.array(moments), costs, sizes, 0.2, np.array(others))
+    assert found["rat-is"] == pytest.approx(rat_moment * rat_cost / (moment * cost), rel=1e-9)
 
 
 def test_positions_are_uniform_until_every_bin_has_two_samples_and_averages_decay() -> None:

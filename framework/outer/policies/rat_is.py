@@ -5,8 +5,8 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from framework.outer.importance import best_chances, position_bins
-from framework.outer.policies.policy import Policy, Probe, Vector, Window, no_probe, sample
+from framework.outer.importance import Vector, best_chances, position_bins
+from framework.outer.policies.policy import Policy, Probe, Window, no_probe, sample
 from framework.outer.policies.registry import Settings
 
 ENOUGH = 2  # samples of every bin, before which positions are uniform

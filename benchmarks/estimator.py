@@ -103,6 +103,7 @@ class Snapshot:
         parts.set.load_state_dict(saved["set"])
         assert isinstance(parts.method, BackpropThroughTime)
         self.method, self.step = parts.method, int(saved["progress"]["step"])
+        self.method.pool = None  # each sample takes a network of its own
         starts = np.linspace(0, config.totwindow - config.window, positions).round().astype(int)
         self.positions = [Position(int(start)) for start in sorted(set(starts.tolist()))]
         inner = config.inner_batch(parts.real.num_classes)

@@ -38,7 +38,7 @@ OURS = """
 """
 AUTOMATIC = """
 -d --d --tau --window_weight --window_rule --early_gain --middle_gain --early_patience --middle_patience --probe_every
---truncation_anchor --norm_scale --late --plateau --reweight --clip_by --is_bins --is_decay --is_uniform
+--truncation_anchor --norm_scale --late --plateau --reweight --clip_by --pool_size --is_bins --is_decay --is_uniform
 """
 LEARNT = """
 --window_radius --selector_kl --selector_ref_ema --selector_tau_w --cr_lrha --disable_cr_lrha --cr_mode --cr_rank
@@ -242,6 +242,7 @@ def refusal(line: str) -> str:
         ("totwindow", "0", "20"),
         ("tau", "0 -1", "1e-9"),
         ("probe_every", "0", "1"),
+        ("pool_size", "0", "1"),
         ("window_radius", "-1", "0 99"),
         ("selector_kl", "0 -1", "1e-9"),
         ("selector_ref_ema", "-0.1 1.1", "0 1"),

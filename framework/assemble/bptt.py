@@ -28,6 +28,7 @@ from framework.outer.method import Method
 from framework.outer.patches import PatchAlignment
 from framework.outer.policies.policy import Policy
 from framework.outer.policies.registry import Settings, make
+from framework.outer.pool import NetworkPool
 from framework.outer.synthetic import SyntheticSet, noise_images, one_hot_labels
 from framework.rng import generator
 from framework.run.distributed import Comm
@@ -88,6 +89,7 @@ def build_bptt(c: Config, comm: Comm, device: torch.device, real: RealData, star
             alignment=PatchAlignment(c.psp_patches, c.psp_lambda, classes, seed) if c.psp_patches else None,
             kept=kept,
             clip_bins=clip_bins(c, policy),
+            pool=None if policy.slot is None else NetworkPool(comm),
         )
 
     method = boosted(c, synthetic, lambda block: _block_start(c, real, given, block), method_for)
@@ -164,6 +166,7 @@ def make_policy(c: Config, num_classes: int, real_batch: int, block: int = 0) ->
         bin_decay=c.is_decay,
         uniform=c.is_uniform,
         cost=costs_in_passes(inner, c.window, real_batch),
+        pool=c.pool_size,
         kl_weight=c.selector_kl,
         reference_rate=c.selector_ref_ema,
         length_temperature=c.selector_tau_w,

@@ -99,6 +99,9 @@ class Config(Distilling):
     complete_random: bool = flag(False, "truncation", "draw a new window at every outer step, not every epoch",
         **_policy_in("rat-bptt"))
 
+    pool_size: int = flag(8, "truncation", "inner networks that are kept between outer steps and take turns", minimum=1,
+        metavar="NETWORKS", **_policy_in("rat-pool"))
+
     # Automatic truncation
     d: int | None = flag(None, "automatic truncation",
         "window radius: lengths from W-d to W+d; turns --cctype 2 into AT-BPTT", aliases=("--d",), kind=int,

@@ -4,7 +4,7 @@ One rule everywhere: PyTorch's own (for Adam, epsilon is added after the bias co
 works on one flat vector or on a list of tensors' worth of it alike, being elementwise.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,19 @@ class State:
 
 
 torch.export.register_dataclass(State)
+
+
+def side_by_side(states: Sequence[State]) -> State:
+    """The states of several networks, (P,) each, as one, (N, P)."""
+    theta, m, v = (torch.stack([getattr(state, name) for state in states]) for name in ("theta", "m", "v"))
+    return State(theta, m, v, states[0].t)
+
+
+def apart(state: State) -> list[State]:
+    """The states of several networks, (N, P), or of one, (P,), each by itself."""
+    if state.theta.dim() == 1:
+        return [state]
+    return [State(*tensors, state.t) for tensors in zip(state.theta, state.m, state.v, strict=True)]
 
 
 def safe_sqrt(x: Tensor) -> Tensor:

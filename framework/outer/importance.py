@@ -35,6 +35,18 @@ def costs_in_passes(inner: int, window: int, real: int) -> tuple[float, float]:
     return 3.0 * inner, 12.0 * inner * window + 3.0 * real
 
 
+def pool_prefix(first: int, last: int, window: int) -> float:
+    """Prefix steps per outer step of networks that are kept and visit every W-th position: before the first alone.
+
+    Args:
+        first, last: positions.
+        window: W.
+    """
+    positions = last - first + 1
+    shifts = min(window, positions)  # each position is visited after one of them
+    return (first + (shifts - 1) / 2) * shifts / positions
+
+
 def best_chances(moments: Vector, costs: Vector, sizes: Vector, uniform: float) -> Vector:
     """The chances (K,) of bins of positions with which importance sampling tells most for its cost.
 

@@ -108,6 +108,9 @@ class Peers(Protocol):
     def from_main(self, value: T) -> T:
         """Rank 0's value, on every rank."""
 
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in the order of ranks, on every rank."""
+
 
 class Method(Protocol):
     """A way to distil. Its numbers must depend on its state and the arguments alone, so that a run resumes exactly."""

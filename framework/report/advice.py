@@ -16,7 +16,7 @@ from framework.config.bptt import Config
 from framework.data.registry import known
 from framework.errors import UserError
 from framework.files import METRICS, SET, finite
-from framework.outer.importance import bin_of, costs_in_passes, gains, position_bins
+from framework.outer.importance import bin_of, costs_in_passes, gains, pool_prefix, position_bins
 from framework.report.folder import RunFolder, WindowPoint
 from framework.report.tables import markdown_table
 
@@ -27,8 +27,9 @@ POLICIES = {"rat-is": "rat-is", "by norm": "rat-is if it knew no cost", "best": 
 LIMITS = """\
 Gains are of squared error at equal cost, of the gradient before the clip, averaged over the run (or from --since on).
 "By halves" draws by one half of the windows and judges by the other: gains of few samples are too good otherwise.
-These records cannot tell what another window length does to the gradient (it has another expectation: a bias), what
-less error is worth in accuracy, or what a learning rate tuned anew would give."""
+These records cannot tell what another window length, or kept networks whose earlier steps were taken on an older set,
+do to the gradient (another expectation: a bias), what less error is worth in accuracy, or what a learning rate tuned
+anew would give."""
 
 
 @dataclass(frozen=True)
@@ -211,12 +212,15 @@ def _passes(c: Config, window: int, per_step: float, real: float) -> dict[str, f
 
 
 def _changes(c: Config, per_step: float, passes: dict[str, float]) -> list[Change]:
-    """Windows of half and twice the length, and twice and four times as many networks per outer step."""
+    """Windows of half and twice the length, kept networks, and twice and four times as many networks an outer step."""
     now, changes = sum(passes.values()), []
     for window in (max(1, c.window // 2), min(2 * c.window, c.totwindow - c.minwindow)):
         if window != c.window:
             then = sum(_passes(c, window, per_step, passes["real batch"]).values())
             changes.append(Change(f"--window {window}", then, then / now, None))
+    prefix = per_step * pool_prefix(c.minwindow, c.totwindow - c.window, c.window)
+    pooled = now - passes["prefix"] + prefix
+    changes.append(Change("--truncation rat-pool", pooled, pooled / now, None))
     return changes + [Change(f"--meta_batch {k * c.meta_batch}", k * now, float(k), 1 / k) for k in (2, 4)]
 
 

@@ -34,8 +34,9 @@ def test_bins_gains_and_costs_are_those_worked_out_by_hand(tmp_path: Path) -> No
     assert found.gain["second"]["best"] == pytest.approx(best([20, 1, 1], [1, 1, 1]))
     assert found.passes == {"prefix": 30, "window": 240, "real batch": 300}
     changes = {change.flag: (change.passes, change.noise) for change in found.changes}
-    # A window of 1 starts at 0 .. 3, one of 4 at 0 alone.
+    # A window of 1 starts at 0 .. 3, one of 4 at 0 alone. Kept networks start at 0 and 2, or at 1 after a prefix of 1.
     assert changes == {"--window 1": (45 + 120 + 300, None), "--window 4": (480 + 300, None),
+                       "--truncation rat-pool": (30 / 3 + 540, None),
                        "--meta_batch 2": (2 * 570, 0.5), "--meta_batch 4": (4 * 570, 0.25)}  # fmt: skip
 
 

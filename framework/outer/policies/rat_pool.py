@@ -60,6 +60,7 @@ class Pool(Policy):
 
     def state(self) -> dict[str, str | int | float]:
         """Which network took the last window."""
+        assert self.slot is not None, "set from the start"
         return {"network": self.slot}
 
     def state_dict(self) -> dict[str, Any]:

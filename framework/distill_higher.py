@@ -285,8 +285,6 @@ class BackpropThroughTime:
         if self.kept is not None:
             self.kept.begin(step, self.policy.drift)
         result = outer_gradient(self.engine, states, self.set.now, plans, ahead, real, self.mark)
-        if self.pool is not None and self.policy.slot is not None:
-            self.pool.keep(self.policy.slot, apart(result.state))
         found = {name: gradient for name, gradient in result.grads._asdict().items() if gradient is not None}
         weight = self.policy.weight
         grads = {name: gradient * weight for name, gradient in found.items() if name in self.set.learnt}
@@ -297,9 +295,12 @@ class BackpropThroughTime:
             facts["factors_age"] = self.kept.age
         clip = bin_of(self.clip_bins, window.start)
         proposal = Proposal(grads, result.loss, result.accuracy, clip=clip, facts=facts)
-        if self.alignment is None:
-            return proposal
-        return self._aligned(proposal, result.state.theta, images, classes, step)
+        if self.alignment is not None:
+            proposal = self._aligned(proposal, result.state.theta, images, classes, step)
+        if self.pool is not None and self.policy.slot is not None:
+            # At last: where memory runs out before, the step is taken again from the networks as they were.
+            self.pool.keep(self.policy.slot, apart(result.state))
+        return proposal
 
     def _kept(self, window: Window) -> list[State] | None:
         """Networks that have been trained up to the window's start, if there are any."""

@@ -99,8 +99,8 @@ class Config(Distilling):
     complete_random: bool = flag(False, "truncation", "draw a new window at every outer step, not every epoch",
         **_policy_in("rat-bptt"))
 
-    pool_size: int = flag(8, "truncation", "inner networks that are kept between outer steps and take turns", minimum=1,
-        metavar="NETWORKS", **_policy_in("rat-pool"))
+    pool_size: int = flag(16, "truncation", "inner networks that are kept between outer steps and take turns",
+        minimum=1, metavar="NETWORKS", **_policy_in("rat-pool"))
 
     # Automatic truncation
     d: int | None = flag(None, "automatic truncation",

@@ -27,7 +27,7 @@ class Pool(Policy):
     name = "rat-pool"
     every_step = True
 
-    def __init__(self, steps: int, window: int, minimum: int = 0, seed: int = 0, *, size: int = 8) -> None:
+    def __init__(self, steps: int, window: int, minimum: int = 0, seed: int = 0, *, size: int = 16) -> None:
         super().__init__(steps, window, minimum, seed)
         self.slot = 0
         self.ends = [NONE_YET] * size  # of each network's last window

@@ -36,7 +36,7 @@ class Settings:
     bin_decay: float = 0.9
     uniform: float = 0.2
     cost: tuple[float, float] = (3.0, 12.0)
-    pool: int = 8
+    pool: int = 16
     kl_weight: float = 1.0
     reference_rate: float = 0.05
     length_temperature: float = 1.0

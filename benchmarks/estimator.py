@@ -38,8 +38,8 @@ from framework.errors import UserError
 from framework.files import LAST, make_folder
 from framework.inner.execution import configure_process
 from framework.machine import environment
+from framework.outer.importance import costs_in_passes, gains
 from framework.outer.policies.policy import Window
-from framework.outer.policies.rat_is import best_chances, costs_in_passes
 from framework.report.folder import RunFolder
 from framework.rng import generator
 from framework.run import checkpoint
@@ -103,6 +103,7 @@ class Snapshot:
         parts.set.load_state_dict(saved["set"])
         assert isinstance(parts.method, BackpropThroughTime)
         self.method, self.step = parts.method, int(saved["progress"]["step"])
+        self.method.pool = None  # each sample takes a network of its own
         starts = np.linspace(0, config.totwindow - config.window, positions).round().astype(int)
         self.positions = [Position(int(start)) for start in sorted(set(starts.tolist()))]
         inner = config.inner_batch(parts.real.num_classes)
@@ -141,7 +142,9 @@ class Snapshot:
         return {
             "run": self.folder.name, "outer steps": self.step, "samples": self.positions[0].count,
             "window": self.config.window, "totwindow": self.config.totwindow, "positions": rows,
-            "gain": {unit: gains(moments, cost) for unit, cost in costs.items()},
+            "gain": {
+                unit: gains(moments, cost, np.ones_like(cost), DEFAULTS.is_uniform) for unit, cost in costs.items()
+            },
             "cosine after 100 steps": self._cosine(moments, 100),
         }  # fmt: skip
 
@@ -155,21 +158,6 @@ class Snapshot:
         square = float(mean @ mean) + own / len(means) ** 2
         error = (float(moments.mean()) - square) / steps
         return (square / (square + error)) ** 0.5 if square > 0 else None
-
-
-def gains(moments: np.ndarray, costs: np.ndarray) -> dict[str, float]:
-    """How many times less each policy's second moment times cost is than that of uniform positions."""
-    sizes = np.ones_like(moments)
-    uniform = float(moments.mean() * costs.mean())
-
-    def product(chances: np.ndarray) -> float:
-        return float((moments / chances).sum() / len(moments) ** 2 * (chances * costs).sum())
-
-    return {
-        "rat-is": uniform / product(best_chances(moments, costs, sizes, DEFAULTS.is_uniform)),
-        "by norm": uniform / product(best_chances(moments, np.ones_like(costs), sizes, DEFAULTS.is_uniform)),
-        "best": uniform / product(best_chances(moments, costs, sizes, 0.0)),
-    }
 
 
 def table(results: dict[str, Any]) -> str:

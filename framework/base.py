@@ -131,7 +131,7 @@ class Run:
             self._record_step(facts | {"passed_over": True}, {}, time.monotonic() - began)
         else:
             try:
-                updated = self.set.update(grads, proposal.mask)
+                updated = self.set.update(grads, proposal.mask, proposal.clip)
             except Rejected as reason:
                 self._skip_step(facts, str(reason))
             else:

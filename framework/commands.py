@@ -1,4 +1,4 @@
-"""The sub-commands ``evaluate``, ``export``, ``report``, ``leaderboard``: their flags, and who does what they ask for.
+"""The sub-commands ``evaluate``, ``export``, ``report`` and so on: their flags, and who does what they ask for.
 
 The work is imported when the flags are known to be right: ``--help`` and mistakes should not wait for PyTorch.
 """
@@ -8,6 +8,7 @@ import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -246,16 +247,42 @@ def _leaderboard(args: argparse.Namespace) -> None:
     print("\n".join(map(str, leaderboard.write(args.sets, args.out))))
 
 
+# ---- advise ----------------------------------------------------------------------------------------
+
+
+def _advise_parser() -> Parser:
+    parser = Parser(
+        "main.py advise",
+        "Predict from the metrics of a RaT-BPTT run, finished or not, what another policy, clip, window length or "
+        "number of networks would gain or cost.",
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
+    parser.add_argument("--since", type=_whole, default=0, metavar="STEP",
+        help="leave out outer steps before this one: norms change along a run (default: 0)")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    return parser
+
+
+def _advise(args: argparse.Namespace) -> None:
+    from framework.report.advice import advise, as_json, as_text
+    from framework.report.folder import RunFolder
+
+    print((as_json if args.json else as_text)(advise(RunFolder(args.run), args.since)))
+
+
 # ---- all of them -----------------------------------------------------------------------------------
 
 
 class Command(NamedTuple):
-    """A sub-command: its parser, what is checked before PyTorch is imported, its work, and what saves memory there."""
+    """A sub-command: its parser, what is checked before PyTorch is imported, its work, and what saves memory there.
+
+    Without advice about memory it needs no PyTorch.
+    """
 
     parser: Callable[[], Parser]
     check: Callable[[argparse.Namespace], None]
     work: Callable[[argparse.Namespace], None]
-    advice: str
+    advice: str | None
 
 
 COMMANDS = {
@@ -269,7 +296,17 @@ COMMANDS = {
     "leaderboard": Command(
         _leaderboard_parser, lambda args: None, _leaderboard, "free memory, or give fewer sets",
     ),
+    "advise": Command(_advise_parser, lambda args: None, _advise, None),
 }  # fmt: skip
+
+
+def _explained(advice: str | None) -> AbstractContextManager[None]:
+    """Where memory runs out, ``advice`` is given."""
+    if advice is None:
+        return nullcontext()
+    from framework.run.memory import explained
+
+    return explained(lambda: advice)
 
 
 def run(name: str, arguments: Sequence[str]) -> int:
@@ -285,9 +322,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
     args.line = shlex.join(["python", "main.py", name, *arguments])
     command.check(args)
     try:
-        from framework.run.memory import explained
-
-        with explained(lambda: command.advice):
+        with _explained(command.advice):
             command.work(args)
     except KeyboardInterrupt:
         print(f"main.py {name}: stopped; nothing was written", file=sys.stderr)

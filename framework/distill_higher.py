@@ -7,7 +7,7 @@ both papers' code, and the graph of the whole window is kept and differentiated 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,15 +19,17 @@ from torch import Tensor
 from framework.data.splits import Split, epoch_batches
 from framework.inner.augment import Augmentation, apply
 from framework.inner.loop import InnerLoop
-from framework.inner.optimizers import Optimizer, State
+from framework.inner.optimizers import Optimizer, State, apart, side_by_side
 from framework.inner.plan import ClassSampler, Plan
 from framework.networks.flat import FlatNetwork
 from framework.outer.engine import Cost, Engine, Mark, MetaGradient, RealBatch, no_mark
+from framework.outer.importance import bin_of
 from framework.outer.kept_factors import KeptFactors, KeptHessian, LowRankSteps
 from framework.outer.lowrank import LowRank, Recipe
 from framework.outer.method import Peers, Proposal
 from framework.outer.patches import PatchAlignment
 from framework.outer.policies.policy import Policy, Window
+from framework.outer.pool import NetworkPool
 from framework.outer.replay import Replay
 from framework.outer.synthetic import Grads, Synthetic, SyntheticSet
 from framework.rng import generator
@@ -49,6 +51,14 @@ class _DifferentiableOptimizer(higher.optim.DifferentiableOptimizer):  # type: i
             new = self.rule.step(State(parameter, *self.moments[i], self.steps), gradient)
             parameters[i], self.moments[i] = new.theta, (new.m, new.v)
         self.steps += 1
+
+    def reached(self, parameters: Iterable[Tensor]) -> State:
+        """Where the last step led, without history."""
+        theta, m, v = (
+            torch.cat([tensor.detach().flatten() for tensor in tensors])
+            for tensors in (parameters, *zip(*self.moments, strict=True))
+        )
+        return State(theta, m, v, self.steps)
 
 
 class Higher:
@@ -90,8 +100,8 @@ class Higher:
         mark("backward")
         accuracy = (logits.detach().argmax(1) == real_labels.argmax(1)).to(logits.dtype).mean()
         grads = Grads(gradients[0], gradients[1] if len(inputs) == 2 else None)
-        theta = torch.cat([parameter.detach().flatten() for parameter in fast_model.parameters()])
-        return MetaGradient(loss.detach(), accuracy, grads, theta, Cost(len(plan), len(plan), 5 * len(plan), len(plan)))
+        end = optimizer.reached(fast_model.parameters())
+        return MetaGradient(loss.detach(), accuracy, grads, end, Cost(len(plan), len(plan), 5 * len(plan), len(plan)))
 
 
 def make_engine(name: str, loop: InnerLoop, recipe: Recipe | None = None, kept: KeptFactors | None = None) -> Engine:
@@ -105,7 +115,7 @@ def make_engine(name: str, loop: InnerLoop, recipe: Recipe | None = None, kept: 
 
 def outer_gradient(
     engine: Engine,
-    thetas: Sequence[Tensor],
+    starts: Sequence[Tensor | State],
     synthetic: Synthetic,
     plans: Sequence[Plan],
     window: Window,
@@ -116,26 +126,26 @@ def outer_gradient(
 
     Args:
         engine: differentiates the window.
-        thetas: (P,) parameters of each fresh network.
+        starts: of each network its parameters (P,), if it is fresh, or its state after earlier steps, as many for all.
         synthetic: the set that they are trained on.
         plans: of each network, at least ``window.start + window.length`` inner steps.
-        window: the steps to differentiate.
+        window: the steps to differentiate, counted from there.
         real: the batch that judges all networks.
         mark: see ``Engine``; the first phase is the ``prefix``.
     """
-    if engine.together and len(thetas) > 1:
-        return _outer_gradient(engine, torch.stack(list(thetas)), synthetic, Plan.side_by_side(plans), window,
-                               real, mark)  # fmt: skip
+    states = [start if isinstance(start, State) else State.fresh(start) for start in starts]
+    if engine.together and len(states) > 1:
+        return _outer_gradient(engine, side_by_side(states), synthetic, Plan.side_by_side(plans), window, real, mark)
     results = [
-        _outer_gradient(engine, theta, synthetic, plan, window, real, mark)
-        for theta, plan in zip(thetas, plans, strict=True)
+        _outer_gradient(engine, state, synthetic, plan, window, real, mark)
+        for state, plan in zip(states, plans, strict=True)
     ]
     return results[0] if len(results) == 1 else _mean(results)
 
 
 def _outer_gradient(
     engine: Engine,
-    theta: Tensor,
+    state: State,
     synthetic: Synthetic,
     plan: Plan,
     window: Window,
@@ -143,7 +153,7 @@ def _outer_gradient(
     mark: Mark,
 ) -> MetaGradient:
     prefix, inside = plan[: window.start], plan[window.start : window.start + window.length]
-    state = engine.loop.train(State.fresh(theta), synthetic.images, synthetic.labels, prefix)
+    state = engine.loop.train(state, synthetic.images, synthetic.labels, prefix)
     mark("prefix")
     return engine(state, synthetic, inside, real, mark)
 
@@ -157,7 +167,7 @@ def _mean(results: list[MetaGradient]) -> MetaGradient:
         mean([result.loss for result in results]),
         mean([result.accuracy for result in results]),
         Grads(mean([result.grads.images for result in results]), mean(label_grads) if label_grads else None),
-        torch.stack([result.theta for result in results]),
+        side_by_side([result.state for result in results]),
         results[0].cost,
     )
 
@@ -181,6 +191,8 @@ class BackpropThroughTime:
         start_epoch: number of the run's first epoch.
         alignment: patch-wise semantic preservation, if any.
         kept: low-rank factors of the Hessian that the engine keeps across outer steps, if any.
+        clip_bins: bins of window positions, each with a clip of its own; without any there is one for all.
+        pool: networks that are kept across outer steps, where the policy says which of them take a window.
     """
 
     engine: Engine
@@ -197,6 +209,8 @@ class BackpropThroughTime:
     start_epoch: int = 0
     alignment: PatchAlignment | None = None
     kept: KeptFactors | None = None
+    clip_bins: Sequence[Sequence[int]] = ()
+    pool: NetworkPool | None = None
     mark: Mark = no_mark  # called at the end of each phase of an outer step; see ``outer_gradient``
     remedy = "lower --inner_lr or --window, or raise --minwindow"
 
@@ -228,14 +242,16 @@ class BackpropThroughTime:
         """The window of an outer step: chosen anew every epoch, or every step where the policy wants that."""
         if self.window is None or (self.policy.every_step and self.window_step != step):
             # Kept at once: a run that stops within this step must not ask the policy for it again.
-            chosen = None
+            p, chosen = self.policy, None
+            if self.pool is not None and (lost := self.pool.drop_pending()) is not None:
+                p.forget(lost)
             if self.peers.main:
-                window = self.policy.choose(lambda: self._probe(step))
-                chosen = window, self.policy.weight, self.policy.drift
+                window = p.choose(lambda: self._probe(step))
+                chosen = window, p.weight, p.drift, p.slot
             self.window_step = step
             told = self.peers.from_main(chosen)
             assert told is not None
-            self.window, self.policy.weight, self.policy.drift = told
+            self.window, p.weight, p.drift, p.slot = told
         assert self.window is not None
         return self.window
 
@@ -258,14 +274,17 @@ class BackpropThroughTime:
         """
         key, device = (self.peers.rank, step), self.network.device
         trajectories, networks = generator(self.seed, "trajectory", *key), generator(self.seed, "network", *key)
-        plans = [self.sampler.plan(sum(window), trajectories).to(device) for _ in range(self.meta_batch)]
-        thetas = [self.network.init(networks) for _ in range(self.meta_batch)]
+        states, ahead = self._kept(window), window._replace(start=0)
+        if states is None:
+            states = [State.fresh(self.network.init(networks)) for _ in range(self.meta_batch)]
+            ahead = window
+        plans = [self.sampler.plan(sum(ahead), trajectories).to(device) for _ in states]
         classes = self.train.labels[batch.to(device)]
         draw = self.augmentation.draw(1, len(batch), generator(self.seed, "real batch", *key)).at(0)
         real = RealBatch(images, F.one_hot(classes, self.num_classes).float(), draw.to(device))
         if self.kept is not None:
             self.kept.begin(step, self.policy.drift)
-        result = outer_gradient(self.engine, thetas, self.set.now, plans, window, real, self.mark)
+        result = outer_gradient(self.engine, states, self.set.now, plans, ahead, real, self.mark)
         found = {name: gradient for name, gradient in result.grads._asdict().items() if gradient is not None}
         weight = self.policy.weight
         grads = {name: gradient * weight for name, gradient in found.items() if name in self.set.learnt}
@@ -274,8 +293,20 @@ class BackpropThroughTime:
             facts |= self.policy.state()
         if self.kept is not None:
             facts["factors_age"] = self.kept.age
-        proposal = Proposal(grads, result.loss, result.accuracy, facts=facts)
-        return proposal if self.alignment is None else self._aligned(proposal, result.theta, images, classes, step)
+        clip = bin_of(self.clip_bins, window.start)
+        proposal = Proposal(grads, result.loss, result.accuracy, clip=clip, facts=facts)
+        if self.alignment is not None:
+            proposal = self._aligned(proposal, result.state.theta, images, classes, step)
+        if self.pool is not None and self.policy.slot is not None:
+            # At last: where memory runs out before, the step is taken again from the networks as they were.
+            self.pool.keep(self.policy.slot, apart(result.state))
+        return proposal
+
+    def _kept(self, window: Window) -> list[State] | None:
+        """Networks that have been trained up to the window's start, if there are any."""
+        if self.pool is None or self.policy.slot is None:
+            return None
+        return self.pool.at(self.policy.slot, window.start, self.network.device)
 
     def _aligned(self, proposal: Proposal, theta: Tensor, real: Tensor, classes: Tensor, step: int) -> Proposal:
         """A proposal for the step's patches alone, with the pull of their alignment (METHOD section 4)."""
@@ -288,6 +319,8 @@ class BackpropThroughTime:
     def applied(self, norm: float) -> None:
         """See ``Method``: tell the policy."""
         self.policy.learn(norm / self.policy.weight)
+        if self.pool is not None:
+            self.pool.confirm()
 
     def close_epoch(self, loss: float, accuracy: float) -> dict[str, Any]:
         """See ``Method``: the epoch's last window, and where the policy stood."""
@@ -306,7 +339,8 @@ class BackpropThroughTime:
         """See ``Method``."""
         window = None if self.window is None else list(self.window)
         state = {"policy": self.policy.state_dict(), "window": window, "window_step": self.window_step}
-        return state if self.kept is None else state | {"kept_factors": self.kept.state_dict()}
+        parts = {"kept_factors": self.kept, "pool": self.pool}
+        return state | {name: part.state_dict() for name, part in parts.items() if part is not None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See ``Method``."""
@@ -315,3 +349,5 @@ class BackpropThroughTime:
         self.window_step = state["window_step"]
         if self.kept is not None:
             self.kept.load_state_dict(state["kept_factors"])
+        if self.pool is not None:
+            self.pool.load_state_dict(state["pool"])

@@ -79,7 +79,7 @@ def preview(config: Common) -> str:
         check_packages(c)
     info = _described(c, 1 if place is None else place.size)
     classes = info.num_classes or 10
-    train = None if info.train_size is None else _train_sizes(c, info.train_size)[1]
+    train = None if info.train_size is None else c.train_sizes(info.train_size)[1]
     outlook = _Outlook(device, info, classes, bare_network(c, info.channels, info.image_size, classes), train)
     shape = f"{info.channels} x {info.image_size} x {info.image_size} images"
     data, streamed = _data_bytes(c, outlook)
@@ -110,7 +110,7 @@ def _data_bytes(c: Common, o: _Outlook) -> tuple[float, list[str]]:
     """What real images take on the device, and a line where they are streamed to it instead."""
     if o.info.train_size is None or o.train is None:
         return 0, []
-    images = o.train + o.info.train_size - _train_sizes(c, o.info.train_size)[0] + (o.info.test_size or 0)
+    images = o.train + o.info.train_size - c.train_sizes(o.info.train_size)[0] + (o.info.test_size or 0)
     pixels = images * o.info.channels * o.info.image_size**2
     if streams(c.data_cache, images, o.info, o.device):
         return 0, [f"data: streamed from {c.cache_dir or cache_folder()}, {size_text(pixels)} once decoded"]
@@ -234,7 +234,7 @@ def _described(c: Common, processes: int) -> DatasetInfo:
     if isinstance(c, Config) and c.start_set is not None:
         open_stored(Path(c.start_set[1]), needs_labels=False)  # whether it fits is known once the data are here
     if info.num_classes is not None and info.train_size is not None:
-        _check_sizes(c, info.num_classes, _train_sizes(c, info.train_size)[1])
+        _check_sizes(c, info.num_classes, c.train_sizes(info.train_size)[1])
     return info
 
 
@@ -251,9 +251,3 @@ def _check_sizes(c: Common, classes: int, train: int) -> None:
             f"{asked[0]}: {train:,} real training images are fewer than --num_per_class {asked[1]} for {classes} "
             "classes; leave it out or lower the number"
         )
-
-
-def _train_sizes(c: Common, distributed: int) -> tuple[int, int]:
-    """Training images after the validation split, about, and after ``--limit_train``."""
-    all_train = distributed if c.select == "test" else round(distributed * (1 - c.val_fraction))
-    return all_train, min(all_train, c.limit_train or all_train)

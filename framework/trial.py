@@ -16,6 +16,7 @@ from framework.data.registry import DatasetInfo, at_hand
 from framework.data.splits import RealData, Split, StreamedImages
 from framework.distill_higher import BackpropThroughTime
 from framework.inner.optimizers import State
+from framework.outer.synthetic import joint_norm
 from framework.rng import generator
 from framework.run.distributed import Comm
 from framework.run.memory import advice, explained
@@ -114,10 +115,15 @@ def tried(c: Config, info: DatasetInfo, classes: int, train: int | None, device:
         parts = build_bptt(c, comm, device, _stand_in(c, info, classes, train or _UNKNOWN, device), None)
     with explained(lambda: advice(c, parts.memory, device)):
         trial = _trial(parts, here, device)
+    lines = trial.lines
+    if c.policy == "rat-pool":
+        lines.append(
+            "rat-pool: the first networks are new and take a prefix, later ones hardly: the run is faster than this"
+        )
     every_step = isinstance(parts.method, BackpropThroughTime) and parts.method.policy.every_step
     if not here and train is None:
-        return [*trial.lines, "time: unknown until --root is here"]
-    return [*trial.lines, forecast(trial, c, parts.method.steps_per_epoch, every_step, max(done, c.start_epoch))]
+        return [*lines, "time: unknown until --root is here"]
+    return [*lines, forecast(trial, c, parts.method.steps_per_epoch, every_step, max(done, c.start_epoch))]
 
 
 def _trial(parts: Parts, real: bool, device: torch.device) -> Trial:
@@ -132,7 +138,8 @@ def _trial(parts: Parts, real: bool, device: torch.device) -> Trial:
         watch.start()
         proposals = method.proposals(epoch, 0)
         proposal = next(proposals)
-        parts.set.update(proposal.grads, proposal.mask)
+        parts.set.update(proposal.grads, proposal.mask, proposal.clip)
+        method.applied(float(joint_norm(proposal.grads)))
         watch("update")
         accuracy = float("nan") if proposal.accuracy is None else float(proposal.accuracy)
         facts = method.close_epoch(float(proposal.loss), accuracy)

@@ -33,12 +33,12 @@ OURS = """
 --norm --act --pool --psp_patches --psp_lambda --meta_batch --chunk --precision --channels_last --accelerate
 --lowrank_rank --lowrank_oversampling --lowrank_power_iters --lowrank_refresh --lowrank_metric --lowrank_random
 --data_cache --cache_dir --zca_pixels --pixel_range --hf_image --hf_label --init --patience --trial
---max_bad_steps --deterministic --track
+--max_bad_steps --deterministic --track --inner_eps_root
 --boost_block --boost_beta --boost_epochs
 """
 AUTOMATIC = """
 -d --d --tau --window_weight --window_rule --early_gain --middle_gain --early_patience --middle_patience --probe_every
---truncation_anchor --norm_scale --late --plateau --reweight --is_bins --is_decay --is_uniform
+--truncation_anchor --norm_scale --late --plateau --reweight --clip_by --pool_size --is_bins --is_decay --is_uniform
 """
 LEARNT = """
 --window_radius --selector_kl --selector_ref_ema --selector_tau_w --cr_lrha --disable_cr_lrha --cr_mode --cr_rank
@@ -234,6 +234,7 @@ def refusal(line: str) -> str:
         ("depth", "0", "1"),
         ("num_per_class", "0 -1", "1"),
         ("inner_lr", "0 -1", "1e-9"),
+        ("inner_eps_root", "-0.1", "0 1e-8"),
         ("batch_per_class", "0", "1"),
         ("task_sampler_nc", "0", "1"),
         ("window", "0", "1"),
@@ -241,6 +242,7 @@ def refusal(line: str) -> str:
         ("totwindow", "0", "20"),
         ("tau", "0 -1", "1e-9"),
         ("probe_every", "0", "1"),
+        ("pool_size", "0", "1"),
         ("window_radius", "-1", "0 99"),
         ("selector_kl", "0 -1", "1e-9"),
         ("selector_ref_ema", "-0.1 1.1", "0 1"),

@@ -49,8 +49,8 @@ def test_every_command_of_trajectory_matching_shown_is_understood_without_a_warn
 
 def test_every_use_of_a_set_shown_is_understood(capsys: pytest.CaptureFixture[str]) -> None:
     """Each gets as far as finding that its run is not there."""
-    lines = set(re.findall(r"^python main.py ((?:evaluate|export|report|leaderboard) .*)", SHELL, re.MULTILINE))
-    assert {line.split()[0] for line in lines} == {"evaluate", "export", "report", "leaderboard"}
+    lines = set(re.findall(r"^python main.py ((?:evaluate|export|report|leaderboard|advise) .*)", SHELL, re.MULTILINE))
+    assert {line.split()[0] for line in lines} == {"evaluate", "export", "report", "leaderboard", "advise"}
     for line in lines:
         arguments = shlex.split(line.replace("[OTHER RUNS]", "").replace("save/", "nowhere/"), comments=True)
         assert main(arguments) == 2

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from advised import write_run
 from cli import ROOT
 
 HEAVY = ("torch", "numpy", "torchvision", "scipy", "matplotlib", "sklearn", "h5py", "PIL", "tensorboard", "higher",
@@ -19,7 +20,7 @@ def imported(program: str) -> set[str]:
     return set(done.stdout.split())
 
 
-VERBS = ("evaluate", "export", "report", "leaderboard")
+VERBS = ("evaluate", "export", "report", "leaderboard", "advise")
 MISTAKES = [
     ["--epoch", "x"], ["--windw", "3"], ["--window", "300"], *([verb, "x", "--widht", "3"] for verb in VERBS),
     *([verb] for verb in VERBS), ["evaluate", "x", "--recipe", "cake"], ["evaluate", "x", "--eval_arch", "cake"],
@@ -27,6 +28,7 @@ MISTAKES = [
     ["export", "x", "--to", "pt", "--ddranking_dataset", "CIFAR10"], ["report", "x", "--output", "page.pdf"],
     ["evaluate", "two\nlines"], ["evaluate", "x", "--labels", "hard", "hard"], ["leaderboard", "x"],
     ["evaluate", "x", "--teacher_arch", "vit"],
+    ["advise", "x", "--since", "-1"],
 ]  # fmt: skip
 
 
@@ -43,6 +45,17 @@ with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.St
 assert code == {0 if "--help" in arguments else 2}
 """
     assert imported(program) == set()
+
+
+def test_advice_needs_numpy_alone(tmp_path: Path) -> None:
+    write_run(tmp_path, [2.0, 1.0, 1.0])
+    program = f"""
+import contextlib, io
+from main import main
+with contextlib.redirect_stdout(io.StringIO()):
+    assert main(['advise', {str(tmp_path)!r}]) == 0
+"""
+    assert imported(program) <= {"numpy"}
 
 
 def test_a_distilled_set_is_opened_with_pytorch_and_safetensors_alone(finished_run: Path) -> None:

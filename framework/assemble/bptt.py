@@ -21,13 +21,14 @@ from framework.inner.plan import ClassSampler
 from framework.networks.flat import FlatNetwork, activation_floats
 from framework.networks.registry import build
 from framework.outer.blocks import block_seed
+from framework.outer.importance import costs_in_passes, position_bins
 from framework.outer.kept_factors import KeptFactors, KeptRecipe
 from framework.outer.lowrank import Recipe
 from framework.outer.method import Method
 from framework.outer.patches import PatchAlignment
 from framework.outer.policies.policy import Policy
-from framework.outer.policies.rat_is import costs_in_passes
 from framework.outer.policies.registry import Settings, make
+from framework.outer.pool import NetworkPool
 from framework.outer.synthetic import SyntheticSet, noise_images, one_hot_labels
 from framework.rng import generator
 from framework.run.distributed import Comm
@@ -57,7 +58,7 @@ def build_bptt(c: Config, comm: Comm, device: torch.device, real: RealData, star
     bare = bare_network(c, channels, side, classes)
     execution = _execution(c, real, bare, batch_size, device)
     network = FlatNetwork(build(c.arch, channels, side, classes, **c.network), device)
-    loop = InnerLoop(network, make_optimizer(c.inner_optim, c.inner_lr), execution)
+    loop = InnerLoop(network, make_optimizer(c.inner_optim, c.inner_lr, c.eps_root), execution)
     given, lines = _given(start, real)
     synthetic = _new_set(c, real, given, device)
     sampler = ClassSampler(
@@ -71,10 +72,11 @@ def build_bptt(c: Config, comm: Comm, device: torch.device, real: RealData, star
     def method_for(block: int) -> BackpropThroughTime:
         seed = block_seed(c.seed, block)
         kept = KeptFactors(kept_recipe(c), comm, seed) if c.keeps_factors else None
+        policy = make_policy(c, classes, batch_size, block)
         return BackpropThroughTime(
             engine=make_engine(c.engine_name, loop, lowrank_recipe(c), kept),
             sampler=sampler.of(c.block_size * (block + 1)),
-            policy=make_policy(c, classes, batch_size, block),
+            policy=policy,
             set=synthetic,
             train=real.train,
             num_classes=classes,
@@ -86,6 +88,8 @@ def build_bptt(c: Config, comm: Comm, device: torch.device, real: RealData, star
             start_epoch=c.start_epoch,
             alignment=PatchAlignment(c.psp_patches, c.psp_lambda, classes, seed) if c.psp_patches else None,
             kept=kept,
+            clip_bins=clip_bins(c, policy),
+            pool=None if policy.slot is None else NetworkPool(comm),
         )
 
     method = boosted(c, synthetic, lambda block: _block_start(c, real, given, block), method_for)
@@ -162,11 +166,17 @@ def make_policy(c: Config, num_classes: int, real_batch: int, block: int = 0) ->
         bin_decay=c.is_decay,
         uniform=c.is_uniform,
         cost=costs_in_passes(inner, c.window, real_batch),
+        pool=c.pool_size,
         kl_weight=c.selector_kl,
         reference_rate=c.selector_ref_ema,
         length_temperature=c.selector_tau_w,
     )
     return make(c.policy, settings)
+
+
+def clip_bins(c: Config, policy: Policy) -> list[list[int]]:
+    """The bins of a policy's positions that have clips of their own; none where all share one."""
+    return position_bins(policy.minimum, policy.steps - policy.window, c.is_bins) if c.clip_by == "position" else []
 
 
 def start_for(c: Config, listing: Listing) -> Start | None:

@@ -16,6 +16,7 @@ ENGINES = ("higher", "replay", "lowrank")
 AUTOMATIC, RESIZING, LEARNING = that("automatic"), that("resizes"), that("learns")
 PAPERS_EPOCHS = 2000  # above these, a share of all epochs is far from the 30 epochs of the public code
 INITS = ("noise", "real")  # anything else is a set
+STILL = ("bptt", "t-bptt", "fixed")  # their windows all start at one place
 MOVING = ("at-bptt", "at-bptt-positions")
 PATIENCE = re.compile(r"\d+(\.\d+)?[TE]|[1-9]\d*")  # a fraction of T or of all epochs, or whole epochs
 
@@ -38,7 +39,8 @@ class Config(Distilling):
     ABOUT = "Distil a data set into a few synthetic images by truncated back-propagation through time."
     EPILOG = (
         "Another way to distil, by matching experts' trajectories: main.py buffer and main.py ftd. What to do with a "
-        "distilled set: main.py evaluate | export | report. Each has its own --help."
+        "distilled set: main.py evaluate | export | report. What another choice of windows would gain: main.py advise. "
+        "Each has its own --help."
     )
 
     # fmt: off
@@ -67,6 +69,10 @@ class Config(Distilling):
         f"optimiser of the inner network: Adam, or SGD (momentum {MOMENTUM}, weight decay {WEIGHT_DECAY:g})",
         choices=("SGD", "Adam"))
     inner_lr: float = flag(0.01, "inner loop", "learning rate of the inner network", above=0)
+    inner_eps_root: float = flag(0.0, "inner loop", "added to Adam's second moment inside its square root, wherever "
+        "networks are trained by the run's recipe: the meta-gradient is less ill-conditioned, inner training slower; "
+        "1e-8 for example", minimum=0, read_by="--inner_optim Adam",
+        reads=lambda c: c.inner_optim == "Adam")
     batch_per_class: int = flag(1, "inner loop", "synthetic images drawn per class and inner step", minimum=1)
     task_sampler_nc: int | None = flag(None, "inner loop", "classes drawn per inner step (default: all)",
         kind=int, minimum=1, metavar="CLASSES")
@@ -92,6 +98,9 @@ class Config(Distilling):
     totwindow: int = flag(20, "truncation", "T: inner steps of a whole trajectory", minimum=1)
     complete_random: bool = flag(False, "truncation", "draw a new window at every outer step, not every epoch",
         **_policy_in("rat-bptt"))
+
+    pool_size: int = flag(16, "truncation", "inner networks that are kept between outer steps and take turns",
+        minimum=1, metavar="NETWORKS", **_policy_in("rat-pool"))
 
     # Automatic truncation
     d: int | None = flag(None, "automatic truncation",
@@ -136,7 +145,8 @@ class Config(Distilling):
 
     # Importance sampling
     is_bins: int = flag(9, "importance sampling", "bins of window positions, each with a moving average of its "
-        "meta-gradient's squared norm", minimum=1, **_policy_in("rat-is"))
+        "meta-gradient's squared norm (rat-is) or of its norm (--clip_by position)", minimum=1,
+        read_by="rat-is, --clip_by position", reads=lambda c: c.policy == "rat-is" or c.clip_by == "position")
     is_decay: float = flag(0.9, "importance sampling", "decay of these averages", minimum=0, maximum=1,
         **_policy_in("rat-is"))
     is_uniform: float = flag(0.2, "importance sampling", "share of windows that stay uniform, so that no weight is "
@@ -216,6 +226,9 @@ class Config(Distilling):
     clip_coef: float = flag(0.9, "outer loop",
         "decay of the moving average of the meta-gradient's norm; the meta-gradient is clipped to twice that average",
         minimum=0, maximum=1)
+    clip_by: str = flag("all", "outer loop", "that average is one over all windows, or one for each of --is_bins bins "
+        "of window positions (position); of norms with the policy's weight, as they are clipped",
+        choices=("all", "position"), read_by="policies that move windows", reads=lambda c: c.policy not in STILL)
     real_strategy: str = flag("flip_rotate", "outer loop", "augmentation of real batches; see --syn_strategy",
         metavar="A_B")
     comp_aug_real: bool = flag(False, "outer loop", "apply all of --real_strategy, not one drawn at random",

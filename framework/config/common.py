@@ -175,6 +175,11 @@ class Common(ABC):
         """What the data set is called in names of folders, in tables and cards."""
         return label_of(self.dataset)
 
+    def train_sizes(self, distributed: int) -> tuple[int, int]:
+        """Of so many distributed training images, those left by the validation split, about, and by --limit_train."""
+        all_train = distributed if self.select == "test" else round(distributed * (1 - self.val_fraction))
+        return all_train, min(all_train, self.limit_train or all_train)
+
     @property
     def network(self) -> dict[str, Any]:
         """The flags of the group ``network`` but the name, as ``networks.registry.build`` takes them."""
@@ -474,6 +479,16 @@ class Distilling(Common):
     @abstractmethod
     def inner_lr(self) -> float:
         """Its learning rate."""
+
+    @property
+    @abstractmethod
+    def inner_eps_root(self) -> float:
+        """What Adam adds inside its square root, as it is given."""
+
+    @property
+    def eps_root(self) -> float:
+        """What the inner optimiser adds there; 0 where it has none."""
+        return self.inner_eps_root if self.inner_optim == "Adam" else 0.0
 
     @property
     def block_names(self) -> list[str]:

@@ -288,6 +288,7 @@ class FtdConfig(Matching, Distilling):
     test_freq = 1
     task_sampler_nc = None
     inner_optim = "SGD"
+    inner_eps_root = 0.0
 
     @property
     def facts(self) -> dict[str, str]:

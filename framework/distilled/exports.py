@@ -124,10 +124,12 @@ def _ddranking(distilled: Distilled, path: Path, dataset: str | None) -> str:
         torch.save(images, folder / "images.pt")
         torch.save(distilled.labels.clamp_min(1e-12).log() if hard is None else hard, folder / "labels.pt")
         (folder / "set.json").write_text(json.dumps(about, indent=2) + "\n")
-    zca = distilled.preprocess.kind == "zca"
-    return f"images normalised like {name}'s in ddranking" + (
-        ", from the inverse of our ZCA: approximate" if zca else ""
-    )
+    notes = [f"images normalised like {name}'s in ddranking"]
+    if distilled.preprocess.kind == "zca":
+        notes.append("from the inverse of our ZCA: approximate")
+    if distilled.config.eps_root:
+        notes.append("to be trained there without the run's --inner_eps_root")
+    return ", ".join(notes)
 
 
 def _hf(distilled: Distilled, path: Path) -> str:

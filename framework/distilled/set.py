@@ -18,6 +18,7 @@ from framework.distilled.formats import Stored
 from framework.errors import UserError
 from framework.inner.augment import Augmentation, apply
 from framework.inner.names import MOMENTUM, WEIGHT_DECAY
+from framework.inner.optimizers import Adam, ModuleAdam
 from framework.inner.plan import ClassSampler
 from framework.networks import registry
 from framework.rng import generator
@@ -161,6 +162,8 @@ class Distilled:
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The inner loop's optimiser, at the learnt rate where there is one."""
         lr = self.config.inner_lr if self.learnt_lr is None else self.learnt_lr
+        if self.config.eps_root:
+            return ModuleAdam(parameters, Adam(lr, eps_root=self.config.eps_root))
         if self.config.inner_optim == "Adam":
             return torch.optim.Adam(parameters, lr=lr)
         return torch.optim.SGD(parameters, lr=lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)

@@ -122,8 +122,9 @@ def make_recipe(
         batch = min(images, c.batch_per_class * (c.task_sampler_nc or distilled.num_classes))
         sampler = UniformSampler(images, batch, distilled.augmentation)
         drawn = f"{batch} image(s) drawn per step, of any class"
-    text = f"{c.inner_optim} {lr:g}; {c.syn_strategy}; {drawn}"
-    return Recipe(name, make_optimizer(c.inner_optim, lr), sampler, lengths, text)
+    root = f", eps_root {c.eps_root:g}" if c.eps_root else ""
+    text = f"{c.inner_optim} {lr:g}{root}; {c.syn_strategy}; {drawn}"
+    return Recipe(name, make_optimizer(c.inner_optim, lr, c.eps_root), sampler, lengths, text)
 
 
 def siamese_augmentation(dataset: str, side: int) -> Augmentation:

@@ -4,8 +4,9 @@ One rule everywhere: PyTorch's own (for Adam, epsilon is added after the bias co
 works on one flat vector or on a list of tensors' worth of it alike, being elementwise.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,19 @@ class State:
 torch.export.register_dataclass(State)
 
 
+def side_by_side(states: Sequence[State]) -> State:
+    """The states of several networks, (P,) each, as one, (N, P)."""
+    theta, m, v = (torch.stack([getattr(state, name) for state in states]) for name in ("theta", "m", "v"))
+    return State(theta, m, v, states[0].t)
+
+
+def apart(state: State) -> list[State]:
+    """The states of several networks, (N, P), or of one, (P,), each by itself."""
+    if state.theta.dim() == 1:
+        return [state]
+    return [State(*tensors, state.t) for tensors in zip(state.theta, state.m, state.v, strict=True)]
+
+
 def safe_sqrt(x: Tensor) -> Tensor:
     """Square root of x >= 0 whose derivative at 0 is 0 instead of infinite.
 
@@ -51,25 +65,35 @@ def safe_sqrt(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam (Kingma and Ba 2015, algorithm 1) as ``torch.optim.Adam`` computes it."""
+    """Adam (Kingma and Ba 2015, algorithm 1) as ``torch.optim.Adam`` computes it.
+
+    With ``eps_root`` the denominator is sqrt(v / (1 - beta2^t) + eps_root) + eps, as in optax's Adam: the derivative of
+    the square root is then bounded where v is small, as in the first steps of a trajectory.
+    """
 
     lr: float
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+    eps_root: float = 0.0
+
+    def _inside(self, v: Tensor, t: int) -> Tensor:
+        """What the square root is taken of, times 1 - beta2^t; without ``eps_root`` v itself."""
+        return v + self.eps_root * (1 - self.beta2**t) if self.eps_root else v
 
     def step(self, state: State, grad: Tensor) -> State:
         """One update; differentiable in every tensor of ``state`` and in ``grad``."""
         t = state.t + 1
         m = self.beta1 * state.m + (1 - self.beta1) * grad
         v = self.beta2 * state.v + (1 - self.beta2) * grad * grad
-        root = safe_sqrt(v) if v.requires_grad else v.sqrt()
+        inside = self._inside(v, t)
+        root = safe_sqrt(inside) if v.requires_grad else inside.sqrt()
         denominator = root / (1 - self.beta2**t) ** 0.5 + self.eps
         return State(state.theta - self.lr / (1 - self.beta1**t) * m / denominator, m, v, t)
 
     def step_sizes(self, new: State) -> Tensor:
         """D (P,): how far a unit of the first moment moved each parameter in the step that made ``new``."""
-        denominator = new.v.sqrt() / (1 - self.beta2**new.t) ** 0.5 + self.eps
+        denominator = self._inside(new.v, new.t).sqrt() / (1 - self.beta2**new.t) ** 0.5 + self.eps
         sizes: Tensor = self.lr / (1 - self.beta1**new.t) / denominator
         return sizes
 
@@ -85,7 +109,7 @@ class Adam:
             The cotangents of the state and of the gradient that ``step`` was given.
         """
         correction2 = (1 - self.beta2**new.t) ** 0.5
-        root = new.v.sqrt()
+        root = self._inside(new.v, new.t).sqrt()
         denominator = root / correction2 + self.eps
         a = self.lr / (1 - self.beta1**new.t) * cotangent.theta / denominator
         m = cotangent.m - a
@@ -177,6 +201,37 @@ class Transformed:
 Optimizer = Adam | SGD | PlainSGD | Transformed
 
 
-def make_optimizer(name: str, lr: float) -> Optimizer:
-    """The inner optimiser of ``--inner_optim`` and ``--inner_lr``."""
-    return Adam(lr) if name == "Adam" else SGD(lr)
+def make_optimizer(name: str, lr: float, eps_root: float = 0.0) -> Optimizer:
+    """The inner optimiser of ``--inner_optim``, ``--inner_lr`` and ``--inner_eps_root``, which Adam alone reads."""
+    return Adam(lr, eps_root=eps_root) if name == "Adam" else SGD(lr)
+
+
+class ModuleAdam(torch.optim.Optimizer):
+    """``Adam`` for a module's parameters, since PyTorch's own has no ``eps_root``.
+
+    Args:
+        parameters: of the module.
+        rule: what each group's options start as; they can be changed as PyTorch's, by a schedule for example.
+    """
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], rule: Adam) -> None:
+        betas = (rule.beta1, rule.beta2)
+        super().__init__(parameters, {"lr": rule.lr, "betas": betas, "eps": rule.eps, "eps_root": rule.eps_root})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """See ``torch.optim.Optimizer.step``."""
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            rule = Adam(group["lr"], beta1, beta2, group["eps"], group["eps_root"])
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                kept = self.state[parameter]
+                old = State(parameter, **kept) if kept else State.fresh(parameter)
+                new = rule.step(old, parameter.grad)
+                parameter.copy_(new.theta)
+                self.state[parameter] = {"m": new.m, "v": new.v, "t": new.t}
+        return loss

@@ -50,7 +50,7 @@ class MetaGradient:
     loss: Tensor
     accuracy: Tensor
     grads: Grads
-    theta: Tensor  # (P,) at the end of the window; (N, P) for several networks
+    state: State  # at the end of the window; its tensors are (N, P) for several networks
     cost: Cost
 
 

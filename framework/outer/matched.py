@@ -104,7 +104,7 @@ class MatchedSet:
         return weights * centred
 
     @torch.no_grad()
-    def update(self, grads: dict[str, Tensor], mask: Tensor | None = None) -> dict[str, Tensor]:
+    def update(self, grads: dict[str, Tensor], mask: Tensor | None = None, clip: int = 0) -> dict[str, Tensor]:
         """See ``LearntSet``. Nothing is clipped.
 
         Raises:

@@ -26,6 +26,7 @@ class Proposal:
         accuracy: (), a fraction, where there is one.
         mask: broadcast to the images, bool: pixels that may move; None: all of them.
         limit: the step is passed over where the loss, averaged over the ranks, is above it.
+        clip: the number of the clip that it is cut by, where gradients of several sizes have one each.
         facts: for the metrics. Tensors () are averaged over the ranks, and the step is skipped where they are not
             finite; anything else is recorded as rank 0 has it.
     """
@@ -35,6 +36,7 @@ class Proposal:
     accuracy: Tensor | None = None
     mask: Tensor | None = None
     limit: float = math.inf
+    clip: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -69,12 +71,12 @@ class LearntSet(Protocol):
     def learnt(self) -> dict[str, Tensor]:
         """The tensors that are learnt, by their names in ``Proposal.grads``."""
 
-    def update(self, grads: dict[str, Tensor], mask: Tensor | None = None) -> dict[str, Tensor]:
+    def update(self, grads: dict[str, Tensor], mask: Tensor | None = None, clip: int = 0) -> dict[str, Tensor]:
         """Take one outer step.
 
         Args:
             grads: towards each tensor of ``learnt``.
-            mask: see ``Proposal``.
+            mask, clip: see ``Proposal``.
 
         Returns:
             Facts () of the step, for the metrics.
@@ -105,6 +107,9 @@ class Peers(Protocol):
 
     def from_main(self, value: T) -> T:
         """Rank 0's value, on every rank."""
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in the order of ranks, on every rank."""
 
 
 class Method(Protocol):

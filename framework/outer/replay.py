@@ -71,7 +71,7 @@ class Replay:
         mark("backward")
         networks = u.shape[0] if u.dim() == 2 else 1
         mean = Grads(grads.images / networks, None if grads.labels is None else grads.labels / networks)
-        return MetaGradient(loss.mean(), accuracy.mean(), mean, trail.state.theta, self._cost(len(plan), vectors))
+        return MetaGradient(loss.mean(), accuracy.mean(), mean, trail.state, self._cost(len(plan), vectors))
 
     def forward(self, state: State, synthetic: Synthetic, plan: Plan) -> Trail:
         """Take the steps of ``plan`` from ``state``, and keep what walking back needs."""

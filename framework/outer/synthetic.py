@@ -82,13 +82,13 @@ class SyntheticSet:
         """Learn copies of these from now on, with nothing known of their gradients."""
         self.images = images.clone().requires_grad_(self.learn_images)
         self.labels = labels.clone().requires_grad_(self.learn_labels)
-        self.norm_ema: Tensor | None = None  # () moving average of the meta-gradient's norm
+        self.norm_emas: dict[int, Tensor] = {}  # () moving average of the meta-gradient's norm, by number of the clip
         self.parameters = Parameters(self.learnt, self.blocks)
         self.optimizer = self.make_optimizer(self.parameters.groups(self.lr))
 
     @torch.no_grad()
     def grow(self, images: Tensor, labels: Tensor) -> None:
-        """Add a block, which starts with no moments; the clip's average starts anew. See ``boosting.Growing``.
+        """Add a block, which starts with no moments; the clips' averages start anew. See ``boosting.Growing``.
 
         Args:
             images: (K * b, C, H, W), sorted by class.
@@ -119,25 +119,28 @@ class SyntheticSet:
         return {name: tensor for name, (tensor, learnt) in both.items() if learnt}
 
     @torch.no_grad()
-    def update(self, grads: dict[str, Tensor], mask: Tensor | None = None) -> dict[str, Tensor]:
+    def update(self, grads: dict[str, Tensor], mask: Tensor | None = None, clip: int = 0) -> dict[str, Tensor]:
         """Clip the meta-gradient to twice the moving average of its norm, step, keep labels >= 0.
 
         Pixels outside ``mask``, if given, keep their values, but for ``normalise``; a momentum would go on moving them
         without a gradient.
 
-        The norm is that of images' and labels' gradient together; the average includes it before it
-        sets the clip, and starts at the first norm. Nothing here waits for the device.
+        The norm is that of images' and labels' gradient together, as it is given, with a policy's weight; the average
+        includes it before it sets the clip, and starts at the first norm. Nothing here waits for the device.
 
         Args:
             grads: towards each tensor of ``learnt``, by its name.
             mask: bool, broadcast to the images.
+            clip: whose average it is; each number has its own.
 
         Returns:
             ``clip_factor`` (), at most 1: what the meta-gradient was multiplied by.
         """
         norm, decay = joint_norm(grads), self.ema_decay
-        self.norm_ema = norm.clone() if self.norm_ema is None else decay * self.norm_ema + (1 - decay) * norm
-        factor = (2 * self.norm_ema / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1.0)
+        earlier = self.norm_emas.get(clip)
+        average = norm.clone() if earlier is None else decay * earlier + (1 - decay) * norm
+        self.norm_emas[clip] = average
+        factor = (2 * average / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1.0)
         self.parameters.set_grads({name: gradient * factor for name, gradient in grads.items()})
         before = self.images.detach().clone() if mask is not None else self.images
         self.optimizer.step()
@@ -167,7 +170,7 @@ class SyntheticSet:
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue exactly."""
         tensors = {"images": copied(self.images), "labels": copied(self.labels)}
-        return {**tensors, "optimizer": deepcopy(self.optimizer.state_dict()), "norm_ema": self.norm_ema}
+        return {**tensors, "optimizer": deepcopy(self.optimizer.state_dict()), "norm_emas": dict(self.norm_emas)}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -177,8 +180,8 @@ class SyntheticSet:
         self.images.copy_(state["images"])
         self.labels.copy_(state["labels"])
         self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
-        ema = state["norm_ema"]
-        self.norm_ema = None if ema is None else ema.to(self.images.device)
+        averages = state["norm_emas"] if "norm_emas" in state else {0: state["norm_ema"]}  # of versions with one clip
+        self.norm_emas = {clip: ema.to(self.images.device) for clip, ema in averages.items() if ema is not None}
 
 
 def copied(tensor: Tensor) -> Tensor:

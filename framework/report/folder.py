@@ -6,15 +6,16 @@ import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from framework.config.common import Distilling
 from framework.config.registry import read_config
-from framework.distilled.load import load_distilled
-from framework.distilled.set import Distilled
 from framework.errors import UserError, printable
 from framework.files import CONFIG, EVALUATION, METRICS, SET, SUMMARY, read_json
 from framework.records import Entry, Judgement, Summary, read_record
+
+if TYPE_CHECKING:
+    from framework.distilled.set import Distilled
 
 
 def parse_metric(line: bytes) -> dict[str, Any] | None:
@@ -85,6 +86,28 @@ class MatchPoint(NamedTuple):
         return cls(step, start, loss, size)
 
 
+class WindowPoint(NamedTuple):
+    """An outer step of back-propagation through time that was recorded."""
+
+    step: int
+    block: int  # which was learnt; 1 in a run that is not boosted
+    start: int  # of the window, in inner steps
+    norm: float  # of the meta-gradient
+    clip_factor: float  # what it was multiplied by, at most 1
+    seconds: float  # of the whole step; NaN where they were not recorded
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> "WindowPoint | None":
+        """From a record of the kind ``step``; None where it is another method's."""
+        start, norm, factor = (record.get(name) for name in ("window_start", "meta_gradient_norm", "clip_factor"))
+        if not (isinstance(start, int) and isinstance(norm, float | int) and isinstance(factor, float | int)):
+            return None
+        seconds = record.get("seconds_per_step")
+        return cls(
+            record["step"], record.get("block", 1), start, norm, factor, math.nan if seconds is None else seconds
+        )
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """What a run has left in its folder.
@@ -140,13 +163,20 @@ class RunFolder:
         return [point for record in self.records["epoch"] if (point := EpochPoint.of(record)) is not None]
 
     @cached_property
+    def windows(self) -> list[WindowPoint]:
+        """The recorded outer steps of back-propagation through time."""
+        return [point for record in self.records["step"] if (point := WindowPoint.of(record)) is not None]
+
+    @cached_property
     def matches(self) -> list[MatchPoint]:
         """The iterations of trajectory matching, for a plot."""
         return [point for record in self.records["step"] if (point := MatchPoint.of(record)) is not None]
 
     @cached_property
-    def distilled(self) -> Distilled | None:
+    def distilled(self) -> "Distilled | None":
         """The selected set; None before the first evaluation."""
+        from framework.distilled.load import load_distilled  # late: records are read without PyTorch
+
         return load_distilled(self.path) if (self.path / SET).exists() else None
 
     @cached_property

@@ -94,6 +94,9 @@ def _window_and_real_bytes(config: Config, problem: Problem) -> tuple[float, flo
         c.engine_name, p.module, p.channels, p.side, c.longest_window, batch, batch if whole else execution.chunk,
         c.factor_columns,
     )  # fmt: skip
+    if c.policy == "rat-pool":
+        parameters = sum(parameter.numel() for parameter in p.module.parameters())
+        window += 4 * 3 * parameters * c.pool_size * c.meta_batch / at_once
     images = real_batch if whole or c.engine_name == "higher" else min(real_batch, execution.chunk)
     return at_once * window, at_once * 4 * REAL_GRAPH * images * activation_floats(p.module, p.channels, p.side)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import estimator
-from estimator import Position, gains
+from estimator import Position
 from framework.errors import UserError
 
 
@@ -23,15 +23,6 @@ def test_sums_are_those_of_loops_over_samples() -> None:
     assert position.squared_mean == pytest.approx(np.mean(pairs), rel=1e-12)
     assert position.moment == pytest.approx(float((norms**2).mean()), rel=1e-12)
     assert position.kurtosis == pytest.approx(float((norms**4).mean() / (norms**2).mean() ** 2), rel=1e-12)
-
-
-def test_gains_by_hand() -> None:
-    """Two positions, one of four times the norm, at the same cost: p = 4/5, 1/5 against 1/2, 1/2."""
-    found = gains(np.array([16.0, 1.0]), np.array([3.0, 3.0]))
-    assert found["best"] == pytest.approx(8.5 / (2.5**2))
-    assert found["by norm"] == found["rat-is"] < found["best"]
-    flat = gains(np.full(5, 2.0), np.full(5, 7.0))
-    assert flat == pytest.approx({"rat-is": 1, "by norm": 1, "best": 1})
 
 
 def test_a_measurement_continues_and_ends_as_a_whole_one(

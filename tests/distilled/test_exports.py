@@ -269,6 +269,9 @@ def test_a_set_knows_how_to_train_on_it() -> None:
     assert config.network.items() >= {"width": 4, "depth": 1}.items()
     group = distilled.optimizer(expected.parameters()).param_groups[0]
     assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.003, 0.9, 5e-4)
+    rooted = replace(distilled, config=replace(config, inner_optim="Adam", inner_eps_root=1e-6))
+    (group,) = rooted.optimizer(expected.parameters()).param_groups
+    assert (group["lr"], group["betas"], group["eps"], group["eps_root"]) == (0.003, (0.9, 0.999), 1e-8, 1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -119,6 +119,11 @@ def test_inner_and_papers_are_the_runs_own_recipe(finished_run: Path) -> None:
     assert papers.lengths == (300, 600, 1000, 3000)
     sgd = replace(distilled, config=replace(distilled.config, inner_optim="SGD", inner_lr=0.1))
     assert make_recipe("inner", sgd, (5,)).rule == SGD(0.1)
+    rooted = replace(distilled, config=replace(distilled.config, inner_eps_root=1e-6))
+    for name, rule in (("inner", Adam(0.01, eps_root=1e-6)), ("papers", Adam(0.01, eps_root=1e-6))):
+        assert make_recipe(name, rooted, None).rule == rule
+        assert "Adam 0.01, eps_root 1e-06;" in make_recipe(name, rooted, None).text
+    assert make_recipe("dc", rooted, None).rule == make_recipe("dc", distilled, None).rule
 
 
 # ---- a run of ours ---------------------------------------------------------------------------------

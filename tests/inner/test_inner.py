@@ -1,5 +1,6 @@
 """Inner optimisers and the undifferentiated inner loop, against PyTorch's own optimisers."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,10 +9,11 @@ from torch import Tensor, nn
 
 from framework.inner.augment import apply
 from framework.inner.loop import InnerLoop
-from framework.inner.optimizers import SGD, Adam, Optimizer, State, make_optimizer, safe_sqrt
+from framework.inner.optimizers import SGD, Adam, ModuleAdam, Optimizer, State, make_optimizer, safe_sqrt
 from framework.rng import generator
 
 RULES = [Adam(1e-2), SGD(0.1)]
+ROOTED = Adam(1e-2, eps_root=1e-3)
 
 
 def torch_optimizer(rule: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -37,12 +39,44 @@ def test_rule_is_pytorchs_own(rule: Optimizer) -> None:
     assert state.t == 30
 
 
+def optax_adam(theta: np.ndarray, gradients: np.ndarray, rule: Adam) -> np.ndarray:
+    """optax.adam's update with its ``eps_root``, from its documentation: sqrt(v_hat + eps_root) + eps."""
+    m, v = np.zeros_like(theta), np.zeros_like(theta)
+    for t, g in enumerate(gradients, 1):
+        m, v = rule.beta1 * m + (1 - rule.beta1) * g, rule.beta2 * v + (1 - rule.beta2) * g**2
+        corrected_m, corrected_v = m / (1 - rule.beta1**t), v / (1 - rule.beta2**t)
+        theta = theta - rule.lr * corrected_m / (np.sqrt(corrected_v + rule.eps_root) + rule.eps)
+    return theta
+
+
+def test_eps_root_is_optaxs_and_a_modules_optimiser_has_it_too() -> None:
+    gen = generator(0, "test")
+    theta, gradients = (torch.randn(*s, generator=gen, dtype=torch.float64) for s in ((20,), (15, 20)))
+    gradients[:, :5] *= 1e-3  # whose second moment is far below eps_root
+    gradients[:, 5:8] = 0
+    expected = torch.from_numpy(optax_adam(theta.numpy(), gradients.numpy(), ROOTED))
+    parameter, state = nn.Parameter(theta.clone()), State.fresh(theta)
+    other = nn.Parameter(torch.zeros(2))  # never has a gradient
+    optimizer = ModuleAdam([parameter, other], ROOTED)
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        state = ROOTED.step(state, gradient)
+    for result in (state.theta, parameter.detach()):
+        assert relative_error(result, expected) < 1e-14
+    assert relative_error(expected, torch.from_numpy(optax_adam(theta.numpy(), gradients.numpy(), Adam(1e-2)))) > 1e-3
+    old = State(theta, gradients[0], gradients[1].square(), 4)
+    new = ROOTED.step(old, gradients[2])
+    assert torch.allclose(old.theta - ROOTED.step_sizes(new) * new.m, new.theta, rtol=1e-13, atol=1e-15)
+
+
 def test_the_flags_name_the_rules() -> None:
     assert make_optimizer("Adam", 0.5) == Adam(0.5)
+    assert make_optimizer("Adam", 0.5, 1e-8) == Adam(0.5, eps_root=1e-8)
     assert make_optimizer("SGD", 0.5) == SGD(0.5, momentum=0.9, weight_decay=5e-4)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("rule", [*RULES, ROOTED], ids=lambda rule: type(rule).__name__)
 def test_rule_is_differentiable_in_state_and_gradient(rule: Optimizer) -> None:
     gen = generator(0, "test")
     inputs = [torch.rand(4, generator=gen, dtype=torch.float64).requires_grad_() for _ in range(4)]

@@ -17,6 +17,7 @@ from framework.outer.replay import Replay
 from framework.rng import generator
 
 RULES = [Adam(1e-2), SGD(0.1)]
+ROOTED = Adam(1e-2, eps_root=1e-4)
 STRATEGIES = ["none", "flip", "rotate", "scale", "crop", "color", "cutout", "mixup", "flip_rotate_scale_crop_mixup"]
 
 
@@ -117,11 +118,19 @@ def test_several_networks_at_once_are_the_mean_of_each_alone(rule: Optimizer, st
     assert len({float(r.loss) for r in alone}) == 3
 
 
-def test_replay_survives_parameters_without_gradient() -> None:
+def test_replay_is_exact_with_a_root() -> None:
+    p = make_problem(6, width=4)
+    result, reference = both(p, ROOTED, Window(2, 4))
+    assert_same(result, reference)
+    assert relative_error(both(p, Adam(1e-2), Window(2, 4))[0].grads.images, reference.grads.images) > 0.01
+
+
+@pytest.mark.parametrize("rule", [Adam(1e-2), ROOTED], ids=["Adam", "rooted"])
+def test_replay_survives_parameters_without_gradient(rule: Adam) -> None:
     """v = 0: both engines take the square root's derivative as 0."""
     p = make_problem(3, "none")
     start = State.fresh(torch.zeros_like(p.theta))
-    loop = InnerLoop(p.network, Adam(1e-2))
+    loop = InnerLoop(p.network, rule)
     results = [engine(start, p.synthetic, p.plan, p.real) for engine in (Replay(loop), Higher(loop))]
     assert results[0].grads.labels is not None
     assert results[1].grads.labels is not None
@@ -147,7 +156,7 @@ def test_replay_leaves_no_graph_and_no_gradient_behind() -> None:
     assert not result.grads.images.requires_grad
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("rule", [*RULES, ROOTED], ids=lambda rule: type(rule).__name__)
 def test_pullback_is_the_steps_vector_jacobian_product(rule: Optimizer) -> None:
     gen = generator(0, "pullback")
 

@@ -1,6 +1,7 @@
 """Windows by importance sampling: without bias, never dearer than uniform ones, and exact to save and restore."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_method import method
 
-from framework.assemble.bptt import make_policy
+from framework.assemble.bptt import clip_bins, make_policy
 from framework.config.bptt import parse
+from framework.outer.importance import best_chances, bin_of, gains
 from framework.outer.policies.at_bptt import ATBPTT
-from framework.outer.policies.rat_is import ImportanceSampled, best_chances
+from framework.outer.policies.rat_is import ImportanceSampled
 from framework.outer.policies.stages import LATE
 
 MOMENTS = st.lists(st.floats(1e-12, 1e6), min_size=9, max_size=9)
@@ -77,6 +79,36 @@ def test_second_moment_times_cost_is_never_above_that_of_uniform_positions(
         assert (sizes / sizes.sum() / mixed).max() <= 1 / uniform * (1 + 1e-12)
 
 
+def test_gains_by_hand() -> None:
+    """Two positions, one of four times the norm, at the same cost: p = 4/5, 1/5 against 1/2, 1/2."""
+    sizes = np.ones(2)
+    found = gains(np.array([16.0, 1.0]), np.array([3.0, 3.0]), sizes, 0.2)
+    assert found["best"] == pytest.approx(8.5 / (2.5**2))
+    assert found["by norm"] == found["rat-is"] < found["best"]
+    flat = gains(np.full(5, 2.0), np.full(5, 7.0), np.array([3.0, 3, 3, 2, 2]), 0.2)
+    assert flat == pytest.approx({"rat-is": 1, "by norm": 1, "best": 1})
+    # Chances made for the wrong moments, p = 4/5, 1/5, where truly the second is large: they lose.
+    wrong = gains(np.array([16.0, 1.0]), np.array([3.0, 3.0]), sizes, 0.2, np.array([1.0, 16.0]))
+    assert wrong["best"] == pytest.approx((1 + 16) / 2 / ((1 / 0.8 + 16 / 0.2) / 4))
+
+
+@given(moments=MOMENTS, others=MOMENTS, slope=st.floats(0, 10))
+def test_gains_are_those_of_a_sum_over_positions(moments: list[float], others: list[float], slope: float) -> None:
+    bins = [list(range(k * 5, k * 5 + (5 if k % 2 else 4))) for k in range(9)]
+    sizes = np.array([float(len(part)) for part in bins])
+    costs = 1 + slope * np.arange(9.0)
+    weights = np.sqrt(np.array(moments) / costs) * sizes
+    chances, positions, moment, cost = weights / weights.sum(), sizes.sum(), 0.0, 0.0
+    rat_moment = rat_cost = 0.0
+    for k, part in enumerate(bins):
+        for _ in part:
+            p = 0.8 * chances[k] / len(part) + 0.2 / positions
+            moment, cost = moment + p * others[k] / (positions * p) ** 2, cost + p * costs[k]
+            rat_moment, rat_cost = rat_moment + others[k] / positions, rat_cost + costs[k] / positions
+    found = gains(np.array(moments), costs, sizes, 0.2, np.array(others))
+    assert found["rat-is"] == pytest.approx(rat_moment * rat_cost / (moment * cost), rel=1e-9)
+
+
 def test_positions_are_uniform_until_every_bin_has_two_samples_and_averages_decay() -> None:
     policy = ImportanceSampled(20, 2, bins=3, decay=0.5)
     assert [len(part) for part in policy.bins] == [7, 6, 6]
@@ -130,6 +162,38 @@ def test_the_method_weights_its_proposal_and_tells_the_policy_the_unweighted_nor
     weighted.applied(5.0)
     assert isinstance(weighted.policy, ImportanceSampled)
     assert weighted.policy.moments[weighted.policy.bin] == 4.0
+
+
+@pytest.mark.parametrize(
+    ("flags", "first", "last", "bins"),
+    [
+        ("--truncation rat-bptt --minwindow 2", 2, 16, 5),
+        ("--truncation at-bptt -d 2 --minwindow 2", 2, 16, 5),
+        ("--truncation at-bptt-pp --minwindow 2", 0, 16, 5),  # it does not read --minwindow
+        ("--truncation fixed", 0, 16, 5),
+        ("--truncation bptt", 0, 0, 1),
+    ],
+)
+def test_bins_of_clips_are_those_of_importance_sampling(flags: str, first: int, last: int, bins: int) -> None:
+    config = parse([*flags.split(), "--window", "4", "--clip_by", "position", "--is_bins", "5"])[0]
+    policy = make_policy(config, 10, 100)
+    found = clip_bins(config, policy)
+    assert [start for part in found for start in part] == list(range(first, last + 1))
+    assert len(found) == bins
+    if last:
+        assert found == ImportanceSampled(20, 4, first, bins=5).bins
+    for number, part in enumerate(found):
+        assert {bin_of(found, start) for start in part} == {number}
+    assert bin_of(found, 19) == len(found) - 1  # the start of a window that has become shorter
+    assert clip_bins(replace(config, clip_by="all"), policy) == []
+
+
+def test_the_method_names_the_clip_of_each_proposal() -> None:
+    apart, together = method("rat-bptt", every_step=True, clip_bins=[[0, 1], [2, 3], [4, 5]]), method("rat-bptt")
+    proposals = [*apart.proposals(0, 0), *apart.proposals(1, 0)]
+    assert [p.clip for p in proposals] == [p.facts["window_start"] // 2 for p in proposals]
+    assert len({p.clip for p in proposals}) > 1
+    assert {p.clip for p in together.proposals(0, 0)} == {0}
 
 
 def test_reweighted_at_bptt_has_the_expectation_of_uniform_steps() -> None:

@@ -125,8 +125,10 @@ def solve(p: Problem, recipe: Recipe, rule: Adam | SGD, window: Window = WINDOW)
     return outer_gradient(engine, [p.theta], p.synthetic, [p.plan], window, p.real)
 
 
-@pytest.mark.parametrize("rule", [Adam(1e-2), SGD(0.1)], ids=lambda rule: type(rule).__name__)
-@pytest.mark.parametrize("metric", ["plain", "adam"])
+RULES_METRICS = [(rule, metric) for rule in (Adam(1e-2), SGD(0.1)) for metric in ("plain", "adam")]
+
+
+@pytest.mark.parametrize(("rule", "metric"), [*RULES_METRICS, (Adam(1e-2, eps_root=1e-4), "adam")])
 def test_with_full_rank_at_every_step_the_meta_gradient_is_exact(rule: Adam | SGD, metric: str) -> None:
     p = make_problem(9, width=2, depth=1, side=4, channels=1)
     loop = InnerLoop(p.network, rule)

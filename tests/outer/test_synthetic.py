@@ -169,11 +169,24 @@ def test_the_clip_is_twice_the_moving_average_of_the_norm(learn_labels: bool, em
         factor = s.update(grads)["clip_factor"]
         assert joint_norm(grads).item() == pytest.approx(norm, rel=1e-13)
         assert factor.item() == pytest.approx(expected, rel=1e-13)
-        assert s.norm_ema is not None
-        assert s.norm_ema.item() == pytest.approx(average, rel=1e-13)
+        assert s.norm_emas[0].item() == pytest.approx(average, rel=1e-13)
         factors.append(expected)
     assert max(factors) == 1
     assert (min(factors) < 0.5) == (ema > 0)
+
+
+def test_every_clip_has_an_average_of_its_own() -> None:
+    """Of an average of its own, not of all, clip 2 cuts its large gradients less."""
+    apart, together, averages, less = make_set(), make_set(), {}, []
+    for grads, clip in zip(gradients(10), [0, 0, 2, 2, 0, 0, 2, 2, 2, 0], strict=True):
+        norm = joint_norm(grads).item()
+        averages[clip] = 0.9 * averages[clip] + 0.1 * norm if clip in averages else norm
+        factor = apart.update(grads, clip=clip)["clip_factor"]
+        assert factor.item() == pytest.approx(min(1.0, 2 * averages[clip] / norm), rel=1e-13)
+        shared = together.update(grads)["clip_factor"]
+        less.append(clip == 2 and bool(shared < factor))
+    assert any(less)
+    assert {clip: ema.item() for clip, ema in apart.norm_emas.items()} == pytest.approx(averages, rel=1e-13)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
@@ -323,14 +336,28 @@ def test_a_restored_set_continues_bit_identically(
     """Ancestors' faults 13 and 14: with learnt labels a resume restored neither optimiser nor clip."""
     steps = gradients(9, learn_labels)
     one, two = make_set(learn_labels, optimizer), make_set(learn_labels, optimizer)
-    for grads in steps[:before]:
-        one.update(grads)
+    for step, grads in enumerate(steps[:before]):
+        one.update(grads, clip=step % 3)
     torch.save(one.state_dict(), tmp_path / "state.pt")
     two.update(steps[8])  # whatever it was before
     two.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    for grads in steps[before:]:
-        assert torch.equal(one.update(grads)["clip_factor"], two.update(grads)["clip_factor"])
+    for step, grads in enumerate(steps[before:], before):
+        factors = [s.update(grads, clip=step % 3)["clip_factor"] for s in (one, two)]
+        assert torch.equal(*factors)
     assert difference(one.state_dict(), two.state_dict()) is None
+
+
+def test_a_state_of_before_there_were_several_clips_is_read() -> None:
+    one, two = make_set(), make_set()
+    for grads in gradients(3):
+        one.update(grads)
+    state = one.state_dict()
+    old = {**state, "norm_ema": state["norm_emas"][0]}
+    del old["norm_emas"]
+    two.load_state_dict(old)
+    assert difference(one.state_dict(), two.state_dict()) is None
+    two.load_state_dict({**old, "norm_ema": None})
+    assert two.norm_emas == {}
 
 
 def test_a_state_does_not_follow_the_live_set() -> None:

@@ -105,8 +105,8 @@ def diverging(config: Config, comm: Comm, device: torch.device) -> int:
     """A run in which rank 1's synthetic set is off by a bit after the first step."""
     original = SyntheticSet.update
 
-    def update(self: SyntheticSet, grads: dict[str, torch.Tensor], mask: Any = None) -> Any:
-        result = original(self, grads, mask)
+    def update(self: SyntheticSet, grads: dict[str, torch.Tensor], *rest: Any) -> Any:
+        result = original(self, grads, *rest)
         with torch.no_grad():
             self.images[0, 0, 0, 0] += 1e-6 * comm.rank
         return result

@@ -5,10 +5,10 @@ from typing import Any, Self
 import numpy as np
 from scipy.stats import rankdata
 
+from framework.outer.importance import Vector
 from framework.outer.policies.policy import (
     Policy,
     Probe,
-    Vector,
     Window,
     adapted,
     checked_norms,

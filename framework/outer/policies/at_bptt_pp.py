@@ -5,10 +5,10 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from framework.outer.importance import Vector
 from framework.outer.policies.policy import (
     Policy,
     Probe,
-    Vector,
     Window,
     adapted,
     checked_norms,

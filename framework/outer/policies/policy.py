@@ -16,16 +16,13 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from framework.errors import UserError
+from framework.outer.importance import Vector
 from framework.outer.policies.registry import Settings
 from framework.rng import generator
 
 Probe = Callable[[], Sequence[float]]
-
-
-Vector = NDArray[np.float64]
 
 
 def no_probe() -> Sequence[float]:
@@ -91,6 +88,9 @@ class Policy(ABC):
     drift: float | None = None
     """How far gradient norms have moved since the last choice, relatively; None where it is not measured."""
 
+    slot: int | None = None
+    """The kept networks that take the last window, by number; None: fresh networks do."""
+
     def __init__(self, steps: int, window: int, minimum: int = 0, seed: int = 0) -> None:
         assert 1 <= window <= steps and 0 <= minimum <= steps - window, "validated with the flags"
         self.steps, self.window, self.minimum, self.seed = steps, window, minimum, seed
@@ -115,6 +115,9 @@ class Policy(ABC):
 
     def learn(self, norm: float) -> None:  # noqa: B027  (most policies do not care)
         """Take note of the norm of an applied step's meta-gradient, over all ranks and before ``weight``."""
+
+    def forget(self, slot: int) -> None:  # noqa: B027  (most policies keep no networks)
+        """Take note that the networks of a slot are lost."""
 
     def observe(self, loss: float, accuracy: float) -> None:  # noqa: B027  (most policies do not care)
         """Take note of an epoch's mean loss and accuracy (a fraction) on real batches."""

@@ -5,40 +5,11 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from framework.outer.policies.policy import Policy, Probe, Vector, Window, no_probe, sample
+from framework.outer.importance import Vector, best_chances, position_bins
+from framework.outer.policies.policy import Policy, Probe, Window, no_probe, sample
 from framework.outer.policies.registry import Settings
 
 ENOUGH = 2  # samples of every bin, before which positions are uniform
-
-
-def costs_in_passes(inner: int, window: int, real: int) -> tuple[float, float]:
-    """A prefix step, and an outer step but for its prefix, in passes over an image: 3 make a gradient, 12 a
-    differentiated step.
-
-    Args:
-        inner: synthetic images of an inner step.
-        window: W.
-        real: images of the outer step.
-    """
-    return 3.0 * inner, 12.0 * inner * window + 3.0 * real
-
-
-def best_chances(moments: Vector, costs: Vector, sizes: Vector, uniform: float) -> Vector:
-    """The chances (K,) of bins of positions with which importance sampling tells most for its cost.
-
-    With G(N) the meta-gradient of position N, drawn with the chance p(N) and weighted by 1 / (P p(N)), the second
-    moment of the estimate times its expected cost is sum(m / p) sum(p c) / P^2, m(N) being E||G(N)||^2 and c(N) the
-    cost. By Cauchy and Schwarz it is least at p ~ sqrt(m / c), and there never above that of uniform positions.
-
-    Args:
-        moments: (K,) m of each bin, at least one above 0.
-        costs: (K,) c, above 0.
-        sizes: (K,) positions in each.
-        uniform: share that is left to uniform positions, so that no weight exceeds 1 / this.
-    """
-    best = sizes * np.sqrt(moments / costs)
-    chances: Vector = (1 - uniform) * best / best.sum() + uniform * sizes / sizes.sum()
-    return chances
 
 
 class ImportanceSampled(Policy):
@@ -72,8 +43,7 @@ class ImportanceSampled(Policy):
         cost: tuple[float, float] = (3.0, 12.0),
     ) -> None:
         super().__init__(steps, window, minimum, seed)
-        positions = np.arange(minimum, steps - window + 1)
-        self.bins = [part.tolist() for part in np.array_split(positions, min(bins, len(positions)))]
+        self.bins = position_bins(minimum, steps - window, bins)
         self.sizes = np.array([len(part) for part in self.bins], dtype=np.float64)
         self.costs = cost[0] * np.array([np.mean(part) for part in self.bins]) + cost[1]
         self.decay, self.uniform = decay, uniform

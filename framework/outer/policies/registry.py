@@ -36,6 +36,7 @@ class Settings:
     bin_decay: float = 0.9
     uniform: float = 0.2
     cost: tuple[float, float] = (3.0, 12.0)
+    pool: int = 16
     kl_weight: float = 1.0
     reference_rate: float = 0.05
     length_temperature: float = 1.0
@@ -69,6 +70,7 @@ POLICIES = {
     "forward": Entry("plain:Forward", places=True),
     "rat-bptt": Entry("rat_bptt:RaTBPTT", places=True),
     "rat-is": Entry("rat_is:ImportanceSampled", places=True),
+    "rat-pool": Entry("rat_pool:Pool", places=True),
     "at-bptt": Entry("at_bptt:ATBPTT", places=True, automatic=True, resizes=True),
     "at-bptt-positions": Entry("at_bptt:ATBPTT", places=True, automatic=True, options={"resize": False}),
     "at-bptt-windows": Entry("at_bptt:ATBPTT", places=True, automatic=True, resizes=True, options={"move": False}),

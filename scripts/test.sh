@@ -15,7 +15,14 @@ has_browser ||
 bash scripts/install.sh requirements-dev.txt
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/mypy
+# Types are checked beside the tests, and told after them.
+types=$(mktemp)
+.venv/bin/mypy >"$types" 2>&1 &
+checker=$! failed=0
 # Tests are many tiny problems: one thread each and one process per core beat one process with all cores. Whoever has none
 # left takes some of the other's.
-OMP_NUM_THREADS=1 exec .venv/bin/python -m pytest -n auto --dist worksteal "$@"
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist worksteal "$@" || failed=$?
+wait "$checker" || failed=1
+cat "$types"
+rm "$types"
+exit "$failed"

@@ -2,8 +2,8 @@
 
     python benchmarks/continual.py --out DIR --sizes 1 10 --seeds 0 1 2 [--classes 2] [--steps 120] -- FLAGS
 
-Classes arrive ``--classes`` at a time, in label order. Of a task's training images nothing stays but a memory of n images
-of each of its classes (``--sizes``):
+Classes arrive in tasks of ``--classes``, in label order. Of a task's training images nothing stays but a memory of n
+images of each of its classes (``--sizes``):
 
 * distilled: by main.py, from the task's classes alone, which it is given as ``--dataset npz:FILE``;
 * random: drawn anew for each network;
@@ -13,15 +13,15 @@ After each task a fresh network with an output for every class seen so far is tr
 all test images of these classes. That is the learner of GDumb (Prabhu, Torr and Dokania 2020, ECCV): nothing but the
 memory passes from one task to the next, so that accuracy says what the memory is worth. GDumb shares out a memory of
 fixed size among the classes; here each class keeps n images, as where Zhao and Bilen 2023 (arXiv 2110.04181) judge
-condensed images so.
+condensed images by that learner.
 
 Two rows are no memory of a learner that sees one task at a time: images distilled with all classes at once, and all
 real images of the classes seen.
 
 Networks are trained by FLAGS' optimiser and augmentation for ``--steps`` steps, a number that no image has chosen:
-``--num_train_eval`` of them for each seed and memory, the same fresh ones for all memories. Real and distilled images are
-standardised as the first task's training images are, since later ones are not known yet. FLAGS are of main.py, for every
-distillation; where ``--batch_per_class`` is more than there are images, it is lowered.
+``--num_train_eval`` of them for each seed and memory, the same fresh ones for all memories. Real and distilled images
+are standardised as the first task's training images are, since later ones are not known yet. FLAGS are of main.py, for
+every distillation; where ``--batch_per_class`` is more than there are images, it is lowered.
 
 Every run has a folder of its own below DIR; a study that was stopped (by hand, or by ``--minutes``) continues where it
 was when started again. Ends in DIR/results.json and results.md. Used by ``scripts/continual.sh``.
@@ -151,11 +151,11 @@ class Study:
             UserError: naming the flag.
         """
         c, names = self.config, self.listing.class_names
-        for flag, given in (
-            ("--zca", c.zca), ("--zca_pixels", c.zca_pixels), ("--train_y", c.train_y), ("--boost_block", c.boost_block),
-        ):  # fmt: skip
-            if given:
-                raise UserError(f"{flag}: a memory is of standardised images with their classes; leave it out")
+        excluded = {
+            "--zca": c.zca, "--zca_pixels": c.zca_pixels, "--train_y": c.train_y, "--boost_block": c.boost_block,
+        }  # fmt: skip
+        if given := [flag for flag, value in excluded.items() if value]:
+            raise UserError(f"{given[0]}: a memory is of standardised images with their classes; leave it out")
         if len(names) % self.classes:
             raise UserError(f"--classes {self.classes}: does not divide the {len(names)} classes of {c.dataset}")
         require_random_real(self.listing.counts, names, self.sizes[-1], "--sizes")
@@ -372,8 +372,8 @@ def table(results: dict[str, Any]) -> str:
     ]
     text = markdown(["images per class", "memory", *(f"{count} classes" for count in counts), "mean"], rows)
     return text + (
-        f"\n\nTest accuracy (%) over all classes seen so far, after each task, and the mean over tasks. ± is the deviation "
-        f"over {len(results['seeds'])} seeds, of each the mean of {results['networks']} networks trained for "
+        f"\n\nTest accuracy (%) over all classes seen so far, after each task, and the mean over tasks. ± is the "
+        f"deviation over {len(results['seeds'])} seeds, of each the mean of {results['networks']} networks trained for "
         f"{results['steps']} steps. {results['dataset']}; {ran_on(results)}."
     )
 

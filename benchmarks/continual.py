@@ -72,6 +72,8 @@ MEMORIES = {
     "joint": "distilled with all classes at once",
 }
 """Rows of the table for each size."""
+DISTILLED = ("distilled", "joint")
+"""Of these, the ones that main.py makes."""
 FULL = "full"
 """The row without a size: all real images of the classes seen."""
 FEATURE_STEPS = 200
@@ -130,9 +132,19 @@ class Study:
         """The distillation of all classes at once."""
         return self._job(f"joint_{size}", size, seed, [])
 
-    def jobs(self, size: int, seed: int) -> list[Job]:
-        """All distillations of a size and seed."""
-        return [*(self.of_task(task, size, seed) for task in range(len(self.tasks))), self.joint(size, seed)]
+    def needed(self, kind: str, size: int | None, seed: int) -> list[Job]:
+        """The distillations of a row."""
+        if size is None or kind not in DISTILLED:
+            return []
+        if kind == "joint":
+            return [self.joint(size, seed)]
+        return [self.of_task(task, size, seed) for task in range(len(self.tasks))]
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All distillations, seed by seed, those of all classes at once last."""
+        rows = [(kind, size, seed) for kind in DISTILLED for seed in self.seeds for size in self.sizes]
+        return [job for row in rows for job in self.needed(*row)]
 
     def _job(self, name: str, size: int, seed: int, data: list[str]) -> Job:
         batch = min(self.config.batch_per_class, size)
@@ -145,7 +157,7 @@ class Study:
         return self.out / "scores" / f"seed{seed}" / f"{name}.json"
 
     def check(self) -> None:
-        """Check the flags, and that the folder has nothing of other ones.
+        """Check the flags, before anything is written.
 
         Raises:
             UserError: naming the flag.
@@ -159,12 +171,22 @@ class Study:
         if len(names) % self.classes:
             raise UserError(f"--classes {self.classes}: does not divide the {len(names)} classes of {c.dataset}")
         require_random_real(self.listing.counts, names, self.sizes[-1], "--sizes")
+
+    def claim(self) -> None:
+        """Note in the folder what is studied there, and write the tasks' images that it does not have.
+
+        Raises:
+            UserError: it holds a study of other flags.
+        """
         asked = {"classes": self.classes, "steps": self.steps, "flags": self.common}
         kept = self.out / "study.json"
         if not kept.exists():
             write_json(kept, asked)
         elif read_json(kept) != asked:
             raise UserError(f"--out {self.out}: holds a study of other flags; choose another folder")
+        for task in range(len(self.tasks)):
+            if not self.task_file(task).exists():
+                write_task(self, task)
 
 
 # ---- tasks -----------------------------------------------------------------------------------------
@@ -325,7 +347,7 @@ def judge(s: Study, tasks: list[RealData], seed: int, deadline: float) -> None:
     memories = Memories(s, tasks, seed)
     for kind, size in s.rows:
         file = s.score_file(kind, size, seed)
-        lacking = size is not None and any(job.summary is None for job in s.jobs(size, seed))
+        lacking = any(job.summary is None for job in s.needed(kind, size, seed))
         if file.exists() or lacking or time.monotonic() > deadline:
             continue
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -346,10 +368,10 @@ def collect(s: Study) -> dict[str, Any]:
             after = [mean_and_deviation(list(column)) for column in zip(*found.values(), strict=True)]
             over = mean_and_deviation([statistics.fmean(values) for values in found.values()])
             rows.append({"memory": kind, "size": size, "per seed": found, "after each task": after, "mean": over})
-    done = {job.variant: summary for size in s.sizes for seed in s.seeds for job in s.jobs(size, seed)
-            if (summary := job.summary)}  # fmt: skip
+    done = {job.variant: summary for job in s.jobs if (summary := job.summary)}
+    about = environment(resolve_device(s.config.device_name))
     return {
-        **environment(resolve_device(s.config.device_name)),
+        **{key: about[key] for key in ("device", "torch", "python")},
         "dataset": s.config.dataset,
         "tasks": [[s.listing.class_names[k] for k in task] for task in s.tasks],
         "seeds": s.seeds,
@@ -392,15 +414,12 @@ def main() -> None:
     a = parser.parse_args()
     deadline = time.monotonic() + 60 * a.minutes
     s = Study(a.out.resolve(), a.classes, sorted(set(a.sizes)), a.steps, a.seeds, a.common)
-    make_folder(s.out, "--out")
     s.check()
-    for task in range(len(s.tasks)):
-        if not s.task_file(task).exists():
-            write_task(s, task)
-    jobs = [job for seed in s.seeds for size in s.sizes for job in s.jobs(size, seed)]
+    make_folder(s.out, "--out")
+    s.claim()
     threads = threads_each(a.jobs)
     with ThreadPoolExecutor(a.jobs) as pool:
-        list(pool.map(lambda job: distil(job, deadline, threads), jobs))
+        list(pool.map(lambda job: distil(job, deadline, threads), s.jobs))
     device = resolve_device(s.config.device_name)
     configure_process(device, "float32")
     tasks = load_tasks(s, device)
@@ -409,7 +428,7 @@ def main() -> None:
     results = collect(s)
     write_results(s.out, "results", results, table(results))
     print(table(results))
-    missing = sum(job.summary is None for job in jobs)
+    missing = sum(job.summary is None for job in s.jobs)
     missing += sum(not s.score_file(kind, size, seed).exists() for kind, size in s.rows for seed in s.seeds)
     if missing:
         print(f"{missing} runs and rows are not finished: start the same command again to continue")

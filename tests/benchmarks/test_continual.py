@@ -13,7 +13,7 @@ from threads import InThisThread
 
 import continual
 import study
-from continual import Memories, Study, accuracies, collect, joined, load_tasks, table, write_task
+from continual import Memories, Study, accuracies, collect, joined, load_tasks, table
 from framework.assemble.common import data_spec
 from framework.data.load import list_data
 from framework.data.splits import Split
@@ -35,8 +35,7 @@ def of(out: Path, classes: int = 5, sizes: list[int] | None = None, common: list
 
 def of_tasks(out: Path, classes: int = 5) -> Study:
     s = of(out, classes)
-    for task in range(len(s.tasks)):
-        write_task(s, task)
+    s.claim()
     return s
 
 
@@ -208,7 +207,7 @@ def test_what_does_not_go_is_one_line(study_of: dict[str, object], message: str,
 
 
 def test_a_folder_is_of_one_study(tmp_path: Path) -> None:
-    of(tmp_path).check()
-    of(tmp_path, sizes=[1, 2]).check()
+    of_tasks(tmp_path)
+    of(tmp_path, sizes=[1, 2]).claim()
     with pytest.raises(UserError, match="holds a study of other flags"):
-        of(tmp_path, classes=2).check()
+        of(tmp_path, classes=2).claim()

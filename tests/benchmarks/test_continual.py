@@ -15,6 +15,7 @@ import continual
 import study
 from continual import Memories, Study, accuracies, collect, joined, load_tasks, table
 from framework.assemble.common import data_spec
+from framework.config.bptt import parse
 from framework.data.load import list_data
 from framework.data.splits import Split
 from framework.distilled.load import load_distilled
@@ -56,7 +57,7 @@ def test_tasks_have_each_image_once_where_all_classes_at_once_have_it(tmp_path: 
             for k, image in zip(file[f"y_{name}"], file[f"x_{name}"][..., 0], strict=True)
         ]
         assert sorted(found) == expected
-    listed = list_data(data_spec(continual.parse([*FLAGS, "--dataset", f"npz:{s.task_file(1)}"])[0]))
+    listed = list_data(data_spec(parse(s.of_task(1, 1, 0).flags)[0]))
     assert listed.class_names == ("2", "3")
     assert listed.counts.tolist() == whole.counts[2:4].tolist()
 

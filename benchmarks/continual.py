@@ -195,7 +195,7 @@ class Study:
 def write_task(s: Study, task: int) -> None:
     """Write the images of a task's classes, split as those of all classes are, for ``--dataset npz:FILE``."""
     own, source = s.tasks[task], s.listing.source
-    arrays = {"class_names": np.array(s.listing.class_names[own.start : own.stop])}
+    arrays: dict[str, Any] = {"class_names": np.array(s.listing.class_names[own.start : own.stop])}
     rows_of = {
         "train": (source.train, s.listing.train),
         "val": (source.train if source.val is None else source.val, s.listing.val),
@@ -389,14 +389,15 @@ def table(results: dict[str, Any]) -> str:
     names = {**MEMORIES, FULL: "all real images"}
     counts = [sum(map(len, results["tasks"][: t + 1])) for t in range(len(results["tasks"]))]
     rows = [
-        [row["size"] or "all", names[row["memory"]], *map(percent, row["after each task"]), percent(row["mean"])]
+        [row["size"] or "all", names[row["memory"]], *map(percent, row["after each task"]), percent(row["mean"]),
+         len(row["per seed"])]
         for row in results["rows"]
-    ]
-    text = markdown(["images per class", "memory", *(f"{count} classes" for count in counts), "mean"], rows)
+    ]  # fmt: skip
+    text = markdown(["images per class", "memory", *(f"{count} classes" for count in counts), "mean", "n"], rows)
     return text + (
         f"\n\nTest accuracy (%) over all classes seen so far, after each task, and the mean over tasks. ± is the "
-        f"deviation over {len(results['seeds'])} seeds, of each the mean of {results['networks']} networks trained for "
-        f"{results['steps']} steps. {results['dataset']}; {ran_on(results)}."
+        f"deviation over n seeds, of each the mean of {results['networks']} networks trained for {results['steps']} "
+        f"steps. {results['dataset']}; {ran_on(results)}."
     )
 
 

@@ -159,7 +159,9 @@ def test_a_study_is_made_continued_and_told(tmp_path: Path, capsys: pytest.Captu
         after = [100 * sum(networks) / 2 for networks in json.loads(scores[name])]
         assert [column["mean"] for column in row["after each task"]] == pytest.approx(after)
         assert row["mean"]["mean"] == pytest.approx(sum(after) / 2)
-    assert (out / "results.md").read_text().startswith("| images per class | memory | 5 classes | 10 classes | mean |")
+    assert (
+        (out / "results.md").read_text().startswith("| images per class | memory | 5 classes | 10 classes | mean | n |")
+    )
     # Each task's set was standardised by its own images; in the memory all are by the first task's.
     s = of(out)
     tasks = load_tasks(s, torch.device("cpu"))
@@ -189,7 +191,7 @@ def test_the_table_is_over_the_seeds_that_are_there(tmp_path: Path) -> None:
         write_json(file, values)
     (row,) = collect(s)["rows"]
     assert row["per seed"] == {0: pytest.approx([0.6, 0.3]), 2: pytest.approx([0.8, 0.5])}
-    assert "| 1 | random real images | 70.00 ± 14.14 | 40.00 ± 14.14 | 55.00 ± 14.14 |" in table(collect(s))
+    assert "| 1 | random real images | 70.00 ± 14.14 | 40.00 ± 14.14 | 55.00 ± 14.14 | 2 |" in table(collect(s))
 
 
 @pytest.mark.parametrize(

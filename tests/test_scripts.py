@@ -78,6 +78,20 @@ def test_every_variant_of_a_study_is_understood_without_a_warning(study: str, da
         assert parse([*common, *flags.split()])[1] == [], name
 
 
+def test_every_distillation_of_continual_learning_is_understood_without_a_warning(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/usr/bin/env bash\nprintf '%s\\n' \"$@\"\n")
+    python.chmod(0o755)
+    command = ["bash", str(SCRIPTS / "continual.sh"), "--dataset", "mnist", "--sizes", "1", "5", "--", "--width", "8"]
+    environment = {**os.environ, "PYTHON": str(python)}
+    words = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    at = words.index("--")
+    assert words[:at] == ["benchmarks/continual.py", "--out", "save/mnist/continual", "--sizes", "1", "5"]
+    config, warnings = parse([*words[at + 1 :], "--num_per_class", "5"])
+    assert warnings == []
+    assert (config.dataset, config.policy, config.width, config.baselines) == ("mnist", "rat-bptt", 8, ())
+
+
 def both_of(script: str, *extra: str, **environment: str) -> tuple[BufferConfig, FtdConfig]:
     """What a script of ``ftd`` would hand to both verbs, without a warning."""
     command = ["bash", str(SCRIPTS / script), *extra]

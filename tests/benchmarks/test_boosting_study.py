@@ -8,6 +8,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from cli import TINY
+from threads import InThisThread
 
 import boosting_study
 import study
@@ -20,21 +21,6 @@ from framework.report.metrics import Reporter
 from main import main
 
 COMMON = [*TINY, "--num_train_eval", "1", "--eval_steps", "3", "--test_freq", "9", "--batch_per_class", "5"]
-
-
-class InThisThread:
-    """Stands in for a pool of threads: signals, which runs listen to, are the main thread's."""
-
-    def __init__(self, jobs: int) -> None:
-        pass
-
-    def __enter__(self) -> "InThisThread":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    map = staticmethod(map)
 
 
 def of(out: Path, seeds: list[int] | None = None) -> Study:

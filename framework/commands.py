@@ -1,4 +1,4 @@
-"""The sub-commands ``evaluate``, ``export``, ``report``, ``leaderboard``: their flags, and who does what they ask for.
+"""The sub-commands ``evaluate``, ``export``, ``report``, ``leaderboard``, ``zoo``: their flags, and who does the work.
 
 The work is imported when the flags are known to be right: ``--help`` and mistakes should not wait for PyTorch.
 """
@@ -17,6 +17,7 @@ from framework.errors import UserError, reachable
 from framework.evaluation.names import ALL, BASELINES, CORESETS, LABELS, RECIPES, STRATEGIES, TEACHER_STEPS, TIMM
 from framework.files import EXPORTS
 from framework.flags import Parser, plain_text
+from framework.zoo.cards import PREFIX, name_of, names, read_card, stand_in
 
 DATASETS: tuple[Any, ...] = FLAGS["dataset"].choices or ()
 ARCHITECTURES: tuple[Any, ...] = FLAGS["arch"].choices or ()
@@ -65,7 +66,8 @@ def _evaluate_parser() -> Parser:
         "Train fresh networks on a distilled set, of this program or another, and score them on the real test images.",
     )
     add = parser.add_argument
-    add("set", metavar="RUN_OR_FILE", type=Path, help="a run's folder; .safetensors, .pt, .npz, .h5; an image folder")
+    add("set", metavar="RUN_OR_FILE", type=Path, help="a run's folder; .safetensors, .pt, .npz, .h5; an image folder; "
+        "zoo:NAME, of main.py zoo")  # fmt: skip
     add("--eval_arch", nargs="+", type=_architecture, metavar="ARCH",
         help=f"networks to train: {', '.join(ARCHITECTURES)}; or timm:NAME, a model of the package timm "
         "(default: the set's own)")  # fmt: skip
@@ -105,7 +107,8 @@ def _evaluate_parser() -> Parser:
     add("--cache_dir", metavar="DIR", help="where ZCA matrices and decoded images are kept for later (default: the "
         "run's, or at-bptt in the user's cache folder)")  # fmt: skip
     add("--output", type=Path, metavar="DIR",
-        help="where table, JSON and TensorBoard events go (default: RUN/evaluation, or FILE.evaluation)")  # fmt: skip
+        help="where table, JSON and TensorBoard events go (default: RUN/evaluation, FILE.evaluation; of zoo:NAME "
+        "zoo-NAME.evaluation)")  # fmt: skip
     foreign = parser.add_argument_group("what files of other programs do not say")
     add = foreign.add_argument
     add("--dataset", choices=DATASETS, help="real data set that the set was made from")
@@ -171,11 +174,12 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _export_parser() -> Parser:
     parser = Parser("main.py export", "Write a distilled set in a form that other tools read.")
     add = parser.add_argument
-    add("set", metavar="RUN", type=Path, help="a run's folder, or a file of a set that this program wrote")
+    add("set", metavar="RUN", type=Path, help="a run's folder, a file of a set that this program wrote, or zoo:NAME")
     add("--to", required=True, choices=tuple(FORMS),
         help="safetensors, pt, npz, h5: lossless; images: one sub-folder of PNG files per class; ddranking: tensors "
         "for that package's scores; hf: parquet and a data card for datasets.load_dataset")  # fmt: skip
-    add("--output", type=Path, metavar="PATH", help="file or folder to write (default: in RUN/exports)")
+    add("--output", type=Path, metavar="PATH",
+        help="file or folder to write (default: in RUN/exports; of zoo:NAME in zoo-NAME/exports)")  # fmt: skip
     add("--ddranking_dataset", choices=tuple(DDRANKING), metavar="NAME",
         help=f"which of its data sets, where the run's does not tell ({', '.join(DDRANKING)}) "
         "[read by --to ddranking]")  # fmt: skip
@@ -192,7 +196,8 @@ def _export(args: argparse.Namespace) -> None:
     from framework.distilled.load import load_distilled
 
     distilled = load_distilled(args.set)
-    folder = args.set if args.set.is_dir() else args.set.parent
+    own = name_of(args.set) is not None
+    folder = stand_in(args.set) if own or args.set.is_dir() else args.set.parent
     suffix = FORMS[args.to]
     path = args.output or folder / EXPORTS / (f"distilled{suffix}" if suffix else args.to)
     if distilled.lacks:
@@ -235,7 +240,7 @@ def _leaderboard_parser() -> Parser:
         "Markdown, JSON and HTML.",
     )
     parser.add_argument("sets", metavar="SET_OR_FOLDER", nargs="+", type=Path,
-        help="a run's folder, a set that was evaluated, or a folder of such, at any depth")  # fmt: skip
+        help="a run's folder, a set that was evaluated (zoo:NAME too), or a folder of such, at any depth")  # fmt: skip
     parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder to write into")
     return parser
 
@@ -246,16 +251,46 @@ def _leaderboard(args: argparse.Namespace) -> None:
     print("\n".join(map(str, leaderboard.write(args.sets, args.out))))
 
 
+# ---- zoo -------------------------------------------------------------------------------------------
+
+
+def _zoo_parser() -> Parser:
+    parser = Parser("main.py zoo", "List the distilled sets that come with this program, or show the card of one.")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="show this set's card (default: list all sets)")
+    parser.add_argument("--commands", action="store_true",
+        help="print only the commands that made the set, one a line; ROOT is the folder of the data")  # fmt: skip
+    return parser
+
+
+def _check_zoo(args: argparse.Namespace) -> None:
+    if args.commands and args.name is None:
+        raise UserError("--commands: of which set? give its NAME too")
+
+
+def _zoo(args: argparse.Namespace) -> None:
+    from framework.report import zoo
+
+    if args.name is None:
+        print(zoo.table({name: read_card(name) for name in names()}))
+        return
+    name = args.name.removeprefix(PREFIX)
+    card = read_card(name)
+    print("\n".join(card.commands) if args.commands else zoo.text(name, card))
+
+
 # ---- all of them -----------------------------------------------------------------------------------
 
 
 class Command(NamedTuple):
-    """A sub-command: its parser, what is checked before PyTorch is imported, its work, and what saves memory there."""
+    """A sub-command: its parser, what is checked before PyTorch is imported, its work, and what saves memory there.
+
+    ``advice`` is None of one that needs no PyTorch.
+    """
 
     parser: Callable[[], Parser]
     check: Callable[[argparse.Namespace], None]
     work: Callable[[argparse.Namespace], None]
-    advice: str
+    advice: str | None
 
 
 COMMANDS = {
@@ -269,6 +304,7 @@ COMMANDS = {
     "leaderboard": Command(
         _leaderboard_parser, lambda args: None, _leaderboard, "free memory, or give fewer sets",
     ),
+    "zoo": Command(_zoo_parser, _check_zoo, _zoo, None),
 }  # fmt: skip
 
 
@@ -284,11 +320,15 @@ def run(name: str, arguments: Sequence[str]) -> int:
     args = command.parser().parse_args(arguments)
     args.line = shlex.join(["python", "main.py", name, *arguments])
     command.check(args)
+    advice = command.advice
     try:
-        from framework.run.memory import explained
-
-        with explained(lambda: command.advice):
+        if advice is None:
             command.work(args)
+        else:
+            from framework.run.memory import explained
+
+            with explained(lambda: advice):
+                command.work(args)
     except KeyboardInterrupt:
         print(f"main.py {name}: stopped; nothing was written", file=sys.stderr)
         return 130

@@ -5,6 +5,8 @@ The work is imported when the flags are known to be right: ``--help`` and mistak
 
 import argparse
 import math
+import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from framework.config.bptt import FLAGS
-from framework.distilled.names import DDRANKING, FORMS, LABEL_KINDS
+from framework.distilled.names import DDRANKING, FORMS, HUB_TOKEN, LABEL_KINDS
 from framework.errors import UserError, reachable
 from framework.evaluation.names import ALL, BASELINES, CORESETS, LABELS, RECIPES, STRATEGIES, TEACHER_STEPS, TIMM
 from framework.files import EXPORTS
@@ -183,16 +185,31 @@ def _export_parser() -> Parser:
     add("--ddranking_dataset", choices=tuple(DDRANKING), metavar="NAME",
         help=f"which of its data sets, where the run's does not tell ({', '.join(DDRANKING)}) "
         "[read by --to ddranking]")  # fmt: skip
+    add("--push", metavar="USER/NAME",
+        help="put it into this data set on the Hugging Face hub too; needs a token in the variable "
+        f"{HUB_TOKEN} [read by --to hf]")  # fmt: skip
     return parser
 
 
 def _check_export(args: argparse.Namespace) -> None:
     if args.ddranking_dataset and args.to != "ddranking":
         raise UserError(f"--ddranking_dataset is not read by --to {args.to}; leave it out")
+    if args.push is None:
+        return
+    if args.to != "hf":
+        raise UserError(f"--push is not read by --to {args.to}; leave it out")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", args.push, re.ASCII):
+        raise UserError(f"--push {args.push}: give USER/NAME, of letters, digits, - _ and .")
+    if not os.environ.get(HUB_TOKEN):
+        raise UserError(
+            f"--push {args.push}: no token; set the variable {HUB_TOKEN} to one that may write, of "
+            "https://huggingface.co/settings/tokens"
+        )
 
 
 def _export(args: argparse.Namespace) -> None:
     from framework.distilled.exports import export
+    from framework.distilled.hub import open_hub, push
     from framework.distilled.load import load_distilled
 
     distilled = load_distilled(args.set)
@@ -200,10 +217,13 @@ def _export(args: argparse.Namespace) -> None:
     folder = stand_in(args.set) if own or args.set.is_dir() else args.set.parent
     suffix = FORMS[args.to]
     path = args.output or folder / EXPORTS / (f"distilled{suffix}" if suffix else args.to)
+    hub = None if args.push is None else open_hub()
     if distilled.lacks:
         print(distilled.lacks, file=sys.stderr, flush=True)
     lost = export(distilled, args.to, path, args.ddranking_dataset)
-    print(f"{path}: {len(distilled.images)} images of {distilled.num_classes} classes; {lost}")
+    print(f"{path}: {len(distilled.images)} images of {distilled.num_classes} classes; {lost}", flush=True)
+    if hub is not None:
+        print(push(hub, path, args.push))
 
 
 # ---- report ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The zoo: cards and files agree and can be made again, figures hold, and ``zoo:NAME`` stands wherever a set is read."""
+"""The zoo: cards and files agree, sets can be made again, figures hold, and ``zoo:NAME`` stands where a set is read."""
 
 import json
 import math
@@ -46,7 +46,8 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_file_has_its_card_and_all_are_small() -> None:
-    files = [path for path in cards.FOLDER.iterdir() if path.suffix in (".json", ".safetensors")]
+    suffixes = (".json", ".safetensors")
+    files = [path for path in cards.FOLDER.iterdir() if path.suffix in suffixes]
     assert OWN in NAMES
     assert {path.name for path in files} == {
         f"{name}{suffix}" for name in NAMES for suffix in (".json", ".safetensors")

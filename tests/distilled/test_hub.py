@@ -27,12 +27,12 @@ class FakeHub(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
         self.server.told.append((self.path, self.headers["Authorization"], body))
         answers = {
-            "/api/repos/create": {"url": "http://hub/datasets/me/digits", "name": "me/digits", "id": "1"},
+            "/api/repos/create": {"url": "https://huggingface.co/datasets/me/digits", "name": "me/digits", "id": "1"},
             "/api/datasets/me/digits/preupload/main": {
                 "files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in asked(body)]
             },
             "/api/datasets/me/digits/commit/main": {
-                "commitUrl": "http://hub/datasets/me/digits/commit/1", "commitOid": "1", "success": True
+                "commitUrl": "https://huggingface.co/datasets/me/digits/commit/1", "commitOid": "1", "success": True
             },
         }  # fmt: skip
         self.answer(200, answers[self.path])

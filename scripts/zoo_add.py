@@ -151,10 +151,11 @@ def check(a: argparse.Namespace) -> tuple[Distilled, Summary]:
         if (a.folder / f"{a.name}{suffix}").exists():
             raise UserError(f"{a.folder / a.name}{suffix}: is there already; remove it or choose another name")
     run = RunFolder(a.run)
+    dataset = run.config.dataset
     if run.summary is None or run.distilled is None:
         raise UserError(f"{a.run}: the run has not ended; let it go on, then try again")
-    if run.config.dataset not in DATA and not (a.data and a.licence):
-        raise UserError(f"--data, --licence: say where the images of {run.config.dataset} are from, and their licence")
+    if dataset not in DATA and not (a.data and a.licence):
+        raise UserError(f"--data, --licence: say where the images of {dataset} are from, and their licence")
     for command in a.before:
         if shlex.split(command)[:2] != ["python", "main.py"]:
             raise UserError(f"--before {command}: give a whole command, python main.py ...")

@@ -31,6 +31,7 @@ class FakeHub(BaseHTTPRequestHandler):
             "/api/datasets/me/digits/preupload/main": {
                 "files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in asked(body)]
             },
+            "/api/validate-yaml": {"errors": [], "warnings": []},
             "/api/datasets/me/digits/commit/main": {
                 "commitUrl": "https://huggingface.co/datasets/me/digits/commit/1", "commitOid": "1", "success": True
             },

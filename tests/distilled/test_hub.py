@@ -15,9 +15,13 @@ from cli import refused
 from main import main
 
 
-def asked(body: bytes) -> list[str]:
-    """The paths of files that a hub is asked how it wants them."""
-    return [file["path"] for file in json.loads(body).get("files", [])] if body.startswith(b"{") else []
+ANSWERS = {
+    "/api/repos/create": {"url": "https://huggingface.co/datasets/me/digits", "name": "me/digits", "id": "1"},
+    "/api/validate-yaml": {"errors": [], "warnings": []},
+    "/api/datasets/me/digits/commit/main": {
+        "commitUrl": "https://huggingface.co/datasets/me/digits/commit/1", "commitOid": "1", "success": True
+    },
+}  # fmt: skip
 
 
 class FakeHub(BaseHTTPRequestHandler):
@@ -26,17 +30,12 @@ class FakeHub(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
         self.server.told.append((self.path, self.headers["Authorization"], body))
-        answers = {
-            "/api/repos/create": {"url": "https://huggingface.co/datasets/me/digits", "name": "me/digits", "id": "1"},
-            "/api/datasets/me/digits/preupload/main": {
-                "files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in asked(body)]
-            },
-            "/api/validate-yaml": {"errors": [], "warnings": []},
-            "/api/datasets/me/digits/commit/main": {
-                "commitUrl": "https://huggingface.co/datasets/me/digits/commit/1", "commitOid": "1", "success": True
-            },
-        }  # fmt: skip
-        self.answer(200, answers[self.path])
+        self.answer(200, self.preupload(body) if "preupload" in self.path else ANSWERS[self.path])
+
+    def preupload(self, body: bytes) -> dict[str, Any]:
+        """How the hub wants each file: whole, in the commit."""
+        asked = json.loads(body)["files"]
+        return {"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in asked]}
 
     def do_GET(self) -> None:
         self.server.told.append((self.path, self.headers["Authorization"], b""))

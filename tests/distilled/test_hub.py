@@ -14,7 +14,6 @@ from cli import refused
 
 from main import main
 
-
 ANSWERS = {
     "/api/repos/create": {"url": "https://huggingface.co/datasets/me/digits", "name": "me/digits", "id": "1"},
     "/api/validate-yaml": {"errors": [], "warnings": []},

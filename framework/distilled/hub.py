@@ -16,10 +16,8 @@ def open_hub() -> Any:
     """
     try:
         from huggingface_hub import HfApi
-        from huggingface_hub.utils import disable_progress_bars
     except ImportError as error:
         raise UserError("--push needs the package: pip install huggingface_hub, or leave it out") from error
-    disable_progress_bars()
     return HfApi(endpoint=os.environ.get(HUB_ENDPOINT) or None, token=os.environ[HUB_TOKEN])
 
 

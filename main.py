@@ -7,7 +7,7 @@ from framework.config.registry import parse
 from framework.errors import UserError
 from framework.output import lasting_output
 
-COMMANDS = ("evaluate", "export", "report", "leaderboard", "advise")
+COMMANDS = ("evaluate", "export", "report", "leaderboard", "advise", "zoo")
 
 
 def main(arguments: Sequence[str]) -> int:

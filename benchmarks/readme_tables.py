@@ -1,12 +1,15 @@
-"""Put the figures of benchmarks/results into docs/engines.md, between its markers.
+"""Put the figures of benchmarks/results into docs/engines.md, and the zoo's table into README.md, between markers.
 
 python benchmarks/readme_tables.py [--check]
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from common import RESULTS, ROOT, Parser, markdown, ran_on, run
 from framework.files import read_json, write_text
+from framework.report import zoo
+from framework.zoo import cards
 
 SOURCES = ("metagrad_cpu.json", "metagrad_cpu_100.json", "metagrad_cpu_large.json")  # other machines' stand beside them
 VARIANTS = {
@@ -17,7 +20,6 @@ VARIANTS = {
     "replay, compile": "replay, compiled",
     "replay, compile, bf16": "replay, compiled, bf16",
 }
-START, END = "<!-- metagrad: benchmarks/readme_tables.py -->", "<!-- /metagrad -->"
 
 
 def cell(case: dict[str, Any], variant: str) -> str:
@@ -32,8 +34,9 @@ def cell(case: dict[str, Any], variant: str) -> str:
     return f"{seconds} ({base['all'] / measured['all']:.2f}x), {mib} ({share:.1f} %)"
 
 
-def metagrad(files: list[dict[str, Any]]) -> str:
+def metagrad() -> str:
     """The comparison of engines: seconds and additional peak memory of an outer step, and ratios."""
+    files = [read_json(RESULTS / name) for name in SOURCES]
     cases = [case for results in files for case in results["cases"]]
     cases.sort(key=lambda case: (case["images"], case["window"]))
     rows = [[f"{c['images']}, {c['window']}", *(cell(c, variant) for variant in VARIANTS)] for c in cases]
@@ -45,23 +48,38 @@ def metagrad(files: list[dict[str, Any]]) -> str:
     return f"{table}\n\n{ran_on(files[0])}. Medians of runs in turn: {runs}."
 
 
-def updated(page: str) -> str:
-    """The page's text with the figures as the files have them."""
-    block = metagrad([read_json(RESULTS / name) for name in SOURCES])
-    before, rest = page.split(START)
-    return f"{before}{START}\n{block}\n{END}{rest.split(END)[1]}"
+def zoo_table() -> str:
+    """The zoo's sets, as ``main.py zoo`` lists them."""
+    return zoo.table({name: cards.read_card(name) for name in cards.names()})
+
+
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "metagrad": ("docs/engines.md", metagrad),
+    "zoo": ("README.md", zoo_table),
+}
+"""By the name in its markers: the page, and what makes the table."""
+
+
+def updated(page: str, name: str, block: str) -> str:
+    """The page's text with a table in its markers."""
+    start, end = f"<!-- {name}: benchmarks/readme_tables.py -->", f"<!-- /{name} -->"
+    before, rest = page.split(start)
+    return f"{before}{start}\n{block}\n{end}{rest.split(end)[1]}"
 
 
 def main() -> int:
-    """Rewrite the page, or with --check only say whether it is up to date."""
+    """Rewrite the pages, or with --check only say whether all are up to date."""
     parser = Parser(__doc__)
-    parser.add_argument("--check", action="store_true", help="exit with 1 where the page differs; change nothing")
-    check = parser.parse_args().check
-    path = ROOT / "docs" / "engines.md"
-    old, new = path.read_text(), updated(path.read_text())
-    if not check:
-        write_text(path, new)
-    return int(check and old != new)
+    parser.add_argument("--check", action="store_true", help="exit with 1 where a page differs; change nothing")
+    check, differs = parser.parse_args().check, False
+    for name, (page, table) in TABLES.items():
+        path = ROOT / page
+        old = path.read_text()
+        new = updated(old, name, table())
+        differs |= old != new
+        if not check and old != new:
+            write_text(path, new)
+    return int(check and differs)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ The work is imported when the flags are known to be right: ``--help`` and mistak
 
 import argparse
 import math
+import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -13,11 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from framework.config.bptt import FLAGS
-from framework.distilled.names import DDRANKING, FORMS, LABEL_KINDS
+from framework.distilled.names import DDRANKING, FORMS, HUB_TOKEN, LABEL_KINDS
 from framework.errors import UserError, reachable
 from framework.evaluation.names import ALL, BASELINES, CORESETS, LABELS, RECIPES, STRATEGIES, TEACHER_STEPS, TIMM
 from framework.files import EXPORTS
 from framework.flags import Parser, plain_text
+from framework.zoo.cards import PREFIX, name_of, names, read_card, stand_in
 
 DATASETS: tuple[Any, ...] = FLAGS["dataset"].choices or ()
 ARCHITECTURES: tuple[Any, ...] = FLAGS["arch"].choices or ()
@@ -66,7 +69,8 @@ def _evaluate_parser() -> Parser:
         "Train fresh networks on a distilled set, of this program or another, and score them on the real test images.",
     )
     add = parser.add_argument
-    add("set", metavar="RUN_OR_FILE", type=Path, help="a run's folder; .safetensors, .pt, .npz, .h5; an image folder")
+    add("set", metavar="RUN_OR_FILE", type=Path, help="a run's folder; .safetensors, .pt, .npz, .h5; an image folder; "
+        "zoo:NAME, of main.py zoo")  # fmt: skip
     add("--eval_arch", nargs="+", type=_architecture, metavar="ARCH",
         help=f"networks to train: {', '.join(ARCHITECTURES)}; or timm:NAME, a model of the package timm "
         "(default: the set's own)")  # fmt: skip
@@ -106,7 +110,8 @@ def _evaluate_parser() -> Parser:
     add("--cache_dir", metavar="DIR", help="where ZCA matrices and decoded images are kept for later (default: the "
         "run's, or at-bptt in the user's cache folder)")  # fmt: skip
     add("--output", type=Path, metavar="DIR",
-        help="where table, JSON and TensorBoard events go (default: RUN/evaluation, or FILE.evaluation)")  # fmt: skip
+        help="where table, JSON and TensorBoard events go (default: RUN/evaluation, FILE.evaluation; of zoo:NAME "
+        "zoo-NAME.evaluation)")  # fmt: skip
     foreign = parser.add_argument_group("what files of other programs do not say")
     add = foreign.add_argument
     add("--dataset", choices=DATASETS, help="real data set that the set was made from")
@@ -172,34 +177,54 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _export_parser() -> Parser:
     parser = Parser("main.py export", "Write a distilled set in a form that other tools read.")
     add = parser.add_argument
-    add("set", metavar="RUN", type=Path, help="a run's folder, or a file of a set that this program wrote")
+    add("set", metavar="RUN", type=Path, help="a run's folder, a file of a set that this program wrote, or zoo:NAME")
     add("--to", required=True, choices=tuple(FORMS),
         help="safetensors, pt, npz, h5: lossless; images: one sub-folder of PNG files per class; ddranking: tensors "
         "for that package's scores; hf: parquet and a data card for datasets.load_dataset")  # fmt: skip
-    add("--output", type=Path, metavar="PATH", help="file or folder to write (default: in RUN/exports)")
+    add("--output", type=Path, metavar="PATH",
+        help="file or folder to write (default: in RUN/exports; of zoo:NAME in zoo-NAME/exports)")  # fmt: skip
     add("--ddranking_dataset", choices=tuple(DDRANKING), metavar="NAME",
         help=f"which of its data sets, where the run's does not tell ({', '.join(DDRANKING)}) "
         "[read by --to ddranking]")  # fmt: skip
+    add("--push", metavar="USER/NAME",
+        help="put it into this data set on the Hugging Face hub too; needs a token in the variable "
+        f"{HUB_TOKEN} [read by --to hf]")  # fmt: skip
     return parser
 
 
 def _check_export(args: argparse.Namespace) -> None:
     if args.ddranking_dataset and args.to != "ddranking":
         raise UserError(f"--ddranking_dataset is not read by --to {args.to}; leave it out")
+    if args.push is None:
+        return
+    if args.to != "hf":
+        raise UserError(f"--push is not read by --to {args.to}; leave it out")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", args.push, re.ASCII):
+        raise UserError(f"--push {args.push}: give USER/NAME, of letters, digits, - _ and .")
+    if not os.environ.get(HUB_TOKEN):
+        raise UserError(
+            f"--push {args.push}: no token; set the variable {HUB_TOKEN} to one that may write, of "
+            "https://huggingface.co/settings/tokens"
+        )
 
 
 def _export(args: argparse.Namespace) -> None:
     from framework.distilled.exports import export
+    from framework.distilled.hub import open_hub, push
     from framework.distilled.load import load_distilled
 
     distilled = load_distilled(args.set)
-    folder = args.set if args.set.is_dir() else args.set.parent
+    own = name_of(args.set) is not None
+    folder = stand_in(args.set) if own or args.set.is_dir() else args.set.parent
     suffix = FORMS[args.to]
     path = args.output or folder / EXPORTS / (f"distilled{suffix}" if suffix else args.to)
+    hub = None if args.push is None else open_hub()
     if distilled.lacks:
         print(distilled.lacks, file=sys.stderr, flush=True)
     lost = export(distilled, args.to, path, args.ddranking_dataset)
-    print(f"{path}: {len(distilled.images)} images of {distilled.num_classes} classes; {lost}")
+    print(f"{path}: {len(distilled.images)} images of {distilled.num_classes} classes; {lost}", flush=True)
+    if hub is not None:
+        print(push(hub, path, args.push))
 
 
 # ---- report ----------------------------------------------------------------------------------------
@@ -236,7 +261,7 @@ def _leaderboard_parser() -> Parser:
         "Markdown, JSON and HTML.",
     )
     parser.add_argument("sets", metavar="SET_OR_FOLDER", nargs="+", type=Path,
-        help="a run's folder, a set that was evaluated, or a folder of such, at any depth")  # fmt: skip
+        help="a run's folder, a set that was evaluated (zoo:NAME too), or a folder of such, at any depth")  # fmt: skip
     parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder to write into")
     return parser
 
@@ -270,6 +295,33 @@ def _advise(args: argparse.Namespace) -> None:
     print((as_json if args.json else as_text)(advise(RunFolder(args.run), args.since)))
 
 
+# ---- zoo -------------------------------------------------------------------------------------------
+
+
+def _zoo_parser() -> Parser:
+    parser = Parser("main.py zoo", "List the distilled sets that come with this program, or show the card of one.")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="show this set's card (default: list all sets)")
+    parser.add_argument("--commands", action="store_true",
+        help="print only the commands that made the set, one a line; ROOT is the folder of the data")  # fmt: skip
+    return parser
+
+
+def _check_zoo(args: argparse.Namespace) -> None:
+    if args.commands and args.name is None:
+        raise UserError("--commands: of which set? give its NAME too")
+
+
+def _zoo(args: argparse.Namespace) -> None:
+    from framework.report import zoo
+
+    if args.name is None:
+        print(zoo.table({name: read_card(name) for name in names()}))
+        return
+    name = args.name.removeprefix(PREFIX)
+    card = read_card(name)
+    print("\n".join(card.commands) if args.commands else zoo.text(name, card))
+
+
 # ---- all of them -----------------------------------------------------------------------------------
 
 
@@ -297,6 +349,7 @@ COMMANDS = {
         _leaderboard_parser, lambda args: None, _leaderboard, "free memory, or give fewer sets",
     ),
     "advise": Command(_advise_parser, lambda args: None, _advise, None),
+    "zoo": Command(_zoo_parser, _check_zoo, _zoo, None),
 }  # fmt: skip
 
 

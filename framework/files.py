@@ -5,6 +5,7 @@ in the same folder, flushed to the disk, and renamed over the target.
 """
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -78,6 +79,16 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); restore it from a copy") from error
+
+
+def file_checksum(path: Path) -> str:
+    """Of a file's content: blake2b of 16 bytes, hexadecimal.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def finite(value: Any) -> Any:

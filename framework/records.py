@@ -151,6 +151,54 @@ class Standing:
 
 
 @dataclass(frozen=True)
+class CardScore:
+    """Of a set of the zoo: how networks did that were trained on it by a recipe.
+
+    Accuracies are fractions of the real test images, means over networks with sample standard deviations.
+    """
+
+    accuracy: float
+    deviation: float | None
+    hard: float | None  # with one-hot labels; None: the set's own are one-hot
+    hard_deviation: float | None
+    random: float | None  # of as many random real images, another draw for each network
+    random_deviation: float | None
+    networks: int
+    steps: int
+    recipe: str  # in words
+    command: str  # that finds these figures again
+
+
+@dataclass(frozen=True)
+class Card:
+    """``NAME.json`` beside a set of the zoo: what it is and how it was made."""
+
+    dataset: str
+    data: str  # where the real images are from, and what was done to them
+    licence: str  # of these
+    method: str
+    per_class: int
+    images: int
+    learnt_labels: bool
+    arch: str
+    commands: list[str]  # that made it, in their order; ROOT is the folder of the data
+    seed: int
+    epochs: int
+    outer_steps: int
+    best_epoch: int
+    select: str  # what chose snapshot and length: val or test
+    recipe: str  # its own, of ``scores``
+    scores: dict[str, CardScore]  # by recipe
+    bits_per_class: float
+    hours: float  # that the commands took, on the device
+    device: str
+    version: str  # of this program
+    torch: str
+    python: str
+    checksum: str  # of the set's file: blake2b of 16 bytes, hexadecimal
+
+
+@dataclass(frozen=True)
 class TeacherSource:
     """What a teacher was trained on and how, and which network it is; where all is the same, so is the teacher."""
 

@@ -13,7 +13,7 @@ from framework.assemble.matching import expert_source, network_for
 from framework.config.matching import BufferConfig
 from framework.outer.buffers.writer import BufferWriter, keep
 from framework.outer.experts import Expert, ExpertTrainer
-from framework.report.folder import duration
+from framework.report.tables import duration
 from framework.run.distributed import Comm, PeerLost
 from framework.run.interrupt import Interrupted, StopRequest
 from framework.run.memory import explained

@@ -48,31 +48,45 @@ def test_every_command_of_trajectory_matching_shown_is_understood_without_a_warn
 
 
 def test_every_use_of_a_set_shown_is_understood(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each gets as far as finding that its run is not there."""
+    """Each gets as far as finding that its run, or its set of the zoo, is not there."""
     lines = set(re.findall(r"^python main.py ((?:evaluate|export|report|leaderboard|advise) .*)", SHELL, re.MULTILINE))
     assert {line.split()[0] for line in lines} == {"evaluate", "export", "report", "leaderboard", "advise"}
     for line in lines:
         arguments = shlex.split(line.replace("[OTHER RUNS]", "").replace("save/", "nowhere/"), comments=True)
-        assert main(arguments) == 2
-        assert re.search("no such file|no run is here", capsys.readouterr().err)
+        assert main([argument.replace("zoo:", "zoo:no-") for argument in arguments]) == 2
+        assert re.search("no such file|no run is here|no such set", capsys.readouterr().err)
+
+
+def test_every_look_at_the_zoo_shown_shows_something(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = re.findall(r"^python main.py (zoo.*)", SHELL, re.MULTILINE)
+    assert len(lines) > 1
+    for line in lines:
+        assert main(shlex.split(line, comments=True)) == 0
+        assert "digits-ipc1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("number", "printed"),
     [
-        (0, r"torch\.Size\(\[10, 1, 8, 8\]\) torch\.Size\(\[10, 10\]\) torch\.Size\(\[10, 10\]\)\n"),
-        (1, r"\d+\.\d% of all 1,797 real digits\n"),
+        (1, r"torch\.Size\(\[10, 1, 8, 8\]\) torch\.Size\(\[10, 10\]\) torch\.Size\(\[10, 10\]\)\n"),
+        (2, r"\d+\.\d% of all 1,797 real digits\n"),
     ],
     ids=["README", "evaluation"],
 )
 def test_the_python_examples_run_as_they_stand(number: int, printed: str, finished_run: Path, tmp_path: Path) -> None:
-    assert len(PYTHON) == 2
+    assert len(PYTHON) == 3
     (tmp_path / "save" / "digits").mkdir(parents=True)
     shutil.copytree(finished_run, tmp_path / "save" / "digits" / "quickstart")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", PYTHON[number]]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert re.fullmatch(printed, done.stdout)
+
+
+def test_a_network_is_trained_on_the_zoo_in_three_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(re.findall(r"^\w.* = |^print", PYTHON[0], re.MULTILINE)) == 3
+    exec(compile(PYTHON[0], "README.md", "exec"), {})
+    assert re.fullmatch(r"9\d\.\d% of the real test images\n", capsys.readouterr().out)
 
 
 def test_every_script_and_benchmark_named_is_there() -> None:
@@ -96,6 +110,6 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
     assert {str(page.relative_to(ROOT)) for page in PAGES[1:]} <= linked
 
 
-def test_the_table_of_engines_is_that_of_the_results() -> None:
+def test_the_tables_are_those_of_results_and_cards() -> None:
     done = subprocess.run([sys.executable, "benchmarks/readme_tables.py", "--check"], cwd=ROOT, check=False)
     assert done.returncode == 0, "run: python benchmarks/readme_tables.py"

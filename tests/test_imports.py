@@ -21,19 +21,21 @@ def imported(program: str) -> set[str]:
 
 
 VERBS = ("evaluate", "export", "report", "leaderboard", "advise")
+"""Those that read sets and runs; ``zoo`` shows what there is."""
 MISTAKES = [
     ["--epoch", "x"], ["--windw", "3"], ["--window", "300"], *([verb, "x", "--widht", "3"] for verb in VERBS),
     *([verb] for verb in VERBS), ["evaluate", "x", "--recipe", "cake"], ["evaluate", "x", "--eval_arch", "cake"],
     ["evaluate", "x", "--eval_steps", "5", "3"], ["evaluate", "x", "--dataset", "x"], ["export", "x", "--to", "cake"],
     ["export", "x", "--to", "pt", "--ddranking_dataset", "CIFAR10"], ["report", "x", "--output", "page.pdf"],
     ["evaluate", "two\nlines"], ["evaluate", "x", "--labels", "hard", "hard"], ["leaderboard", "x"],
-    ["evaluate", "x", "--teacher_arch", "vit"],
-    ["advise", "x", "--since", "-1"],
+    ["evaluate", "x", "--teacher_arch", "vit"], ["advise", "x", "--since", "-1"],
+    ["zoo", "no-such-set"], ["zoo", "--commands"],
 ]  # fmt: skip
+QUICK = [["--help"], *([verb, "--help"] for verb in VERBS), ["zoo"]]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], *([verb, "--help"] for verb in VERBS), *MISTAKES], ids=" ".join)
-def test_help_and_mistakes_do_not_wait_for_pytorch(arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [*QUICK, *MISTAKES], ids=" ".join)
+def test_help_lists_and_mistakes_do_not_wait_for_pytorch(arguments: list[str]) -> None:
     program = f"""
 import contextlib, io
 from main import main
@@ -42,7 +44,7 @@ with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.St
         code = main({arguments})
     except SystemExit as stop:
         code = stop.code
-assert code == {0 if "--help" in arguments else 2}
+assert code == {0 if arguments in QUICK else 2}
 """
     assert imported(program) == set()
 
@@ -86,7 +88,7 @@ FLOORS = (
     ("config", "distill_higher"),
     ("outer",),
     ("data", "inner"),
-    ("networks", "records", "machine", "files", "flags", "output", "rng", "errors"),
+    ("networks", "zoo", "records", "machine", "files", "flags", "output", "rng", "errors"),
 )
 NAMES_ALONE = {
     "data.registry", "networks.registry", "networks.spec", "inner.names", "outer.policies.registry",

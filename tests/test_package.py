@@ -22,7 +22,7 @@ import framework
 ROOT = Path(__file__).resolve().parents[1]
 BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE", "main.py", "framework")
 PRE_COMMIT = ROOT / ".pre-commit-config.yaml"
-OPTIONAL = {"datasets", "pyarrow", "timm"}
+OPTIONAL = {"datasets", "huggingface_hub", "pyarrow", "timm"}
 DISTRIBUTIONS = {"PIL": "pillow"}
 
 

@@ -14,6 +14,7 @@ from framework.distilled.set import Distilled
 from framework.errors import UserError, reachable
 from framework.files import CONFIG, SET
 from framework.networks.registry import build_bare
+from framework.zoo import cards
 
 
 def load_distilled(path: str | Path) -> Distilled:
@@ -21,7 +22,7 @@ def load_distilled(path: str | Path) -> Distilled:
 
     Args:
         path: a run's folder, its ``distilled.safetensors``, or what ``main.py export`` made of it (``.pt``, ``.npz``,
-            ``.h5``).
+            ``.h5``); or ``zoo:NAME``, a set of the package's own, as ``main.py zoo`` lists them.
 
     Raises:
         UserError: there is no set, the file is damaged, or it was written by another program and so does
@@ -108,7 +109,9 @@ def _check_flags(d: Distilled) -> None:
 
 
 def open_stored(path: Path, labels: Path | None = None, *, needs_labels: bool = True) -> Stored:
-    """Read a set; ``path`` may also be a run's folder. See ``formats.read``."""
+    """Read a set; ``path`` may also be a run's folder, or ``zoo:NAME``. See ``formats.read``."""
+    if (name := cards.name_of(path)) is not None:
+        path = cards.checked_file(name)
     with reachable():
         ours, without = (path.is_dir() and (path / name).exists() for name in (SET, CONFIG))
     if ours:

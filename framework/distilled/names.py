@@ -11,6 +11,9 @@ FORMS = {
 }
 """What each form's path ends in; a folder's in nothing. Their writers are in ``exports``."""
 
+HUB_TOKEN, HUB_ENDPOINT = "HF_TOKEN", "HF_ENDPOINT"
+"""Variables with the token that may write to the Hugging Face hub, and with another hub's address."""
+
 LABEL_KINDS = {
     "auto": "what the numbers leave no doubt about",
     "weights": "class weights, as they are",

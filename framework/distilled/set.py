@@ -21,7 +21,7 @@ from framework.inner.names import MOMENTUM, WEIGHT_DECAY
 from framework.inner.optimizers import Adam, ModuleAdam
 from framework.inner.plan import ClassSampler
 from framework.networks import registry
-from framework.rng import generator
+from framework.rng import derived_seed, generator
 
 OF_THE_WHOLE = (
     "best_length", "accuracy", "step_size", "step_sizes", "block_size", "blocks", "blocks_in_all"
@@ -167,6 +167,47 @@ class Distilled:
         if self.config.inner_optim == "Adam":
             return torch.optim.Adam(parameters, lr=lr)
         return torch.optim.SGD(parameters, lr=lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+
+    def trained_network(self, steps: int | None = None, seed: int = 0) -> nn.Module:
+        """A fresh network that was trained on the set's ``batches`` by its ``optimizer``, in evaluation mode.
+
+        Args:
+            steps: how many (default: the property ``steps``).
+            seed: of its initial parameters and of the batches.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(seed, "network"))
+            network = self.network()
+        optimizer = self.optimizer(network.parameters())
+        for images, weights in self.batches(steps, seed):
+            optimizer.zero_grad()
+            F.cross_entropy(network(images), weights).backward()
+            optimizer.step()
+        return network.eval()
+
+    def accuracy(self, network: nn.Module, root: str | Path | None = None) -> float:
+        """The fraction of the real test images that a network classifies correctly.
+
+        Args:
+            network: from (B, C, H, W) images as networks see them to (B, K) logits, on the CPU.
+            root: folder of the data set's files (default: the run's).
+
+        Raises:
+            UserError: they are not there, or have other classes.
+        """
+        from framework.assemble.common import data_spec  # late: to train on a set, no real images are needed
+        from framework.data.load import list_data
+        from framework.distilled.labels import match_classes
+
+        listing = list_data(data_spec(self.config if root is None else replace(self.config, root=str(root))))
+        test = listing.source.test
+        labels = torch.tensor(match_classes(self.class_names, listing.class_names, self.source))[test.labels]
+        guesses = []
+        with torch.no_grad():
+            for rows in torch.arange(len(labels)).split(1000):
+                pixels = test.read(rows, listing.spec.workers, False)
+                guesses.append(network(self.preprocess(pixels)).argmax(1))
+        return float((torch.cat(guesses) == labels).float().mean())
 
     @cached_property
     def pictures(self) -> Tensor:

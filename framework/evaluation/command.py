@@ -38,6 +38,7 @@ from framework.records import Origin
 from framework.report.tables import judgement_table, write_judgement
 from framework.run.distributed import resolve_device
 from framework.run.interrupt import StopRequest
+from framework.zoo.cards import stand_in
 
 FOREIGN = ("dataset", "preprocess", "pixel_range", "mean", "std", "zca_reg", "im_size", "labels", "label_kind",
            "hf_image", "hf_label")  # fmt: skip
@@ -194,7 +195,7 @@ def _origin(opened: Distilled, args: argparse.Namespace) -> Origin:
 
 def _output(args: argparse.Namespace) -> Path:
     run = (args.set / SET).exists()  # not within an image folder, where every folder is a class
-    beside: Path = args.set / EVALUATION if run else Path(f"{args.set}.evaluation")
+    beside: Path = args.set / EVALUATION if run else Path(f"{stand_in(args.set)}.evaluation")
     return args.output or beside
 
 

@@ -22,14 +22,14 @@ from framework.errors import UserError, one_line
 from framework.evaluation.evaluator import Evaluator, TrainingSet
 from framework.evaluation.recipes import DC_BATCH, DC_LR, DecayedSGD, siamese_augmentation
 from framework.evaluation.scores import score
-from framework.files import folder_for, read_json, write_json
+from framework.files import file_checksum, folder_for, read_json, write_json
 from framework.inner.loop import InnerLoop
 from framework.inner.names import MOMENTUM, WEIGHT_DECAY
 from framework.inner.plan import UniformSampler
 from framework.machine import environment
 from framework.networks.flat import FlatNetwork
 from framework.networks.spec import Spec
-from framework.outer.buffers.record import file_checksum, weighted_norms
+from framework.outer.buffers.record import weighted_norms
 from framework.records import TeacherRecord, TeacherSource, read_record
 from framework.run.checkpoint import save_tensors
 

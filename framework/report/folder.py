@@ -13,6 +13,7 @@ from framework.config.registry import read_config
 from framework.errors import UserError, printable
 from framework.files import CONFIG, EVALUATION, METRICS, SET, SUMMARY, read_json
 from framework.records import Entry, Judgement, Summary, read_record
+from framework.report.tables import duration
 
 if TYPE_CHECKING:
     from framework.distilled.set import Distilled
@@ -186,16 +187,8 @@ class RunFolder:
 
     @property
     def words(self) -> list[str]:
-        """The command line that runs it again, in a folder of its own: the program, then each flag with its values."""
-        c, defaults = self.config, self.config.defaults()
-        words = [f"python main.py {c.VERB}".strip()]
-        for name in c.flags():
-            value = getattr(c, name)
-            if name != "dataset" and (value == getattr(defaults, name) or name in ("save_dir", "resume", "dry_run")):
-                continue
-            values = [] if value is True else [str(v) for v in (value if isinstance(value, tuple) else (value,))]
-            words.append(shlex.join([f"--{name}", *values]))
-        return words
+        """The command line that runs it again; see ``words_of``."""
+        return words_of(self.config)
 
     @property
     def facts(self) -> dict[str, str]:
@@ -221,12 +214,17 @@ class RunFolder:
         return facts
 
 
-def duration(seconds: float) -> str:
-    """``3 h 20 min``, ``12 min 5 s`` or ``7.2 s``."""
-    minutes = int(seconds // 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {seconds % 60:.0f} s" if minutes else f"{seconds:.1f} s"
+def words_of(c: Distilling) -> list[str]:
+    """The command line of a run in a folder of its own: the program, then each flag with its values."""
+    defaults = c.defaults()
+    words = [f"python main.py {c.VERB}".strip()]
+    for name in c.flags():
+        value = getattr(c, name)
+        if name != "dataset" and (value == getattr(defaults, name) or name in ("save_dir", "resume", "dry_run")):
+            continue
+        values = [] if value is True else [str(v) for v in (value if isinstance(value, tuple) else (value,))]
+        words.append(shlex.join([f"--{name}", *values]))
+    return words
 
 
 def name_runs(paths: list[Path]) -> dict[str, RunFolder]:

@@ -17,6 +17,7 @@ from framework.report.page import template, themed
 from framework.report.plots import leaderboard_plot
 from framework.report.tables import markdown_table, percent
 from framework.run.interrupt import StopRequest
+from framework.zoo.cards import name_of, stand_in
 
 BESIDE = ".evaluation"
 """What the folder of a file's evaluations is called, after the file."""
@@ -44,7 +45,7 @@ def is_run(path: Path) -> bool:
 
 def evaluation_folder(path: Path) -> Path:
     """Where ``main.py evaluate`` writes by default what it finds of a set."""
-    return path / EVALUATION if (path / SET).exists() else Path(f"{path}{BESIDE}")
+    return path / EVALUATION if (path / SET).exists() else Path(f"{stand_in(path)}{BESIDE}")
 
 
 def sets_in(path: Path) -> list[Path]:
@@ -56,7 +57,7 @@ def sets_in(path: Path) -> list[Path]:
         UserError: it is not there, or nothing is found.
     """
     with reachable():
-        if is_run(path) or evaluation_folder(path).is_dir() or path.is_file():
+        if is_run(path) or evaluation_folder(path).is_dir() or path.is_file() or name_of(path) is not None:
             return [path]
         if not path.is_dir():
             raise UserError(f"{path}: no such file or folder; check the path")

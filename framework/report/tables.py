@@ -33,6 +33,14 @@ def percent(mean: float, deviation: float | None) -> str:
     return f"{100 * mean:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
 
 
+def duration(seconds: float) -> str:
+    """``3 h 20 min``, ``12 min 5 s`` or ``7.2 s``."""
+    minutes = int(seconds // 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {seconds % 60:.0f} s" if minutes else f"{seconds:.1f} s"
+
+
 def bits(row: Row) -> str:
     """``12,800``, or a dash where it is not known."""
     return "–" if row.bits_per_class is None else f"{row.bits_per_class:,.0f}"

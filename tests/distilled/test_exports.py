@@ -17,6 +17,7 @@ from sets import CLASSES, KINDS, SIDE, made_up
 
 from framework import load_distilled
 from framework.config.bptt import Config
+from framework.config.matching import FtdConfig
 from framework.data.preprocess import Standardise
 from framework.distilled import formats
 from framework.distilled.exports import export
@@ -120,6 +121,14 @@ def test_hugging_face_opens_its_form(soft: bool, tmp_path: Path) -> None:
     assert torch.equal(load_distilled(path).images, distilled.images)
     card = (path / "README.md").read_text()
     assert "learnt class weights" in card if soft else "one-hot" in card
+
+
+def test_the_data_card_of_a_matched_set_has_its_method_and_its_learnt_rate(tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="the package datasets is not installed")
+    distilled = replace(made_up(), config=FtdConfig(dataset="cifar10", num_per_class=2, depth=1), learnt_lr=0.0234)
+    card = (written(distilled, "hf", tmp_path) / "README.md").read_text()
+    assert "made by ftd, " in card
+    assert "Train with SGD, learning rate 0.0234," in card
 
 
 def test_hugging_faces_form_needs_no_network_and_leaves_no_cache(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from framework.errors import UserError
-from framework.files import EXPERTS
+from framework.files import EXPERTS, file_checksum
 from framework.networks.flat import FlatNetwork
 from framework.outer.buffers.layout import FOLDER, Snapshots, file_name, layout
-from framework.outer.buffers.record import file_checksum, read_experts
+from framework.outer.buffers.record import read_experts
 
 
 @dataclass(frozen=True)

@@ -47,12 +47,6 @@ def rows_checksum(rows: Tensor | None) -> str | None:
     return None if rows is None else hashlib.blake2b(rows.contiguous().numpy().data, digest_size=16).hexdigest()
 
 
-def file_checksum(path: Path) -> str:
-    """Of a file of experts, as ``ExpertFile`` holds it."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
 def read_experts(folder: Path) -> Experts | None:
     """What stands beside a folder's files; None where nothing does.
 

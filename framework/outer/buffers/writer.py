@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 
 from framework.errors import UserError
-from framework.files import EXPERTS, FolderLock, write_atomically, write_json
+from framework.files import EXPERTS, FolderLock, file_checksum, write_atomically, write_json
 from framework.machine import environment
 from framework.networks.flat import FlatNetwork
 from framework.outer.buffers.layout import FOLDER, file_name, to_file
-from framework.outer.buffers.record import differences, file_checksum, read_experts
+from framework.outer.buffers.record import differences, read_experts
 from framework.outer.experts import Expert
 from framework.records import ExpertCurve, ExpertFile, Experts, ExpertSource, ExpertTraining
 

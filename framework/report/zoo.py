@@ -1,0 +1,79 @@
+"""What a person sees of the zoo: a table of its sets, and one set's card."""
+
+from collections.abc import Mapping
+
+from framework.records import Card, CardScore
+from framework.report.tables import duration, markdown_table, percent
+
+COLUMNS = ("set", "images", "method", "top-1 %", "hard labels %", "random real images %", "recipe dc %",
+           "bits per class", "made in")  # fmt: skip
+CHOSEN = {
+    "val": "The snapshot and training lengths were chosen on validation images.",
+    "test": "The snapshot and training lengths were chosen ON THE TEST SET: optimistic.",
+}
+NOTE = (
+    "Accuracy on the real test images, ± one standard deviation over networks: by the set's own recipe; by that with "
+    "labels made one-hot, which is the same where they are so anyway; by that of as many random real images; by the "
+    "recipe of dataset condensation. Made in: time on {devices}."
+)
+
+
+def _share(accuracy: float | None, deviation: float | None) -> str:
+    return "–" if accuracy is None else percent(accuracy, deviation)
+
+
+def _hard(card: Card, score: CardScore) -> str:
+    """With one-hot labels, which a set may have anyway."""
+    return _share(score.hard, score.hard_deviation) if card.learnt_labels else _share(score.accuracy, score.deviation)
+
+
+def row(name: str, card: Card) -> list[str]:
+    """A set under ``COLUMNS``."""
+    own, dc = card.scores[card.recipe], card.scores["dc"]
+    return [
+        f"`zoo:{name}`",
+        f"{card.images} of {card.dataset}",
+        card.method,
+        _share(own.accuracy, own.deviation),
+        _hard(card, own),
+        _share(own.random, own.random_deviation),
+        _share(dc.accuracy, dc.deviation),
+        f"{card.bits_per_class:,.0f}",
+        duration(3600 * card.hours),
+    ]
+
+
+def table(cards: Mapping[str, Card]) -> str:
+    """Markdown: a row for each set, and what the columns are."""
+    devices = " and ".join(dict.fromkeys(card.device for card in cards.values()))
+    lines = markdown_table(COLUMNS, [row(name, card) for name, card in cards.items()])
+    return "\n".join([*lines, "", NOTE.format(devices=devices)])
+
+
+def text(name: str, card: Card) -> str:
+    """Markdown: all that a card says, with the commands that make the set and its figures again."""
+    labels = "learnt" if card.learnt_labels else "hard"
+    facts = {
+        "data set": card.dataset,
+        "images": f"{card.images}, {card.per_class} of each class, with {labels} labels",
+        "method": f"{card.method}, seed {card.seed}",
+        "network": card.arch,
+        "run": f"{card.epochs} epochs, {card.outer_steps:,} outer steps, epoch {card.best_epoch} chosen",
+        "time": f"{duration(3600 * card.hours)} on {card.device}",
+        "versions": f"at-bptt {card.version}, torch {card.torch}, Python {card.python}",
+        "bits per class": f"{card.bits_per_class:,.0f}",
+        "data": card.data,
+        "licence of the data": card.licence,
+        "checksum": card.checksum,
+    }
+    columns = ("recipe", "top-1 %", "hard labels %", "random real images %", "networks", "steps", "training")
+    scores = [
+        [recipe, _share(s.accuracy, s.deviation), _hard(card, s), _share(s.random, s.random_deviation),
+         str(s.networks), f"{s.steps:,}", s.recipe]
+        for recipe, s in card.scores.items()
+    ]  # fmt: skip
+    lines = [f"# zoo:{name}", "", *markdown_table(("", ""), [[what, value] for what, value in facts.items()])]
+    lines += ["", *markdown_table(columns, scores)]
+    lines += ["", f"± is one standard deviation over networks. {CHOSEN[card.select]}"]
+    commands = [*card.commands, *(score.command for score in card.scores.values())]
+    return "\n".join([*lines, "", "```bash", *commands, "```"])

@@ -151,7 +151,7 @@ def activation_floats(module: nn.Module, channels: int, side: int) -> int:
         total += output.numel()
 
     # With memory, whatever is in it: the first norm on ``meta`` takes seconds, for what it imports.
-    module = deepcopy(module).to_empty(device="cpu")
+    module = deepcopy(module).to_empty(device="cpu").float()
     for layer in module.modules():
         if not list(layer.children()):
             layer.register_forward_hook(count)

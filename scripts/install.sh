@@ -8,6 +8,5 @@ stamp=.venv/.installed-$(cat requirements.txt "$requirements" | cksum | cut -d' 
 [ -e "$stamp" ] && exit 0
 [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
 echo "installing $requirements into .venv (about a minute)" >&2
-# Bytecode is made when a module is first imported: most of what is installed never is.
-.venv/bin/python -m pip install --no-compile --progress-bar on -r "$requirements" >&2
+.venv/bin/python -m pip install --progress-bar on -r "$requirements" >&2
 touch "$stamp"

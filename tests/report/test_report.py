@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from sets import made_up_summary as summary
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 from torch import Tensor
 
 from framework.data.preprocess import Standardise
@@ -31,8 +32,10 @@ from framework.report.tables import percent, result_table
 
 
 @pytest.fixture
-def open_reporter(tmp_path: Path) -> Iterator[Callable[..., Reporter]]:
+def open_reporter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Reporter]]:
     """Opens reporters on ``tmp_path`` and closes them in the end."""
+    # TensorBoard reads files of one second in the order of their numbers as text, where 10 comes before 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     opened: list[Reporter] = []
 
     def opener(**arguments: Any) -> Reporter:

@@ -15,7 +15,7 @@ from framework.records import Judgement, Results, Row, Standing, Summary
 from framework.report.folder import RunFolder, read_evaluations
 from framework.report.page import template, themed
 from framework.report.plots import leaderboard_plot
-from framework.report.tables import markdown_table, percent
+from framework.report.tables import bits, markdown_table, percent_if_known
 from framework.run.interrupt import StopRequest
 from framework.zoo.cards import name_of, stand_in
 
@@ -210,21 +210,18 @@ def by_dataset(rows: Sequence[Standing]) -> dict[str, list[Standing]]:
 def cells(number: int, row: Standing) -> list[str]:
     """A row under ``COLUMNS``."""
 
-    def share(value: float | None, deviation: float | None = None) -> str:
-        return "–" if value is None else percent(value, deviation)
-
     mark = "*" if row.select == "test" else ""
     return [
         str(number),
         row.method,
         str(row.per_class),
         row.recipe,
-        share(row.accuracy, row.deviation) + mark,
+        percent_if_known(row.accuracy, row.deviation) + mark,
         "–" if row.networks is None else str(row.networks),
-        share(row.hard, row.hard_deviation),
-        share(row.cross) + (f" ({', '.join(row.cross_archs)})" if row.cross_archs else ""),
-        share(row.real) + (f" ({row.real_name})" if row.real_name else ""),
-        "–" if row.bits_per_class is None else f"{row.bits_per_class:,.0f}",
+        percent_if_known(row.hard, row.hard_deviation),
+        percent_if_known(row.cross) + (f" ({', '.join(row.cross_archs)})" if row.cross_archs else ""),
+        percent_if_known(row.real) + (f" ({row.real_name})" if row.real_name else ""),
+        bits(row.bits_per_class),
         "–" if row.hours is None else f"{row.hours:.3g}",
         row.set,
     ]

@@ -33,6 +33,11 @@ def percent(mean: float, deviation: float | None) -> str:
     return f"{100 * mean:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
 
 
+def percent_if_known(mean: float | None, deviation: float | None = None) -> str:
+    """The same, or a dash."""
+    return "–" if mean is None else percent(mean, deviation)
+
+
 def duration(seconds: float) -> str:
     """``3 h 20 min``, ``12 min 5 s`` or ``7.2 s``."""
     minutes = int(seconds // 60)
@@ -41,9 +46,9 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {seconds % 60:.0f} s" if minutes else f"{seconds:.1f} s"
 
 
-def bits(row: Row) -> str:
+def bits(count: float | None) -> str:
     """``12,800``, or a dash where it is not known."""
-    return "–" if row.bits_per_class is None else f"{row.bits_per_class:,.0f}"
+    return "–" if count is None else f"{count:,.0f}"
 
 
 def result_cells(row: Row) -> list[str]:
@@ -96,7 +101,10 @@ def judgement_table(judgement: Judgement) -> str:
     """Markdown: top-1 of every training set under every network, and below it all metrics."""
     j = judgement
     rows = [row for results in j.results.values() for row in results.values()]
-    full = [[*cells, f"{row.loss:.3f}", bits(row)] for cells, row in zip(rows_by_network(j), rows, strict=True)]
+    full = [
+        [*cells, f"{row.loss:.3f}", bits(row.bits_per_class)]
+        for cells, row in zip(rows_by_network(j), rows, strict=True)
+    ]
     lines = markdown_table(*top1_rows(j))
     lines += ["", *markdown_table(["network", *RESULT_COLUMNS, "loss", "bits per class"], full)]
     lines += [

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from framework.records import Card, CardScore
-from framework.report.tables import duration, markdown_table, percent
+from framework.report.tables import bits, duration, markdown_table, percent_if_known
 
 COLUMNS = ("set", "images", "method", "top-1 %", "hard labels %", "random real images %", "recipe dc %",
            "bits per class", "made in")  # fmt: skip
@@ -18,13 +18,13 @@ NOTE = (
 )
 
 
-def _share(accuracy: float | None, deviation: float | None) -> str:
-    return "–" if accuracy is None else percent(accuracy, deviation)
-
-
 def _hard(card: Card, score: CardScore) -> str:
     """With one-hot labels, which a set may have anyway."""
-    return _share(score.hard, score.hard_deviation) if card.learnt_labels else _share(score.accuracy, score.deviation)
+    return (
+        percent_if_known(score.hard, score.hard_deviation)
+        if card.learnt_labels
+        else percent_if_known(score.accuracy, score.deviation)
+    )
 
 
 def row(name: str, card: Card) -> list[str]:
@@ -34,11 +34,11 @@ def row(name: str, card: Card) -> list[str]:
         f"`zoo:{name}`",
         f"{card.images} of {card.dataset}",
         card.method,
-        _share(own.accuracy, own.deviation),
+        percent_if_known(own.accuracy, own.deviation),
         _hard(card, own),
-        _share(own.random, own.random_deviation),
-        _share(dc.accuracy, dc.deviation),
-        f"{card.bits_per_class:,.0f}",
+        percent_if_known(own.random, own.random_deviation),
+        percent_if_known(dc.accuracy, dc.deviation),
+        bits(card.bits_per_class),
         duration(3600 * card.hours),
     ]
 
@@ -61,15 +61,15 @@ def text(name: str, card: Card) -> str:
         "run": f"{card.epochs} epochs, {card.outer_steps:,} outer steps, epoch {card.best_epoch} chosen",
         "time": f"{duration(3600 * card.hours)} on {card.device}",
         "versions": f"at-bptt {card.version}, torch {card.torch}, Python {card.python}",
-        "bits per class": f"{card.bits_per_class:,.0f}",
+        "bits per class": bits(card.bits_per_class),
         "data": card.data,
         "licence of the data": card.licence,
         "checksum": card.checksum,
     }
     columns = ("recipe", "top-1 %", "hard labels %", "random real images %", "networks", "steps", "training")
     scores = [
-        [recipe, _share(s.accuracy, s.deviation), _hard(card, s), _share(s.random, s.random_deviation),
-         str(s.networks), f"{s.steps:,}", s.recipe]
+        [recipe, percent_if_known(s.accuracy, s.deviation), _hard(card, s),
+         percent_if_known(s.random, s.random_deviation), str(s.networks), f"{s.steps:,}", s.recipe]
         for recipe, s in card.scores.items()
     ]  # fmt: skip
     lines = [f"# zoo:{name}", "", *markdown_table(("", ""), [[what, value] for what, value in facts.items()])]

@@ -8,17 +8,14 @@ from unittest.mock import patch
 import pytest
 import torch
 from cli import TINY
-from threads import InThisThread
+from studies import StudyHere
 
 import boosting_study
-import study
 from boosting_study import Study, collect, subset_file, table
 from framework.config.bptt import parse
 from framework.distilled.load import load_distilled
 from framework.errors import UserError
 from framework.report.folder import RunFolder
-from framework.report.metrics import Reporter
-from main import main
 
 COMMON = [*TINY, "--num_train_eval", "1", "--eval_steps", "3", "--test_freq", "9", "--batch_per_class", "5"]
 
@@ -39,32 +36,15 @@ def test_direct_runs_take_as_many_outer_steps_as_their_prefix(tmp_path: Path) ->
 
 
 def test_a_study_is_made_continued_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    started: list[str] = []
-
-    def execute(title: str, arguments: list[str], *_: object) -> bool:
-        started.append(title)
-        assert main(arguments) == 0
-        return True
-
     out = tmp_path / "study"
     words = ["--out", str(out), "--sizes", "2", "1", "--block_epochs", "1", "--seeds", "0", "--draws", "2"]
-
-    def run(*more: str) -> str:
-        capsys.readouterr()
-        with patch.object(sys, "argv", ["boosting_study.py", *words, *more, "--", *COMMON]):
-            boosting_study.main()
-        return capsys.readouterr().out
-
-    with (
-        patch.object(study, "execute", execute),
-        patch.object(boosting_study, "ThreadPoolExecutor", InThisThread),
-        patch.object(Reporter, "plot", lambda *_, **about: None),
-    ):
+    run = StudyHere(boosting_study, words, COMMON, capsys)
+    with run.ready():
         assert "7 runs and subsets are not finished" in run("--minutes", "0")
         assert "not finished" not in run()
-        assert len(started) == 3
+        assert len(run.started) == 3
         run()
-        assert len(started) == 3, "finished runs are not touched"
+        assert len(run.started) == 3, "finished runs are not touched"
     results = json.loads((out / "results.json").read_text())
     boosted, one = (RunFolder(out / name / "seed0").summary for name in ("boosted_block1_beta0", "direct_1"))
     assert boosted is not None and boosted.prefixes is not None

@@ -1,7 +1,6 @@
 """The study of continual learning: its tasks, memories and scores, and that it continues."""
 
 import json
-import sys
 from pathlib import Path
 from unittest.mock import patch
 
@@ -9,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 from cli import TINY
-from threads import InThisThread
+from studies import StudyHere
 
 import continual
-import study
 from continual import Memories, Study, accuracies, collect, joined, load_tasks, table
 from framework.assemble.common import data_spec
 from framework.config.bptt import parse
@@ -23,8 +21,6 @@ from framework.errors import UserError
 from framework.evaluation.evaluator import Evaluator, TrainingSet
 from framework.evaluation.scores import Score
 from framework.files import write_json
-from framework.report.metrics import Reporter
-from main import main
 
 FLAGS = [*TINY, "--num_train_eval", "2", "--eval_steps", "3", "--test_freq", "9", "--epochs", "1"]
 FLAGS += ["--batch_per_class", "3"]
@@ -121,35 +117,17 @@ def test_networks_learn_from_the_memory_alone_and_are_tested_on_all_classes_seen
 
 
 def test_a_study_is_made_continued_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    started: list[str] = []
-
-    def execute(title: str, arguments: list[str], *_: object) -> bool:
-        started.append(title)
-        assert main(arguments) == 0
-        return True
-
     out = tmp_path / "study"
     words = ["--out", str(out), "--sizes", "1", "--classes", "5", "--steps", "3", "--seeds", "0"]
-
-    def run(*more: str) -> str:
-        capsys.readouterr()
-        with patch.object(sys, "argv", ["continual.py", *words, *more, "--", *FLAGS]):
-            continual.main()
-        return capsys.readouterr().out
-
-    with (
-        patch.object(study, "execute", execute),
-        patch.object(continual, "ThreadPoolExecutor", InThisThread),
-        patch.object(continual, "FEATURE_STEPS", 2),
-        patch.object(Reporter, "plot", lambda *_, **about: None),
-    ):
+    run = StudyHere(continual, words, FLAGS, capsys)
+    with run.ready(), patch.object(continual, "FEATURE_STEPS", 2):
         assert "9 runs and rows are not finished" in run("--minutes", "0")
         assert "not finished" not in run()
-        assert started == ["task0_1, seed 0", "task1_1, seed 0", "joint_1, seed 0"]
+        assert run.started == ["task0_1, seed 0", "task1_1, seed 0", "joint_1, seed 0"]
         scores = {file.stem: file.read_text() for file in (out / "scores" / "seed0").iterdir()}
         (out / "scores" / "seed0" / "random_1.json").unlink()
         run()
-    assert len(started) == 3, "finished runs are not touched"
+    assert len(run.started) == 3, "finished runs are not touched"
     assert scores.keys() == {"distilled_1", "random_1", "herding_1", "kcentre_1", "joint_1", "full"}
     assert {file.stem: file.read_text() for file in (out / "scores" / "seed0").iterdir()} == scores
     results = json.loads((out / "results.json").read_text())

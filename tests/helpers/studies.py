@@ -1,0 +1,68 @@
+"""Studies of the benchmarks in this process, with the runs that they start."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from unittest.mock import patch
+
+import pytest
+
+import study
+from framework.report.metrics import Reporter
+from main import main
+
+
+class InThisThread:
+    """Stands in for a pool of threads: signals, which runs listen to, are the main thread's."""
+
+    def __init__(self, jobs: int) -> None:
+        pass
+
+    def __enter__(self) -> "InThisThread":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    map = staticmethod(map)
+
+
+class StudyHere:
+    """A study that runs here.
+
+    Args:
+        program: its benchmark.
+        words: of every command line of it.
+        flags: of main.py, after --.
+        capsys: pytest's.
+    """
+
+    def __init__(
+        self, program: ModuleType, words: Sequence[str], flags: Sequence[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.program, self.words, self.flags, self.capsys = program, words, flags, capsys
+        self.started: list[str] = []
+        """Titles of all runs, in order."""
+
+    def __call__(self, *more: str) -> str:
+        """Give its command with more words; returns what it prints."""
+        self.capsys.readouterr()
+        with patch.object(sys, "argv", [self.program.__name__, *self.words, *more, "--", *self.flags]):
+            self.program.main()
+        return self.capsys.readouterr().out
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """While open, runs are no processes of their own and draw no plots."""
+        with (
+            patch.object(study, "execute", self._execute),
+            patch.object(self.program, "ThreadPoolExecutor", InThisThread),
+            patch.object(Reporter, "plot", lambda *_, **about: None),
+        ):
+            yield
+
+    def _execute(self, title: str, arguments: list[str], *_: object) -> bool:
+        self.started.append(title)
+        assert main(arguments) == 0
+        return True

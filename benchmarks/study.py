@@ -40,7 +40,7 @@ class Result:
     seed: int
     flags: str
     accuracy: float  # of the selected set, on test images
-    evaluations: list[list[float]]  # seconds, validation accuracy
+    evaluations: list[list[float]]  # seconds (of processor time on a CPU), validation accuracy
     windows: dict[str, float]  # shares of the epochs' windows, and means in inner steps; empty without windows
     dataset: str
     device: str
@@ -85,12 +85,14 @@ class Job:
         s = folder.summary
         if s is None:
             return None
+        # What other work takes of a GPU cannot be told.
+        clock = "cpu_seconds" if s.device.startswith("cpu") else "seconds"
         return Result(
             variant=self.variant,
             seed=self.seed,
             flags=shlex.join(self.flags),
             accuracy=s.results["distilled"].top1,
-            evaluations=[[e["seconds"], e["accuracy"]] for e in folder.records["evaluation"]],
+            evaluations=[[e[clock], e["accuracy"]] for e in folder.records["evaluation"]],
             windows=shares_of_windows(folder),
             **{key: getattr(s, key) for key in ("dataset", "device", "torch", "python", "outer_steps", "epochs")},
         )
@@ -222,9 +224,10 @@ def table(results: dict[str, Any]) -> str:
         head += [f"windows: {share}" for share in shares]
     text = markdown(head, rows)
     if rows:
+        of_processor = " of processor time" if results["device"].startswith("cpu") else ""
         text += (
             f"\n\n± is the deviation over seeds. {results['dataset']}, {results['outer_steps']} outer steps, equal "
-            f"time after {results['equal time, seconds']:.0f} s; {ran_on(results)}."
+            f"time after {results['equal time, seconds']:.0f} s{of_processor}; {ran_on(results)}."
         )
     return text
 

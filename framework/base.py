@@ -24,6 +24,7 @@ from framework.report.tables import result_table
 from framework.report.trackers import Tracker
 from framework.run import checkpoint
 from framework.run.chores import Seldom
+from framework.run.clock import Clock
 from framework.run.distributed import Comm, PeerLost
 from framework.run.interrupt import Interrupted, StopRequest
 from framework.run.memory import ELSEWHERE, OutOfMemory, advice, explained
@@ -58,7 +59,7 @@ class Run:
         if saved is not None:
             self._restore(saved)
         self.reporter: Reporter | None = None
-        self.clock = time.monotonic() - self.progress.seconds
+        self.clock = Clock(self.progress.seconds, self.progress.cpu_seconds)
         self.checkpoints = Seldom(CHECKPOINTS_SHARE)
         self.last_save = time.monotonic()
 
@@ -75,7 +76,7 @@ class Run:
                         self._epoch()
                     if self.comm.main:  # one process is enough for a few networks at the very end
                         with explained(self._advice):
-                            summary = self.assessor.summarise(self.folder, self.progress, self._seconds)
+                            summary = self.assessor.summarise(self.folder, self.progress, self.clock)
                 except (Interrupted, PeerLost, OutOfMemory, Diverged) as reason:
                     # Wherever these are raised, the state is that after some whole number of steps.
                     self._save()
@@ -154,7 +155,7 @@ class Run:
         shown = p.step % self.config.print_freq == 0 or p.step_in_epoch == self.method.steps_per_epoch
         if shown:
             facts |= {name: value.item() for name, value in updated.items()}
-            facts |= {"seconds": self._seconds(), "seconds_per_step": seconds}
+            facts |= {"seconds": self.clock.seconds, "seconds_per_step": seconds}
             facts |= {"peak_memory_mib": peak_memory_mib(self.device)}
         self.reporter.step(p, facts, shown=shown)
 
@@ -206,7 +207,7 @@ class Run:
             assert p.best is not None
             self.assessor.export(p.best, self.folder, now=last or self._gave_up)
             for entry in entries:
-                self.reporter.evaluated(entry, p.best, p.step, self._seconds())
+                self.reporter.evaluated(entry, p.best, p.step, self.clock)
             if self._gave_up and not last:
                 self.reporter.say(
                     f"--patience {c.patience}: {p.fruitless} evaluation(s) in a row were no better; ending after epoch "
@@ -240,17 +241,14 @@ class Run:
         kept = "" if self.config.eval_only else f"; the last good state is saved in {self.folder / files.LAST}"
         return f"{advice(self.config, self.parts.memory, self.device)}{kept}"
 
-    def _seconds(self) -> float:
-        """Since the start of the run, pauses between attempts left out."""
-        return time.monotonic() - self.clock
-
     def _save(self) -> None:
         """Write ``last.pt``: everything that changes during the run. The one before becomes ``previous.pt``."""
         self.last_save = time.monotonic()
         if not self.comm.main or self.config.eval_only:  # a run that goes on later must not know of an evaluation
             return
         assert self.reporter is not None
-        self.progress.seconds, self.progress.records = self._seconds(), self.reporter.records
+        self.progress.seconds, self.progress.cpu_seconds = self.clock.seconds, self.clock.cpu_seconds
+        self.progress.records = self.reporter.records
         with self.checkpoints.doing():
             state = {
                 "config": self.config.to_json(),

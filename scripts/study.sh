@@ -25,8 +25,8 @@ case "$dataset" in
     inner+=(--depth 1 --width 64 --batch_size 400 --lr 0.005 --epochs 240 --test_freq 20
       --eval_steps 30 60 120) ;;
   mnist) # grey 28x28 images: like digits with a deeper network, fewer and shorter passes over more data
-    inner+=(--depth 3 --width 16 --batch_size 500 --limit_train 5000 --lr 0.005 --epochs 30
-      --test_freq 3 --eval_steps 30 60 120) ;;
+    inner+=(--depth 3 --width 16 --batch_size 500 --limit_train 5000 --lr 0.01 --epochs 15
+      --test_freq 5 --eval_steps 30 60 120) ;; # the rate is RaT-BPTT's best of 0.002, 0.005, 0.01, 0.02, 0.05 (docs/method.md)
   *) # the AT-BPTT README's CIFAR-10 settings; override after --
     inner=(--inner_optim Adam --inner_lr 0.001 --lr 0.001 --window 40 --totwindow 200 --batch_size 5000 --zca) radius=10 ;;
 esac

@@ -24,7 +24,7 @@ from main import main
 def state_of(folder: Path) -> dict[str, Any]:
     """The last checkpoint without what legitimately differs between two runs: folder and clock."""
     state = checkpoint.load(folder / "last.pt")
-    del state["config"], state["progress"]["seconds"]
+    del state["config"], state["progress"]["seconds"], state["progress"]["cpu_seconds"]
     return state
 
 

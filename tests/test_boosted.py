@@ -112,7 +112,7 @@ def prefix(tensor: Tensor, per_class: int) -> Tensor:
 def state_of(folder: Path) -> dict[str, Any]:
     """The last checkpoint but for what is of the folder and the clock."""
     state = checkpoint.load(folder / "last.pt")
-    del state["config"], state["progress"]["seconds"]
+    del state["config"], state["progress"]["seconds"], state["progress"]["cpu_seconds"]
     return state
 
 

@@ -29,6 +29,7 @@ from framework.report.folder import RunFolder
 from framework.report.plots import prefix_plot
 from framework.run import checkpoint
 from framework.run.chores import Seldom
+from framework.run.clock import Clock
 from framework.run.distributed import Comm
 from framework.run.progress import Best, Progress
 
@@ -169,7 +170,7 @@ class Assessor:
             results[str(size)] = judged["distilled"]
         return results | {str(per_class): whole}
 
-    def summarise(self, folder: Path, progress: Progress, seconds: Callable[[], float]) -> Summary:
+    def summarise(self, folder: Path, progress: Progress, clock: Clock) -> Summary:
         """``summary.json``: made once, by the only use of the test set."""
         c, there = self.config, RunFolder(folder).summary
         epochs = progress.epoch if c.eval_only else c.total_epochs
@@ -194,7 +195,7 @@ class Assessor:
             best_epoch=progress.best.epoch,
             select=c.select,
             results=results,
-            seconds=seconds(),
+            seconds=clock.seconds,
             processes=self.comm.size,
             execution=str(self.parts.loop.execution),
             gave_up=progress.epoch if progress.epoch < epochs else None,

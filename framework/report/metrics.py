@@ -23,6 +23,7 @@ from framework.report.plots import accuracy_plot, matching_plot, probe_figure, t
 from framework.report.tables import percent
 from framework.report.trackers import Tracker
 from framework.run.chores import Seldom
+from framework.run.clock import Clock
 from framework.run.progress import Best, Progress
 
 GRID_COLUMNS = 8  # of TensorBoard's grids of images
@@ -112,14 +113,14 @@ class Reporter:
         )
         self.log("skipped", p.step, epoch=p.epoch + 1, **shown, reason=reason, skipped_in_run=p.skipped_in_run)
 
-    def evaluated(self, entry: Entry, best: Best, step: int, seconds: float) -> None:
-        """Tell and record an evaluation, ``seconds`` after the run's start."""
+    def evaluated(self, entry: Entry, best: Best, step: int, clock: Clock) -> None:
+        """Tell and record an evaluation, and when it was."""
         self.say(
             f"epoch {entry.epoch}{entry.form and f', {entry.form} images'}: {entry.split} accuracy "
             f"{percent(entry.accuracy, entry.best.top1_std)} % after "
             f"{entry.best_length} steps (best {percent(best.accuracy, None)} at epoch {best.epoch})"
         )
-        self.log("evaluation", step, seconds=seconds, **asdict(entry))
+        self.log("evaluation", step, seconds=clock.seconds, cpu_seconds=clock.cpu_seconds, **asdict(entry))
 
     def _show(self, kind: str, values: dict[str, Any], step: int) -> None:
         """Numbers for TensorBoard, all in one event: ``add_scalar`` takes as long for each as this for all."""

@@ -57,6 +57,7 @@ class Progress:
     skipped_in_row: int = 0
     skipped_in_run: int = 0
     seconds: float = 0.0  # all attempts together
+    cpu_seconds: float = 0.0  # of rank 0; see ``Clock``
     records: int = 0  # lines of metrics.jsonl
     history: list[Entry] = dataclasses.field(default_factory=list)
     best: Best | None = None

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,15 @@ from framework.report.folder import RunFolder
 from study import Job, collect, shares_of_windows, table
 
 
-def finished(folder: Path, top1: float, evaluations: list[tuple[float, float]]) -> None:
-    """Write what a finished run leaves; evaluations are (seconds, accuracy)."""
+def finished(folder: Path, top1: float, evaluations: list[tuple[float, float]], device: str = "cpu (x)") -> None:
+    """Write what a finished run leaves; evaluations are (seconds of processor time, accuracy), at a busy processor."""
     folder.mkdir(parents=True)
-    write_json(folder / "summary.json", asdict(made_up_summary(top1=top1)))
+    write_json(folder / "summary.json", asdict(replace(made_up_summary(top1=top1), device=device)))
     records: list[dict[str, Any]] = [{"kind": "epoch", "step": 1}]
-    records += [{"kind": "evaluation", "step": i, "seconds": s, "accuracy": a} for i, (s, a) in enumerate(evaluations)]
+    records += [
+        {"kind": "evaluation", "step": i, "seconds": 3 * s + 1, "cpu_seconds": s, "accuracy": a}
+        for i, (s, a) in enumerate(evaluations)
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
@@ -46,6 +49,16 @@ def test_the_table_compares_at_equal_steps_and_at_equal_time(tmp_path: Path) -> 
     assert (slow["n"], fast["n"]) == (2, 1)
     assert "| slow | 85.00 ± 7.07 | 75.00 ± 21.21 |  | 41 | 2 |" in table(results)
     assert "| fast | 70.00 | 70.00 | -20.00 (0 of 1) | 20 | 1 |" in table(results)
+
+
+def test_time_is_the_processors_on_a_cpu_and_the_clocks_on_a_gpu(tmp_path: Path) -> None:
+    for device in ("cpu (x86_64, 1 threads)", "NVIDIA"):
+        finished(tmp_path / device[:3], 0.9, [(10, 0.5), (20, 0.9)], device)
+    cpu, cuda = (Job(name, 0, [], tmp_path / name).result for name in ("cpu", "NVI"))
+    assert cpu is not None and cuda is not None
+    assert (cpu.evaluations, cuda.evaluations) == ([[10, 0.5], [20, 0.9]], [[31, 0.5], [61, 0.9]])
+    assert "equal time after 20 s of processor time;" in table(collect([cpu]))
+    assert "equal time after 61 s;" in table(collect([cuda]))
 
 
 def test_finalists_are_the_best_of_the_first_seeds_and_the_reference(tmp_path: Path) -> None:

@@ -43,7 +43,9 @@ def run(folder: Path, *flags: str) -> int:
 def state_of(folder: Path, name: str = "last.pt") -> dict[str, Any]:
     """A checkpoint without what legitimately differs between two runs: folder and clock."""
     state = checkpoint.load(folder / name)
-    del state["config"], state["progress"]["seconds"], state["progress"]["records"]
+    for clock in ("seconds", "cpu_seconds", "records"):
+        del state["progress"][clock]
+    del state["config"]
     return state
 
 

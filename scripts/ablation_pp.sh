@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What the parts of AT-BPTT++ give over RaT-BPTT, each alone: its selector (WTPO), its kept factors (CR-LRHA), and what its
-# published commands change besides: normalised images, composed augmentation, learnt labels. Usage: see study.sh.
+# published commands change besides: normalised images, composed augmentation, learnt labels; and AT-BPTT.
+# Usage: see study.sh.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/study.sh"
 rat="--truncation rat-bptt" strategy=flip_rotate own=()
@@ -13,6 +14,7 @@ inner+=(--syn_strategy "$strategy" --real_strategy "$strategy")
 pp="--truncation at-bptt-pp --window_radius $radius" rest="--train_y --normalize_syn --comp_aug --comp_aug_real"
 start_study ablation_pp \
   --variant "rat-bptt" "$rat" ${own[@]+"${own[@]}"} \
+  --variant "at-bptt" "--truncation at-bptt -d $radius" \
   --variant "WTPO" "$pp --disable_cr_lrha --no_normalize_syn" \
   --variant "CR-LRHA" "$rat --cr_lrha" \
   --variant "WTPO and CR-LRHA" "$pp --no_normalize_syn" \

@@ -73,6 +73,7 @@ def choose(
         precision=precision,
         channels_last=channels_last,
         compile=compiled,
+        whole=compiled and not cuda,
         graphs=graphs,
         together=cuda and per_sample,
     )

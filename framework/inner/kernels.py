@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from framework.inner.programs import Compiled
 from framework.networks.flat import FlatNetwork
 
 Function = Callable[..., tuple[Tensor, ...]]
@@ -30,7 +31,8 @@ class Execution:
         chunk: images differentiated at a time, at most; batches of batch-normalised networks stay whole.
         precision: ``bf16`` computes layers of later inner steps in bfloat16; ``tf32`` is set on the device, not here.
         channels_last: memory format of images and activations.
-        compile: pass each chunk's derivatives through ``torch.compile``.
+        compile: make compiled programs of each chunk's derivatives.
+        whole: make one of a whole inner step where its images fit in a chunk.
         graphs: replay whole inner steps as CUDA graphs.
         together: let several networks of an outer step share each call, instead of taking one after the other.
         forward_over_reverse: take second derivatives by a forward sweep over the gradient instead of a reverse one.
@@ -40,6 +42,7 @@ class Execution:
     precision: str = "float32"
     channels_last: bool = False
     compile: bool = False
+    whole: bool = False
     graphs: bool = False
     together: bool = False
     forward_over_reverse: bool = False
@@ -58,29 +61,6 @@ def has_compiler(device: torch.device) -> bool:
         if importlib.util.find_spec("triton") is None:
             return False
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
-
-
-class Compiled:
-    """A pure function of tensors, traced and compiled anew for each combination of shapes.
-
-    Tracing first makes plain operations of the derivatives that the function takes inside; ``torch.compile`` alone
-    does not support differentiating twice.
-    """
-
-    def __init__(self, function: Function) -> None:
-        self.function = function
-        self._programs: dict[object, Function] = {}
-
-    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The function's outputs, without history."""
-        inputs = tuple(tensor.detach() for tensor in inputs)
-        key = tuple((tensor.shape, tensor.dtype, tensor.stride()) for tensor in inputs)
-        with torch.no_grad():
-            if key not in self._programs:
-                from torch.fx.experimental.proxy_tensor import make_fx  # late: slow to import
-
-                self._programs[key] = torch.compile(make_fx(self.function)(*inputs), dynamic=False)
-            return self._programs[key](*inputs)
 
 
 class Kernels:

@@ -1,5 +1,6 @@
 """The inner loop: the training steps that all parts of a run share."""
 
+import itertools
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,6 +12,7 @@ from framework.inner.graphs import preparer
 from framework.inner.kernels import Execution, Kernels
 from framework.inner.optimizers import Optimizer, State
 from framework.inner.plan import Plan
+from framework.inner.programs import Compiled
 from framework.networks.flat import FlatNetwork
 
 LOW_PRECISION_FROM = 20  # inner steps before it are too ill-conditioned for bfloat16; see benchmarks/precision.py
@@ -47,15 +49,17 @@ class InnerLoop:
         self.network, self.rule = network, rule
         self.execution = execution or Execution()
         self.kernels = Kernels(network, self.execution)
-        # Each as it is, or as a graph.
+        # Each as it is or as a graph, and as one program.
         prepare = preparer(self.execution.graphs)
-        precisions = (False, True)
-        self._step = {low: prepare(partial(self._take_step, low)) for low in precisions}
-        self._judge = {low: prepare(partial(self._judge_at, low)) for low in precisions}
+        flags = (False, True)
+        ways = {False: prepare, True: Compiled}
+        self._step = {
+            (low, whole): ways[whole](partial(self._take_step, low)) for low, whole in itertools.product(flags, flags)
+        }
+        self._judge = {low: prepare(partial(self._judge_at, low)) for low in flags}
         self._back = {
-            (low, learnt): prepare(partial(self._step_back, low, learnt))
-            for low in precisions
-            for learnt in (False, True)
+            (low, whole, learnt): ways[whole](partial(self._step_back, low, learnt))
+            for low, whole, learnt in itertools.product(flags, flags, flags)
         }
 
     def with_rule(self, rule: Optimizer, *, graphs: bool = True) -> "InnerLoop":
@@ -63,11 +67,13 @@ class InnerLoop:
 
         Args:
             rule: the optimiser.
-            graphs: whether its steps may be captured; not where it holds tensors that will not stay.
+            graphs: whether its steps may be captured; not where it holds tensors that will not stay. They are not
+                compiled whole: the programs of another rule are used too little.
         """
         if rule == self.rule:
             return self
-        other = InnerLoop(self.network, rule, self.execution if graphs else replace(self.execution, graphs=False))
+        execution = replace(self.execution, graphs=graphs and self.execution.graphs, whole=False)
+        other = InnerLoop(self.network, rule, execution)
         other.kernels = self.kernels
         return other
 
@@ -75,7 +81,9 @@ class InnerLoop:
         """A loop for judging a set: in float32, and step by step where running statistics must be kept."""
         if self.network.per_sample and self.execution.precision != "bf16":
             return self
-        return InnerLoop(self.network, self.rule, replace(self.execution, precision="float32", graphs=False))
+        return InnerLoop(
+            self.network, self.rule, replace(self.execution, precision="float32", graphs=False, whole=False)
+        )
 
     @torch.no_grad()
     def step(self, state: State, images: Tensor, labels: Tensor, plan: Plan, t: int) -> tuple[State, Tensor]:
@@ -89,7 +97,8 @@ class InnerLoop:
             The next state, and g_t (P,).
         """
         drawn = plan.indices[t]
-        new, gradient = self._step[self.is_low(state)](state, images[drawn], labels[drawn], plan.draw.at(t))
+        take = self._step[self.is_low(state), self._is_whole(state, drawn)]
+        new, gradient = take(state, images[drawn], labels[drawn], plan.draw.at(t))
         return replace(new, t=state.t + 1), gradient
 
     @torch.no_grad()
@@ -104,7 +113,8 @@ class InnerLoop:
         Returns:
             The cotangents of the state before, of the drawn images (B, C, H, W) and, if learnt, of their labels (B, K).
         """
-        before, dx, dy = self._back[self.is_low(step.old), learn_labels](cotangent, step)
+        back = self._back[self.is_low(step.old), self._is_whole(step.old, step.labels), learn_labels]
+        before, dx, dy = back(cotangent, step)
         return replace(before, t=step.old.t), dx, dy
 
     @torch.no_grad()
@@ -132,6 +142,11 @@ class InnerLoop:
     def is_low(self, state: State) -> bool:
         """Whether a step from here is to be taken in bfloat16."""
         return self.execution.precision == "bf16" and state.t >= LOW_PRECISION_FROM
+
+    def _is_whole(self, state: State, batch: Tensor) -> bool:
+        """Whether a step from here on ``batch``, that of all networks, is one program."""
+        networks = len(state.theta) if state.theta.dim() == 2 else 1
+        return self.execution.whole and len(batch) <= networks * self.execution.chunk
 
     def batch(self, theta: Tensor, images: Tensor, labels: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         """Augment the batches of all networks, (N B, ...), and give each its own: (N, B, ...); (B, ...) for one."""
@@ -165,7 +180,7 @@ class InnerLoop:
         dx, dy = torch.autograd.grad([augmented, targets], [x, y], [mixed_x, mixed_y])
         return product, dx, dy
 
-    # ---- what is captured: pure functions of tensors, of the step count too ---------------------------
+    # ---- what is captured or compiled: pure functions of tensors, of the step count too ----------------
     # Of the synthetic set they are given the drawn images alone: a graph copies all that it is given.
 
     def _take_step(self, low: bool, state: State, images: Tensor, labels: Tensor, draw: Draw) -> tuple[State, Tensor]:

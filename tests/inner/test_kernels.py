@@ -136,10 +136,11 @@ def test_bfloat16_is_for_later_steps_of_runs_that_ask_for_it(precision: str) -> 
 
 
 @needs_compiler
-def test_a_compiled_meta_gradient_is_exact() -> None:
-    """Compiling is slow: this one test is for all compiled kernels. 6 images: the last chunk of 4 is filled up."""
+@pytest.mark.parametrize("execution", [Execution(4, compile=True), Execution(6, compile=True, whole=True)], ids=str)
+def test_a_compiled_meta_gradient_is_exact(execution: Execution) -> None:
+    """Compiling is slow: this test is for all compiled kernels. 6 images: the last chunk of 4 is filled up."""
     p = make_problem(6, "flip_rotate", width=2, depth=1, ipc=3, batch_per_class=2, soft=False)
-    compiled = Replay(InnerLoop(p.network, Adam(1e-2), Execution(chunk=4, compile=True)))
+    compiled = Replay(InnerLoop(p.network, Adam(1e-2), execution))
     plain = Higher(InnerLoop(p.network, Adam(1e-2)))
     results = [
         outer_gradient(engine, [p.theta], p.synthetic, [p.plan], Window(2, 4), p.real) for engine in (compiled, plain)

@@ -176,7 +176,10 @@ def checked_values(values: Mapping[str, Any], configuration: Any) -> dict[str, A
 def _checked(name: str, value: Any, field: "dataclasses.Field[Any]") -> Any:
     about: Flag = field.metadata["flag"]
     if about.from_json is not None:
-        return about.from_json(value)
+        try:
+            return about.from_json(value)
+        except UserError as error:
+            raise UserError(f"{option(name)} {error}") from error
     several = isinstance(field.default, tuple)
     if several != isinstance(value, list | tuple) or (value is None and field.default is not None):
         raise UserError(f"{option(name)} {value!r}: {'several values' if several else 'one value'} expected")

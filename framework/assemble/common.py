@@ -94,9 +94,9 @@ def check_listing(c: Common, listing: Listing, processes: int = 1) -> None:
     Raises:
         UserError: naming the flag.
     """
-    check_against_data(c, len(listing.class_names), listing.info.image_size, len(listing.train), processes)
     if isinstance(c, Distilling):
-        c.counts(listing.class_names)
+        c.counts(listing.class_names)  # before their number is checked, as this names the class that is amiss
+    check_against_data(c, len(listing.class_names), listing.info.image_size, len(listing.train), processes)
     if (asked := c.real_per_class) is not None:
         flag, per_class = asked
         require_random_real(listing.counts, listing.class_names, counts_of(per_class, listing.class_names), flag)

@@ -3,6 +3,7 @@
 No PyTorch here: a mistake in a flag is told before that is imported.
 """
 
+import argparse
 import json
 import re
 from collections.abc import Sequence
@@ -91,42 +92,45 @@ def images_per_class(text: str) -> Asked:
     lines, and what follows a ``#`` at the start of a line or after white space, are left out.
 
     Raises:
-        UserError: it is none of these, or a class is given twice.
+        argparse.ArgumentTypeError: it is none of these, or a class is given twice.
     """
     try:
         return int(text)
     except ValueError:
         pass
-    if text.startswith("{"):
-        try:
-            return checked_numbers(json.loads(text))
-        except ValueError as error:
-            raise UserError(f"{FLAG}: no object of classes and numbers ({one_line(error)})") from error
-    path = Path(text)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        return _numbers_in_object(text) if text.startswith("{") else _numbers_in_file(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _numbers_in_object(text: str) -> Asked:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{text}: no object of classes and numbers ({one_line(error)}); give a file") from error
+    return checked_numbers(value)
+
+
+def _numbers_in_file(name: str) -> dict[str, int]:
+    try:
+        lines = Path(name).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
-        raise UserError(f"{FLAG} {text}: neither a whole number nor a file; give one of them") from error
+        raise UserError(f"{name}: neither a whole number nor a file; give one of them") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{FLAG} {text}: cannot be read ({one_line(error)}); give a text file") from error
-    return _numbers_in(lines, path)
-
-
-def _numbers_in(lines: Sequence[str], path: Path) -> dict[str, int]:
-    """The number of each class in a file's lines."""
+        raise UserError(f"{name}: cannot be read ({one_line(error)}); give a text file") from error
     numbers: dict[str, int] = {}
     for count, line in enumerate(lines, 1):
         if not (bare := _COMMENT.sub("", line).strip()):
             continue
         found = _LINE.fullmatch(bare)
         if found is None or int(found[2]) < 1:
-            raise UserError(f"{FLAG} {path}: line {count} is {bare!r}; give a class and its number of images, 1 or "
-                            "more")  # fmt: skip
+            raise UserError(f"{name}: line {count} is {bare!r}; give a class and its number of images, 1 or more")
         if found[1] in numbers:
-            raise UserError(f"{FLAG} {path}: line {count} gives class {found[1]} again; give each class once")
+            raise UserError(f"{name}: line {count} gives class {found[1]} again; give each class once")
         numbers[found[1]] = int(found[2])
     if not numbers:
-        raise UserError(f"{FLAG} {path}: no class is there; give a line for each, its name or index and a number")
+        raise UserError(f"{name}: no class is there; give a line for each, its name or index and a number")
     return numbers
 
 
@@ -140,7 +144,7 @@ def checked_numbers(value: Any) -> Asked:
         return value
     if isinstance(value, dict) and value and all(type(number) is int and number > 0 for number in value.values()):
         return value
-    raise UserError(f"{FLAG} {value!r}: a whole number expected, or one of at least 1 for each class")
+    raise UserError(f"{value!r}: a whole number expected, or one of at least 1 for each class")
 
 
 def counts_of(asked: Asked, class_names: Sequence[str]) -> Counts:

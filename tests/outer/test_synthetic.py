@@ -50,6 +50,42 @@ def test_every_batch_has_the_right_number_of_images_of_distinct_classes(
         assert set(classes.values()) == {sampler.batch_per_class}
 
 
+@settings(max_examples=60, deadline=None)
+@given(samplers(), st.integers(0, 6), st.integers(0, 100))
+def test_of_equally_many_images_batches_are_drawn_as_they_ever_were(
+    sampler: ClassSampler, steps: int, seed: int
+) -> None:
+    """As before classes could differ: old runs go on, and their sets are evaluated, with the same batches."""
+    gen, per_class = generator(seed), sampler.counts.largest
+    classes = torch.arange(sampler.num_classes).expand(steps, -1)
+    if sampler.classes_per_step < sampler.num_classes:
+        classes = torch.rand(steps, sampler.num_classes, generator=gen).topk(sampler.classes_per_step).indices
+    members = torch.rand(steps, classes.shape[1], per_class, generator=gen).topk(sampler.batch_per_class).indices
+    expected = (classes.unsqueeze(-1) * per_class + members).flatten(1)
+    draw = FLIP.draw(steps, expected.shape[1], gen)
+    plan = sampler.plan(steps, generator(seed))
+    assert torch.equal(plan.indices, expected)
+    assert difference(vars(plan.draw), vars(draw)) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=6), st.integers(1, 6), st.integers(0, 100))
+def test_each_class_is_drawn_from_its_own_images_alone(numbers: list[int], batch: int, seed: int) -> None:
+    counts, batch = Counts(tuple(numbers)), min(batch, max(numbers))
+    plan = ClassSampler(counts, len(numbers), batch, FLIP).plan(5, generator(seed))
+    own = [k for k, number in enumerate(numbers) for _ in range(number)]
+    for drawn in plan.indices.tolist():
+        assert len(set(drawn)) == len(drawn)
+        assert [own[i] for i in drawn] == [k for k, number in enumerate(numbers) for _ in range(min(number, batch))]
+
+
+def test_every_image_of_a_class_is_drawn_equally_often_however_many_there_are() -> None:
+    plan = ClassSampler(Counts((1, 4, 2)), 3, 2, FLIP).plan(4000, generator(0))
+    drawn = plan.indices.flatten().bincount(minlength=7)
+    assert drawn[0] == 4000 and drawn[5:].tolist() == [4000, 4000]
+    assert within_five_deviations(drawn[1:5], 4000, 2 / 4)
+
+
 def test_batches_of_all_classes_hold_all_classes_in_order() -> None:
     plan = ClassSampler(Counts.equal(5, 3), 5, 2, FLIP).plan(20, generator(0))
     assert plan.indices.div(3, rounding_mode="floor").tolist() == [[0, 0, 1, 1, 2, 2, 3, 3, 4, 4]] * 20
@@ -125,6 +161,7 @@ def test_noise_images_are_gaussian_directions_of_norm_one() -> None:
 
 def test_one_hot_labels_are_sorted_by_class() -> None:
     assert one_hot_labels(Counts.equal(2, 3)).tolist() == [[1, 0], [1, 0], [1, 0], [0, 1], [0, 1], [0, 1]]
+    assert one_hot_labels(Counts((1, 2))).tolist() == [[1, 0], [0, 1], [0, 1]]
 
 
 # ---- updates ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from framework.config.common import Distilling, check_strategy, parse_as
 from framework.errors import UserError
 from framework.flags import flag, switch
-from framework.inner.counts import FLAG, Asked, numbers_of
+from framework.inner.counts import Asked, numbers_of
 from framework.inner.names import AUGMENTATIONS, MOMENTUM, WEIGHT_DECAY
 from framework.outer.policies.registry import POLICIES, that
 
@@ -367,8 +367,8 @@ class Config(Distilling):
         """See ``Common``."""
         c = self
         if num_classes is not None and isinstance(c.num_per_class, dict) and len(c.num_per_class) != num_classes:
-            raise UserError(f"{FLAG}: gives {len(c.num_per_class)} classes their number of images, and {c.dataset} has "
-                            f"{num_classes}: give each of them one")  # fmt: skip
+            raise UserError(f"--num_per_class: gives {len(c.num_per_class)} classes their number of images, and "
+                            f"{c.dataset} has {num_classes}: give each of them one")  # fmt: skip
         if num_classes is not None and c.task_sampler_nc is not None and c.task_sampler_nc > num_classes:
             raise UserError(f"--task_sampler_nc {c.task_sampler_nc} is more than the {num_classes} classes of "
                             f"{c.dataset}: give at most {num_classes}")  # fmt: skip

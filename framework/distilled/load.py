@@ -42,10 +42,10 @@ def from_stored(stored: Stored, path: Path) -> Distilled:
     class_names, provenance = _metadata(stored, path)
     config = read_config(provenance["config"], path)
     images, labels = stored.tensors["images"].float(), class_weights(stored.tensors["labels"], len(class_names), path)
-    per_class, rest = divmod(len(images), len(class_names))
     numbers = None if isinstance(config.num_per_class, int) else _numbers(config, class_names, len(images), path)
-    rest = 0 if numbers else rest
-    if images.ndim != 4 or images.shape[2] != images.shape[3] or len(images) != len(labels) or not per_class or rest:
+    per_class, rest = divmod(len(images), len(class_names))
+    whole = numbers is not None or (per_class and not rest)
+    if images.ndim != 4 or images.shape[2] != images.shape[3] or len(images) != len(labels) or not whole:
         raise UserError(
             f"{path}: images of shape {tuple(images.shape)} and {len(labels)} labels are no set of {len(class_names)} "
             "classes by this program; restore it from a copy"

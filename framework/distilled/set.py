@@ -100,6 +100,7 @@ class Distilled:
 
         Each class must have as many.
         """
+        assert self.counts.same, "checked before"
         count = len(places)
         rows = torch.arange(len(self.images)).unflatten(0, (self.num_classes, -1))[:, places].flatten()
         config, step_size = self.config.of_size(count), self._step_size(count)

@@ -20,7 +20,6 @@ Asked = int | dict[str, int]
 
 _COMMENT = re.compile(r"(^|\s)#.*")
 _LINE = re.compile(r"(\S.*?)\s*[\s,]\s*([0-9]+)")
-FLAG = "--num_per_class"
 
 
 @dataclass(frozen=True)
@@ -163,9 +162,9 @@ def counts_of(asked: Asked, class_names: Sequence[str]) -> Counts:
     keys = indices if set(asked) == set(indices) and set(asked) != set(class_names) else list(class_names)
     how = f"give each of the {len(class_names)} classes once, all by name or all by index from 0"
     if unknown := [name for name in asked if name not in keys]:
-        raise UserError(f"{FLAG}: the data have no class {unknown[0]}; {how}")
+        raise UserError(f"--num_per_class: the data have no class {unknown[0]}; {how}")
     if missing := [name for name in keys if name not in asked]:
-        raise UserError(f"{FLAG}: no number for class {missing[0]}; {how}")
+        raise UserError(f"--num_per_class: no number for class {missing[0]}; {how}")
     return Counts(tuple(asked[key] for key in keys))
 
 

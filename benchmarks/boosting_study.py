@@ -136,7 +136,7 @@ def judged(subset: Distilled, real: RealData, seed: int) -> Judgement:
     """A set's scores by its own recipe and as many of its own networks as its run has trained."""
     recipe, config = make_recipe("inner", subset, None), subset.config
     network = judge.build(config.arch, subset, None, real.train.labels.device)
-    rows = judge.candidates(subset.images, subset.labels, real, recipe, (), config.num_train_eval, seed)
+    rows = judge.candidates(subset.images, subset.labels, subset.counts, real, recipe, (), config.num_train_eval, seed)
     return judge.evaluate(subset, real, [judge.Trial(recipe, rows)], {config.arch: network}, seed, lambda steps: None)
 
 

@@ -53,6 +53,7 @@ from framework.evaluation.evaluator import Evaluator, TrainingSet
 from framework.evaluation.teacher import Pupil, Teacher
 from framework.files import make_folder, read_json, write_atomically, write_json
 from framework.inner.augment import Augmentation
+from framework.inner.counts import Counts
 from framework.inner.execution import configure_process
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import make_optimizer
@@ -170,7 +171,7 @@ class Study:
             raise UserError(f"{given[0]}: a memory is of standardised images with their classes; leave it out")
         if len(names) % self.classes:
             raise UserError(f"--classes {self.classes}: does not divide the {len(names)} classes of {c.dataset}")
-        require_random_real(self.listing.counts, names, self.sizes[-1], "--sizes")
+        require_random_real(self.listing.counts, names, Counts.equal(len(names), self.sizes[-1]), "--sizes")
 
     def claim(self) -> None:
         """Note in the folder what is studied there, and write the tasks' images that it does not have.
@@ -256,15 +257,16 @@ class Memories:
         return [made[kind](size) if kind in made else self._coreset(kind, size)] * runs
 
     def _random(self, size: int, network: int) -> Memory:
+        counts = Counts.equal(self.s.classes, size)
         chosen = [
-            draw_per_class(real.train.labels.cpu(), real.num_classes, size, generator(self.seed, "memory", network, t))
+            draw_per_class(real.train.labels.cpu(), counts, generator(self.seed, "memory", network, t))
             for t, real in enumerate(self.tasks)
         ]
         return self._chosen(chosen)
 
     def _coreset(self, kind: str, size: int) -> Memory:
         return self._chosen([
-            choose(kind, teacher, real, size, lambda steps: None).flatten()
+            torch.cat(choose(kind, teacher, real, Counts.equal(real.num_classes, size), lambda steps: None))
             for teacher, real in zip(self.teachers, self.tasks, strict=True)
         ])  # fmt: skip
 
@@ -338,7 +340,7 @@ def training_set(c: Config, memory: Split, classes: int, size: int | None) -> Tr
     sampler: Sampler = UniformSampler(len(memory), FULL_SET_BATCH, augmentation)
     if size is not None:
         drawn = min(c.task_sampler_nc or classes, classes)
-        sampler = ClassSampler(classes, size, drawn, min(c.batch_per_class, size), augmentation)
+        sampler = ClassSampler(Counts.equal(classes, size), drawn, min(c.batch_per_class, size), augmentation)
     return TrainingSet(memory.images, F.one_hot(memory.labels, classes).float(), sampler)
 
 

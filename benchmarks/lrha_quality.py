@@ -23,6 +23,7 @@ from framework.data.load import DataSpec, load
 from framework.data.splits import RealData
 from framework.files import make_folder
 from framework.inner.augment import Augmentation
+from framework.inner.counts import Counts
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import State, make_optimizer
 from framework.inner.plan import ClassSampler
@@ -60,9 +61,9 @@ QUICK = ("no Hessian", "k 8, per window", "k 8, every step")
 
 def learnt_images(loop: InnerLoop, real: RealData, steps: int) -> torch.Tensor:
     """Ten images after ``steps`` plain outer steps from noise: near noise, gradients are not typical of a run."""
-    images = noise_images(10, 1, real.image_shape, generator(0, "images")).requires_grad_()
-    labels, optimizer = one_hot_labels(10, 1), torch.optim.Adam([images], lr=0.01)
-    sampler = ClassSampler(10, 1, 10, 1, Augmentation("flip_rotate", False, 8))
+    images = noise_images(10, real.image_shape, generator(0, "images")).requires_grad_()
+    labels, optimizer = one_hot_labels(Counts.equal(10, 1)), torch.optim.Adam([images], lr=0.01)
+    sampler = ClassSampler(Counts.equal(10, 1), 10, 1, Augmentation("flip_rotate", False, 8))
     for step in range(steps):
         gen = generator(0, "learning", step)
         start = State.fresh(loop.network.init(gen))
@@ -97,8 +98,8 @@ def main() -> None:
     bar = tqdm(total=len(RATES) * len(starts) * len(recipes) * a.networks, unit="window", dynamic_ncols=True)
     for name, rate in RATES.items():
         loop = InnerLoop(network, make_optimizer(name, rate))
-        images, labels = learnt_images(loop, real, 60), one_hot_labels(10, 1)
-        sampler = ClassSampler(10, 1, 10, 1, Augmentation("flip_rotate", False, 8))
+        images, labels = learnt_images(loop, real, 60), one_hot_labels(Counts.equal(10, 1))
+        sampler = ClassSampler(Counts.equal(10, 1), 10, 1, Augmentation("flip_rotate", False, 8))
         for start in starts:
             measured: dict[str, list[tuple[float, float]]] = {key: [] for key in recipes}
             seconds = dict.fromkeys(("exact", *recipes), 0.0)

@@ -43,6 +43,7 @@ from framework.data.splits import Split
 from framework.errors import UserError
 from framework.files import make_folder
 from framework.inner.augment import Augmentation, apply
+from framework.inner.counts import Counts
 from framework.inner.execution import auto_chunk, configure_process, set_device_precision
 from framework.inner.kernels import Execution
 from framework.inner.loop import InnerLoop
@@ -157,7 +158,7 @@ def make(folder: Path, steps: int, a: argparse.Namespace, device: torch.device) 
     """The problem of so many steps, from what ``train_expert`` left in ``folder``."""
     saved = torch.load(folder / "expert.pt", map_location=device, weights_only=True)
     network = FlatNetwork(build("convnet", 3, 32, CLASSES, width=a.width), device)
-    labels = one_hot_labels(CLASSES, a.images // CLASSES).to(device)
+    labels = one_hot_labels(Counts.equal(CLASSES, a.images // CLASSES)).to(device)
     plan = ShuffledSampler(a.images, a.images, AUGMENTATION).plan(steps, generator(0, "matching")).to(device)
     step_size = torch.tensor(a.step_size, dtype=torch.float64, device=device)
     return Problem(network, saved["start"], saved["target"], Synthetic(saved["images"], labels), step_size, plan)

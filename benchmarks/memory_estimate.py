@@ -19,6 +19,7 @@ from common import RESULTS, Parser, at_least, markdown, ran_on, resident_mib, ru
 from framework.distill_higher import make_engine
 from framework.files import make_folder
 from framework.inner.augment import Augmentation
+from framework.inner.counts import Counts
 from framework.inner.kernels import Execution
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import Adam, State
@@ -39,13 +40,15 @@ def measure(engine: str, ipc: int, window: int, width: int) -> dict[str, Any]:
     gen = generator(0, "benchmark")
     network = FlatNetwork(build("convnet", 3, 32, 10, width=width), torch.device("cpu"))
     augmentation = Augmentation("flip_rotate", False, 32)
-    plan = ClassSampler(10, ipc, 10, ipc, augmentation).plan(window, gen)
-    real = RealBatch(torch.randn(10, 3, 32, 32), one_hot_labels(10, 1), augmentation.draw(1, 10, gen).at(0))
-    images = noise_images(10, ipc, (3, 32, 32), gen)
+    plan = ClassSampler(Counts.equal(10, ipc), 10, ipc, augmentation).plan(window, gen)
+    real = RealBatch(
+        torch.randn(10, 3, 32, 32), one_hot_labels(Counts.equal(10, 1)), augmentation.draw(1, 10, gen).at(0)
+    )
+    images = noise_images(10 * ipc, (3, 32, 32), gen)
     state = State.fresh(network.init(gen))
     before = resident_mib("VmHWM")
     loop = InnerLoop(network, Adam(1e-3), Execution())
-    make_engine(engine, loop)(state, Synthetic(images, one_hot_labels(10, ipc)), plan, real)
+    make_engine(engine, loop)(state, Synthetic(images, one_hot_labels(Counts.equal(10, ipc))), plan, real)
     estimate = window_bytes(engine, network.module.to("meta"), 3, 32, window, 10 * ipc, loop.execution.chunk) / 2**20
     measured = resident_mib("VmHWM") - before
     return {"engine": engine, "images per step": 10 * ipc, "window": window,

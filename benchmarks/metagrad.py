@@ -40,6 +40,7 @@ from common import RESULTS, Parser, at_least, markdown, resident_mib, run, write
 from framework.distill_higher import Higher, outer_gradient
 from framework.files import make_folder, read_json
 from framework.inner.augment import Augmentation
+from framework.inner.counts import Counts
 from framework.inner.execution import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, auto_chunk, configure_process
 from framework.inner.kernels import Execution
 from framework.inner.loop import InnerLoop
@@ -155,12 +156,12 @@ def make(images: int, window: int, real: int, width: int, device: torch.device, 
     network = FlatNetwork(build("convnet", 3, 32, 10, width=width), device, dtype)
     augmentation = Augmentation("flip_rotate", False, 32)
     ipc = images // 10
-    plan = ClassSampler(10, ipc, 10, ipc, augmentation).plan(PREFIX + window, gen).to(device)
-    synthetic = noise_images(10, ipc, (3, 32, 32), gen).to(device, dtype)
-    labels = one_hot_labels(10, ipc).to(device, dtype)
+    plan = ClassSampler(Counts.equal(10, ipc), 10, ipc, augmentation).plan(PREFIX + window, gen).to(device)
+    synthetic = noise_images(10 * ipc, (3, 32, 32), gen).to(device, dtype)
+    labels = one_hot_labels(Counts.equal(10, ipc)).to(device, dtype)
     batch = RealBatch(
         torch.randn(real, 3, 32, 32, generator=gen).to(device, dtype),
-        one_hot_labels(10, real // 10).to(device, dtype),
+        one_hot_labels(Counts.equal(10, real // 10)).to(device, dtype),
         augmentation.draw(1, real, gen).at(0).to(device),
     )
     return Problem(network, network.init(gen), Synthetic(synthetic, labels), plan, batch)

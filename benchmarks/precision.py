@@ -20,6 +20,7 @@ from framework.data.load import DataSpec, load
 from framework.files import make_folder
 from framework.inner import loop as inner_loop
 from framework.inner.augment import Augmentation
+from framework.inner.counts import Counts
 from framework.inner.execution import set_device_precision
 from framework.inner.kernels import Execution
 from framework.inner.loop import LOW_PRECISION_FROM, InnerLoop
@@ -55,8 +56,8 @@ def main() -> None:
     real = load(DataSpec("digits", Path()), cpu, progress=False)
     small = build("convnet", 1, 8, 10, width=32, depth=2)
     images = learnt_images(InnerLoop(FlatNetwork(small, cpu), Adam(1e-3)), real, 60).to(device)
-    labels, network = one_hot_labels(10, 1).to(device), FlatNetwork(small, device)
-    sampler = ClassSampler(10, 1, 10, 1, Augmentation("flip_rotate", False, 8))
+    labels, network = one_hot_labels(Counts.equal(10, 1)).to(device), FlatNetwork(small, device)
+    sampler = ClassSampler(Counts.equal(10, 1), 10, 1, Augmentation("flip_rotate", False, 8))
     ways = {name: way for name, way in WAYS.items() if device.type == "cuda" or way[0] != "tf32"}
     results: dict[str, Any] = {**environment(device), "window": WINDOW, "networks": a.networks, "cases": []}
     for start in STARTS:

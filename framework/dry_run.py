@@ -29,6 +29,7 @@ from framework.distilled.load import open_stored
 from framework.errors import UserError
 from framework.files import cache_folder, can_hold
 from framework.inner.augment import Augmentation
+from framework.inner.counts import Counts, numbers_of, text_of
 from framework.inner.kernels import Execution
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import PlainSGD
@@ -175,10 +176,12 @@ def _ftd(c: FtdConfig, o: _Outlook, data: float) -> list[str]:
 def _student_seconds(c: FtdConfig, o: _Outlook, network: FlatNetwork, execution: Execution) -> float:
     """Seconds of an iteration, from one student step on noise."""
     gen = generator(0, "trial")
-    count = o.classes * c.num_per_class
-    images = torch.randn(count, o.info.channels, o.info.image_size, o.info.image_size, generator=gen)
-    labels = one_hot_labels(o.classes, c.num_per_class)
-    sampler = ShuffledSampler(count, c.student_batch(o.classes), Augmentation(c.strategy, False, o.info.image_size))
+    counts = Counts.equal(o.classes, c.num_per_class)
+    images = torch.randn(counts.total, o.info.channels, o.info.image_size, o.info.image_size, generator=gen)
+    labels = one_hot_labels(counts)
+    sampler = ShuffledSampler(
+        counts.total, c.student_batch(o.classes), Augmentation(c.strategy, False, o.info.image_size)
+    )
     synthetic = Synthetic(images.to(o.device), labels.to(o.device), c.soft_labels)
     start, target, step_size = network.init(gen), network.init(gen), torch.tensor(c.lr_teacher, device=o.device)
     engine, plan = Replay(InnerLoop(network, PlainSGD(), execution)), sampler.plan(1, gen).to(o.device)
@@ -246,8 +249,8 @@ def _check_sizes(c: Common, classes: int, train: int) -> None:
     """
     if train < classes:
         raise UserError(f"--limit_train {c.limit_train}: it takes at least one image for each of {classes} classes")
-    if (asked := c.real_per_class) is not None and train < classes * asked[1]:
+    if (asked := c.real_per_class) is not None and train < sum(numbers_of(asked[1], classes)):
         raise UserError(
-            f"{asked[0]}: {train:,} real training images are fewer than --num_per_class {asked[1]} for {classes} "
-            "classes; leave it out or lower the number"
+            f"{asked[0]}: {train:,} real training images are fewer than --num_per_class {text_of(asked[1])} for "
+            f"{classes} classes; leave it out or lower the number"
         )

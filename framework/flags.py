@@ -26,6 +26,7 @@ class Flag:
     kind: Callable[[str], Any] | None = None  # None: taken from the default's type
     nargs: str | None = None
     const: Any = None
+    from_json: Callable[[Any], Any] | None = None  # the value that JSON holds; None: of the default's type, or kind
     read_by: str = ""  # shown in --help: who reads this flag, if not everybody
     reads: Callable[[Any], bool] | None = None  # of the configuration; False: giving the flag is pointless, so warn
     negation: str = ""  # an option that stands for this one with False
@@ -174,6 +175,11 @@ def checked_values(values: Mapping[str, Any], configuration: Any) -> dict[str, A
 
 def _checked(name: str, value: Any, field: "dataclasses.Field[Any]") -> Any:
     about: Flag = field.metadata["flag"]
+    if about.from_json is not None:
+        try:
+            return about.from_json(value)
+        except UserError as error:
+            raise UserError(f"{option(name)} {error}") from error
     several = isinstance(field.default, tuple)
     if several != isinstance(value, list | tuple) or (value is None and field.default is not None):
         raise UserError(f"{option(name)} {value!r}: {'several values' if several else 'one value'} expected")

@@ -97,6 +97,7 @@ class Origin:
     per_class: int
     hard: bool  # its own labels are one-hot
     command: str
+    spread: str | None = None  # where classes have not as many images, how many they have, for people
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,12 @@ class Standing:
     bits_per_class: float | None
     hours: float | None  # of the run that made the set
     command: str  # that makes the row again
+    spread: str | None = None  # see ``Origin``; ``per_class`` is then the mean, rounded down
+
+    @property
+    def per_class_text(self) -> str:
+        """Images per class, for people."""
+        return self.spread or str(self.per_class)
 
 
 @dataclass(frozen=True)

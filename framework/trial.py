@@ -224,5 +224,7 @@ def _stand_in(c: Config, info: DatasetInfo, classes: int, train: int, device: to
         return Split(images, torch.arange(count, device=device) % classes)
 
     held_out = max(classes, round(train * c.val_fraction)) if c.select == "val" else info.test_size or train
-    names, trained = tuple(map(str, range(classes))), max(train, classes * c.num_per_class)
+    asked = c.num_per_class
+    names = tuple(map(str, range(classes)) if isinstance(asked, int) else asked)
+    trained = max(train, classes * c.most_per_class)
     return RealData(c.dataset, names, split(trained), split(held_out), split(classes), flat)

@@ -109,6 +109,8 @@ def make_card(
 ) -> Card:
     """The card of the set in the file ``path``."""
     c = distilled.config
+    if not distilled.counts.same:
+        raise UserError(f"{distilled.source}: a card has one number of images per class; give a set of as many of each")
     data, licence = DATA.get(c.dataset, (a.data, a.licence))
     bits = judgements[0].results[c.arch]["distilled"].bits_per_class
     assert bits is not None, "every evaluation of this version counts them"

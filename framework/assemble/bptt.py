@@ -14,6 +14,7 @@ from framework.distill_higher import BackpropThroughTime, make_engine
 from framework.distilled.foreign import Target
 from framework.distilled.start import Start, filled, read_start
 from framework.inner.augment import Augmentation
+from framework.inner.counts import Counts
 from framework.inner.kernels import Execution
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import make_optimizer
@@ -33,6 +34,9 @@ from framework.outer.synthetic import SyntheticSet, noise_images, one_hot_labels
 from framework.rng import generator
 from framework.run.distributed import Comm
 from framework.run.memory import Problem
+
+_Given = tuple[Tensor, Tensor, Counts]
+"""Images and labels that a run begins with, and how many of each class."""
 
 
 def assemble_bptt(c: Config, comm: Comm, device: torch.device) -> Parts:
@@ -54,6 +58,7 @@ def build_bptt(c: Config, comm: Comm, device: torch.device, real: RealData, star
         UserError: flags do not fit the data or the device.
     """
     classes, (channels, side, _) = real.num_classes, real.image_shape
+    counts = c.counts(real.class_names)
     batch_size = min(c.batch_size, len(real.train))
     bare = bare_network(c, channels, side, classes)
     execution = _execution(c, real, bare, batch_size, device)
@@ -62,8 +67,7 @@ def build_bptt(c: Config, comm: Comm, device: torch.device, real: RealData, star
     given, lines = _given(start, real)
     synthetic = _new_set(c, real, given, device)
     sampler = ClassSampler(
-        num_classes=classes,
-        per_class=c.num_per_class,
+        counts=counts,
         classes_per_step=c.task_sampler_nc or classes,
         batch_per_class=c.batch_per_class,
         augmentation=Augmentation(c.syn_strategy, c.comp_aug, side),
@@ -75,7 +79,7 @@ def build_bptt(c: Config, comm: Comm, device: torch.device, real: RealData, star
         policy = make_policy(c, classes, batch_size, block)
         return BackpropThroughTime(
             engine=make_engine(c.engine_name, loop, lowrank_recipe(c), kept),
-            sampler=sampler.of(c.block_size * (block + 1)),
+            sampler=sampler.of(counts.part(0, c.block_size * (block + 1))),
             policy=policy,
             set=synthetic,
             train=real.train,
@@ -100,7 +104,7 @@ def build_bptt(c: Config, comm: Comm, device: torch.device, real: RealData, star
 def _description(c: Config, real: RealData, loop: InnerLoop, method: Method) -> list[str]:
     """What a run says at its start."""
     lines, validation = [], 0 if real.val is None else len(real.val)
-    images = c.num_per_class * real.num_classes
+    images = c.counts(real.class_names).total
     if c.batch_size > len(real.train):
         lines.append(f"--batch_size {c.batch_size}: only {len(real.train)} real training images; using all")
     lines.append(
@@ -189,32 +193,34 @@ def start_for(c: Config, listing: Listing) -> Start | None:
         return None
     flag, path = c.start_set
     target = Target(c.dataset, listing.image_shape, listing.class_names)
-    return read_start(Path(path), target, c.num_per_class, flag)
+    return read_start(Path(path), target, c.counts(listing.class_names), flag)
 
 
-def _given(start: Start | None, real: RealData) -> tuple[tuple[Tensor, Tensor] | None, list[str]]:
+def _given(start: Start | None, real: RealData) -> tuple[_Given | None, list[str]]:
     """Images and labels of the set that the run begins with, under its preprocessing, and lines about them."""
     if start is None:
         return None, []
     images, line = start.images_under(real.preprocess)
-    return (images, start.labels), [*start.lines, *([] if line is None else [line])]
+    return (images, start.labels, start.counts), [*start.lines, *([] if line is None else [line])]
 
 
-def _block_start(c: Config, real: RealData, given: tuple[Tensor, Tensor] | None, block: int) -> tuple[Tensor, Tensor]:
+def _block_start(c: Config, real: RealData, given: _Given | None, block: int) -> tuple[Tensor, Tensor]:
     """Images and labels with which a block starts: noise or real images and one-hot labels, or its part of a set."""
-    classes, size, gen = real.num_classes, c.block_size, generator(block_seed(c.seed, block), "synthetic images")
-    images, labels = noise_images(classes, size, real.image_shape, gen), one_hot_labels(classes, size)
+    first, end = block * c.block_size, (block + 1) * c.block_size
+    counts, gen = c.counts(real.class_names).part(first, end), generator(block_seed(c.seed, block), "synthetic images")
+    images, labels = noise_images(counts.total, real.image_shape, gen), one_hot_labels(counts)
     if c.init == "real":
-        images = real.train.batch(draw_per_class(real.train.labels.cpu(), classes, size, gen))
+        images = real.train.batch(draw_per_class(real.train.labels.cpu(), counts, gen))
     if given is not None:
-        own, weights = (
-            tensor.unflatten(0, (classes, -1))[:, block * size : (block + 1) * size].flatten(0, 1) for tensor in given
+        *tensors, has = given
+        rows, own = has.rows([range(number)[first:end] for number in has.numbers]), has.part(first, end)
+        images, labels = (
+            filled(start, tensor[rows], counts, own) for start, tensor in zip((images, labels), tensors, strict=True)
         )
-        images, labels = filled(images, own, classes), filled(labels, weights, classes)
     return images, labels
 
 
-def _new_set(c: Config, real: RealData, given: tuple[Tensor, Tensor] | None, device: torch.device) -> SyntheticSet:
+def _new_set(c: Config, real: RealData, given: _Given | None, device: torch.device) -> SyntheticSet:
     """The synthetic set before the first step."""
     images, labels = _block_start(c, real, given, 0)
     return SyntheticSet(

@@ -12,6 +12,7 @@ from framework.data.load import DataSpec, Listing, list_data, load_listed
 from framework.data.registry import Reading
 from framework.data.splits import RealData, Split, require_random_real
 from framework.errors import UserError
+from framework.inner.counts import counts_of
 from framework.inner.execution import choose
 from framework.inner.kernels import Execution
 from framework.inner.loop import InnerLoop
@@ -93,10 +94,12 @@ def check_listing(c: Common, listing: Listing, processes: int = 1) -> None:
     Raises:
         UserError: naming the flag.
     """
+    if isinstance(c, Distilling):
+        c.counts(listing.class_names)  # before their number is checked, as this names the class that is amiss
     check_against_data(c, len(listing.class_names), listing.info.image_size, len(listing.train), processes)
     if (asked := c.real_per_class) is not None:
         flag, per_class = asked
-        require_random_real(listing.counts, listing.class_names, per_class, flag)
+        require_random_real(listing.counts, listing.class_names, counts_of(per_class, listing.class_names), flag)
 
 
 def check_packages(c: Distilling) -> None:

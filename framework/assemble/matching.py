@@ -11,6 +11,7 @@ from framework.data.registry import DatasetInfo
 from framework.data.splits import RealData, draw_per_class
 from framework.errors import UserError
 from framework.inner.augment import Augmentation
+from framework.inner.counts import Counts
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import PlainSGD
 from framework.inner.plan import ShuffledSampler
@@ -141,7 +142,7 @@ def _starts(
     starts, taken = [], torch.empty(0, dtype=torch.int64)
     for block in range(len(c.block_epochs)):
         gen = generator(block_seed(c.seed, block), "synthetic images")
-        labels = one_hot_labels(real.num_classes, c.block_size)
+        labels = one_hot_labels(Counts.equal(real.num_classes, c.block_size))
         if c.pix_init == "noise":
             images = torch.randn(len(labels), *real.image_shape, generator=gen).to(network.device)
         else:
@@ -161,7 +162,7 @@ def _drawn(
         return _classified(c, real, network, experts, gen, taken)
     labels = real.train.labels.cpu()
     free = torch.ones_like(labels, dtype=torch.bool).index_fill_(0, taken, value=False).nonzero().squeeze(1)
-    return free[draw_per_class(labels[free], real.num_classes, c.block_size, gen)]
+    return free[draw_per_class(labels[free], Counts.equal(real.num_classes, c.block_size), gen)]
 
 
 def _new_set(c: FtdConfig, num_classes: int, start: tuple[Tensor, Tensor], device: torch.device) -> MatchedSet:

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from framework.config.common import Distilling, check_strategy, parse_as
 from framework.errors import UserError
 from framework.flags import flag, switch
+from framework.inner.counts import Asked, numbers_of
 from framework.inner.names import AUGMENTATIONS, MOMENTUM, WEIGHT_DECAY
 from framework.outer.policies.registry import POLICIES, that
 
@@ -73,7 +74,8 @@ class Config(Distilling):
         "networks are trained by the run's recipe: the meta-gradient is less ill-conditioned, inner training slower; "
         "1e-8 for example", minimum=0, read_by="--inner_optim Adam",
         reads=lambda c: c.inner_optim == "Adam")
-    batch_per_class: int = flag(1, "inner loop", "synthetic images drawn per class and inner step", minimum=1)
+    batch_per_class: int = flag(1, "inner loop", "synthetic images drawn per class and inner step; of a class "
+        "that has fewer, all", minimum=1)
     task_sampler_nc: int | None = flag(None, "inner loop", "classes drawn per inner step (default: all)",
         kind=int, minimum=1, metavar="CLASSES")
     syn_strategy: str = flag("flip_rotate", "inner loop",
@@ -265,7 +267,7 @@ class Config(Distilling):
         return {
             "data set": f"{self.dataset_label}{', ZCA' if self.zca else ', ZCA of pixels' if self.zca_pixels else ''}",
             "method": f"{self.policy}, W {self.window}, T {self.totwindow}{', CR-LRHA' if self.keeps_factors else ''}",
-            "images per class": f"{self.num_per_class}{', learnt labels' if self.train_y else ''}",
+            "images per class": f"{self.per_class_text}{', learnt labels' if self.train_y else ''}",
             **({"boosting": self.boosting} if self.boosting else {}),
         }
 
@@ -282,7 +284,7 @@ class Config(Distilling):
         return None if self.start_set is None else self.start_set[1]
 
     @property
-    def real_per_class(self) -> tuple[str, int] | None:
+    def real_per_class(self) -> tuple[str, Asked] | None:
         """See ``Common``."""
         real = ("--init real", self.num_per_class) if self.init == "real" else None
         return super().real_per_class or real
@@ -307,9 +309,9 @@ class Config(Distilling):
         return self.totwindow if self.policy == "bptt" else min(self.window + radius, self.totwindow)
 
     def inner_batch(self, num_classes: int, per_class: int | None = None) -> int:
-        """Synthetic images per inner step; ``per_class``: of a set of so many, not of all."""
-        drawn = min(self.batch_per_class, per_class or self.num_per_class)
-        return (self.task_sampler_nc or num_classes) * drawn
+        """Synthetic images per inner step; ``per_class``: of a set of no more of each class, not of all."""
+        numbers = numbers_of(self.num_per_class, self.task_sampler_nc or num_classes)
+        return sum(min(self.batch_per_class, number, per_class or number) for number in numbers)
 
     def of_size(self, per_class: int) -> Self:
         """See ``Distilling``."""
@@ -357,13 +359,16 @@ class Config(Distilling):
     def name_parts(self) -> list[str]:
         """See ``Distilling``."""
         made = [self.policy, str(self.window), str(self.totwindow)]
-        return [f"IPC_{self.num_per_class}", *self.block_names, *made, f"seed{self.seed}"]
+        return [self.ipc_name, *self.block_names, *made, f"seed{self.seed}"]
 
     def check_data(
         self, num_classes: int | None, image_size: int, train: int | None = None, processes: int = 1
     ) -> None:
         """See ``Common``."""
         c = self
+        if num_classes is not None and isinstance(c.num_per_class, dict) and len(c.num_per_class) != num_classes:
+            raise UserError(f"--num_per_class: gives {len(c.num_per_class)} classes their number of images, and "
+                            f"{c.dataset} has {num_classes}: give each of them one")  # fmt: skip
         if num_classes is not None and c.task_sampler_nc is not None and c.task_sampler_nc > num_classes:
             raise UserError(f"--task_sampler_nc {c.task_sampler_nc} is more than the {num_classes} classes of "
                             f"{c.dataset}: give at most {num_classes}")  # fmt: skip
@@ -406,9 +411,11 @@ class Config(Distilling):
                 epochs = resolve_patience(text, c.totwindow, most)
                 warnings.append(f"--{name} {text} is {epochs} epochs here; the paper's 5 % seem to be of about 600 "
                                 "epochs: give 30, or 0.15T, for stages like its own")  # fmt: skip
-        if c.batch_per_class > c.num_per_class:
-            raise UserError(f"--batch_per_class {c.batch_per_class} is larger than --num_per_class {c.num_per_class}: "
+        if c.batch_per_class > c.most_per_class:
+            raise UserError(f"--batch_per_class {c.batch_per_class} is larger than --num_per_class {c.per_class_text}: "
                             "give at most the number of images per class")  # fmt: skip
+        if isinstance(c.num_per_class, dict):
+            c._check_numbers()
         if c.start_epoch >= c.epochs:
             raise UserError(
                 f"--start_epoch {c.start_epoch} leaves nothing to do before --epochs {c.epochs}: raise --epochs"
@@ -416,6 +423,17 @@ class Config(Distilling):
         if sorted(set(c.eval_steps)) != list(c.eval_steps):
             raise UserError(f"--eval_steps {' '.join(map(str, c.eval_steps))}: give increasing lengths, each once")
         return warnings
+
+    def _check_numbers(self) -> None:
+        """Check the flags that need as many images of each class.
+
+        Raises:
+            UserError: naming the flag.
+        """
+        for name in ("task_sampler_nc", "psp_patches"):
+            if value := getattr(self, name):
+                raise UserError(f"--{name} {value} needs as many images of each class: leave it out, or give one "
+                                "number as --num_per_class")  # fmt: skip
 
 
 FLAGS, DEFAULTS = Config.flags(), Config.defaults()

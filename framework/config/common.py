@@ -28,6 +28,16 @@ from framework.flags import (
     option,
     plain_text,
 )
+from framework.inner.counts import (
+    Asked,
+    Counts,
+    checked_numbers,
+    counts_of,
+    images_per_class,
+    most,
+    numbers_of,
+    text_of,
+)
 from framework.inner.names import AUGMENTATIONS, PRECISIONS
 from framework.networks.registry import ARCHITECTURES
 from framework.networks.spec import ACTIVATIONS, NORMS, POOLS
@@ -253,7 +263,7 @@ class Common(ABC):
         """
 
     @property
-    def real_per_class(self) -> tuple[str, int] | None:
+    def real_per_class(self) -> tuple[str, Asked] | None:
         """A flag that asks for real images of every class, and how many; None: no flag does."""
         return None
 
@@ -293,7 +303,16 @@ class Common(ABC):
         # One's own data may lie elsewhere now; that they are the same is seen when they are there (``base.Run``).
         moved = is_own(self.dataset) and kind_of(self.dataset) == kind_of(saved.dataset)
         pairs = [pair for pair in pairs if not (moved and pair[0] == "dataset")]
-        return [f"{option(name)} was {was} and is {now}" for name, was, now in pairs if was != now]
+        return [f"{option(name)} {_changed(was, now)}" for name, was, now in pairs if was != now]
+
+
+def _changed(was: Any, now: Any) -> str:
+    """What a flag was and is; of numbers for classes those that differ alone."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        differing = [name for name in [*was, *now] if was.get(name) != now.get(name)]
+        return f"of class {differing[0]} was {was.get(differing[0])} and is {now.get(differing[0])}"
+    shown = (text_of(value) if isinstance(value, dict) else value for value in (was, now))
+    return "was {} and is {}".format(*shown)
 
 
 _BOOSTED: dict[str, Any] = {"read_by": "--boost_block above 0", "reads": lambda config: config.boost_block > 0}
@@ -305,7 +324,10 @@ class Distilling(Common):
 
     # fmt: off
     # Synthetic set
-    num_per_class: int = flag(1, "synthetic set", "synthetic images per class (IPC)", minimum=1)
+    num_per_class: Asked = flag(1, "synthetic set",  # noqa: RUF009
+        "synthetic images per class (IPC), or a text file with a line for each class: its name or index, white space "
+        "or a comma, its number of images", minimum=1, metavar="N|FILE", kind=images_per_class,
+        from_json=checked_numbers)
     boost_block: int = flag(0, "synthetic set", "boosting: learn the set in blocks of this many images per class, one "
         "after the other, so that the first blocks are a good set of their own size (0: all images at once)",
         minimum=0, metavar="B")
@@ -359,7 +381,7 @@ class Distilling(Common):
     # What is asked of every run, by whatever flags a method says it.
 
     @property
-    def real_per_class(self) -> tuple[str, int] | None:
+    def real_per_class(self) -> tuple[str, Asked] | None:
         """See ``Common``."""
         return ("--baselines random", self.num_per_class) if "random" in self.baselines else None
 
@@ -402,15 +424,44 @@ class Distilling(Common):
     def epochs(self) -> int:
         """Epochs of the run, or of each block of a boosted one, whatever the method calls so."""
 
+    def counts(self, class_names: Sequence[str]) -> Counts:
+        """Images of each of a data set's classes.
+
+        Raises:
+            UserError: --num_per_class has other classes.
+        """
+        return counts_of(self.num_per_class, class_names)
+
+    @property
+    def most_per_class(self) -> int:
+        """Images of the class that has most."""
+        return most(self.num_per_class)
+
+    @property
+    def mean_per_class(self) -> int:
+        """Images per class in the mean, rounded down."""
+        numbers = numbers_of(self.num_per_class, 1)
+        return sum(numbers) // len(numbers)
+
+    @property
+    def per_class_text(self) -> str:
+        """Images per class, for people."""
+        return text_of(self.num_per_class)
+
+    @property
+    def ipc_name(self) -> str:
+        """The same in names of folders."""
+        return "IPC_" + self.per_class_text.translate(str.maketrans(" ", "_", "()"))
+
     @property
     def block_size(self) -> int:
-        """Images per class that are learnt together."""
-        return self.boost_block or self.num_per_class
+        """Images per class that are learnt together; where classes have not as many, of the one that has most."""
+        return self.boost_block or self.most_per_class
 
     @property
     def block_epochs(self) -> tuple[int, ...]:
         """Epochs of each block; of a run that is not boosted there is one."""
-        return self.given_epochs or (self.epochs,) * (self.num_per_class // self.block_size)
+        return self.given_epochs or (self.epochs,) * (self.most_per_class // self.block_size)
 
     @property
     def given_epochs(self) -> tuple[int, ...]:
@@ -529,7 +580,10 @@ class Distilling(Common):
         Raises:
             UserError: naming the flag.
         """
-        images, size, given = self.num_per_class, self.boost_block, self.given_epochs
+        images, size, given = self.most_per_class, self.boost_block, self.given_epochs
+        if size and not isinstance(self.num_per_class, int):
+            raise UserError(f"--boost_block {size}: the blocks have as many images of each class; give one number as "
+                            "--num_per_class, or leave it out")  # fmt: skip
         if size and images % size:
             raise UserError(f"--boost_block {size} does not divide the {images} image(s) of each class: give a divisor "
                             "of that number, or change it")  # fmt: skip

@@ -14,6 +14,7 @@ from framework.data.registry import NAMES, Names, is_own, known
 from framework.data.subsets import SUBSETS
 from framework.errors import UserError
 from framework.flags import flag, option, switch, varied
+from framework.inner.counts import Asked
 from framework.networks.registry import ARCHITECTURES
 
 STRATEGY = "color_crop_cutout_flip_scale_rotate"
@@ -228,7 +229,8 @@ class FtdConfig(Matching, Distilling):
     EPILOG = "What to do with a distilled set: main.py evaluate | export | report, each with its own --help."
 
     # fmt: off
-    num_per_class: int = varied(Distilling, "num_per_class", aliases=("--ipc",))
+    num_per_class: int = varied(Distilling, "num_per_class", aliases=("--ipc",), metavar=None, kind=None,
+        from_json=None, help="synthetic images per class (IPC)")
     pix_init: str = flag("real", "synthetic set", "start from random real images, from those that experts classify "
         "correctly (samples_predicted_correctly, as DATM), or from noise",
         choices=("real", "samples_predicted_correctly", "noise"))
@@ -305,7 +307,7 @@ class FtdConfig(Matching, Distilling):
     def name_parts(self) -> list[str]:
         """See ``Distilling``."""
         matched = [str(number) for number in (self.syn_steps, self.expert_epochs, self.max_start_epoch)]
-        return [f"IPC_{self.num_per_class}", *self.block_names, "ftd", *matched, f"seed{self.seed}"]
+        return [self.ipc_name, *self.block_names, "ftd", *matched, f"seed{self.seed}"]
 
     @property
     def train_y(self) -> bool:
@@ -355,7 +357,7 @@ class FtdConfig(Matching, Distilling):
         return self.lr_teacher
 
     @property
-    def real_per_class(self) -> tuple[str, int] | None:
+    def real_per_class(self) -> tuple[str, Asked] | None:
         """See ``Common``."""
         real = ("--pix_init real", self.num_per_class) if self.pix_init == "real" else None
         return super().real_per_class or real

@@ -11,6 +11,7 @@ import torch
 
 from framework.data.preprocess import Map, Pixels, Preprocess
 from framework.errors import UserError
+from framework.inner.counts import Counts
 from framework.rng import generator
 
 TEST_SHARE = 0.2
@@ -174,20 +175,20 @@ def test_split(labels: torch.Tensor, class_names: tuple[str, ...], where: object
 
 
 def require_random_real(
-    counts: torch.Tensor, class_names: tuple[str, ...], ipc: int, flag: str = "--baselines random"
+    counts: torch.Tensor, class_names: tuple[str, ...], wanted: Counts, flag: str = "--baselines random"
 ) -> None:
     """Check that every class has the real images that are to be drawn.
 
     Args:
         counts: (K,) int64: training images of each class.
         class_names: K of them.
-        ipc: images per class of the distilled set.
+        wanted: images of each class of the distilled set.
         flag: what asks for them.
 
     Raises:
         UserError: naming the first class that has fewer.
     """
-    for count, name in zip(counts.tolist(), class_names, strict=True):
+    for count, name, ipc in zip(counts.tolist(), class_names, wanted.numbers, strict=True):
         if count < ipc:
             raise UserError(
                 f"{flag}: class {name} has only {count} real image(s), fewer than the {ipc} distilled one(s) of a "
@@ -195,16 +196,18 @@ def require_random_real(
             )
 
 
-def draw_per_class(labels: torch.Tensor, num_classes: int, per_class: int, gen: torch.Generator) -> torch.Tensor:
-    """Indices (num_classes * per_class,) int64, sorted by class, of random images without replacement.
+def draw_per_class(labels: torch.Tensor, counts: Counts, gen: torch.Generator) -> torch.Tensor:
+    """Indices (counts.total,) int64, sorted by class, of random images without replacement.
 
     Args:
-        labels: (N,) int64 on the CPU, at least ``per_class`` of each class.
+        labels: (N,) int64 on the CPU, of each class at least as many as are drawn.
+        counts: images to draw of each class.
+        gen: of the draws.
     """
     picks = []
-    for k in range(num_classes):
+    for k, number in enumerate(counts.numbers):
         members = (labels == k).nonzero().squeeze(1)
-        picks.append(members[torch.randperm(len(members), generator=gen)[:per_class]])
+        picks.append(members[torch.randperm(len(members), generator=gen)[:number]])
     return torch.cat(picks)
 
 

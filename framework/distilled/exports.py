@@ -39,7 +39,7 @@ def _new_folder(path: Path) -> Iterator[Path]:
 
 def _classes(distilled: Distilled) -> Tensor:
     """(N,) the class that each image was made for: the sets are sorted by class."""
-    return torch.arange(distilled.num_classes).repeat_interleave(len(distilled.images) // distilled.num_classes)
+    return torch.tensor(distilled.counts.classes)
 
 
 def _pngs(distilled: Distilled) -> tuple[list[bytes], float]:
@@ -109,12 +109,15 @@ def _ddranking(distilled: Distilled, path: Path, dataset: str | None) -> str:
             f"--to ddranking: it knows colour images of {', '.join(DDRANKING)} only, not "
             f"{distilled.config.dataset_label}; if the set is of one of those, say so with --ddranking_dataset"
         )
+    if not distilled.counts.same:
+        raise UserError("--to ddranking: it knows sets of as many images of each class only, not "
+                        f"{distilled.counts.text}; choose another form")  # fmt: skip
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in DDRANKING[name])
     images = (distilled.preprocess.inverse(distilled.images, clip=False) - mean) / std
     hard = distilled.hard_labels
     about = {
         "dataset": name,
-        "ipc": len(images) // distilled.num_classes,
+        "ipc": distilled.per_class,
         "im_size": [images.shape[-1]] * 2,
         "labels": "soft" if hard is None else "hard",
         "optimizer": distilled.config.inner_optim.lower(),
@@ -176,7 +179,7 @@ def _card(distilled: Distilled, losses: str) -> str:
     return environment.get_template("card.md.j2").render(
         d=distilled,
         c=distilled.config,
-        per_class=count // distilled.num_classes,
+        most="" if distilled.counts.same else "at most ",
         size="n<1K" if count < 1000 else "1K<n<10K" if count < 10_000 else "10K<n<100K",
         losses=losses,
         set_file=SET,

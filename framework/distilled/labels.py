@@ -59,9 +59,12 @@ def with_classes_of(distilled: Distilled, data: Sequence[str]) -> Distilled:
     order = match_classes(distilled.class_names, data, distilled.source)
     if order == sorted(order):
         return distilled
-    rows = torch.arange(len(distilled.images)).unflatten(0, (len(order), -1))[order].flatten()
+    counts = distilled.counts
+    by_class = torch.arange(counts.total).split(counts.numbers)
+    rows = torch.cat([by_class[k] for k in order])
+    numbers = None if distilled.numbers is None else tuple(distilled.numbers[k] for k in order)
     labels = distilled.labels[rows][:, order]
-    return replace(distilled, images=distilled.images[rows], labels=labels, class_names=tuple(data))
+    return replace(distilled, images=distilled.images[rows], labels=labels, class_names=tuple(data), numbers=numbers)
 
 
 def class_weights(labels: Tensor, num_classes: int, path: Path) -> Tensor:

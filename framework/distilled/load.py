@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from framework.config.common import Distilling
 from framework.config.registry import read_config
 from framework.data.preprocess import Preprocess
 from framework.distilled import formats
@@ -41,8 +42,10 @@ def from_stored(stored: Stored, path: Path) -> Distilled:
     class_names, provenance = _metadata(stored, path)
     config = read_config(provenance["config"], path)
     images, labels = stored.tensors["images"].float(), class_weights(stored.tensors["labels"], len(class_names), path)
+    numbers = None if isinstance(config.num_per_class, int) else _numbers(config, class_names, len(images), path)
     per_class, rest = divmod(len(images), len(class_names))
-    if images.ndim != 4 or images.shape[2] != images.shape[3] or len(images) != len(labels) or not per_class or rest:
+    whole = numbers is not None or (per_class and not rest)
+    if images.ndim != 4 or images.shape[2] != images.shape[3] or len(images) != len(labels) or not whole:
         raise UserError(
             f"{path}: images of shape {tuple(images.shape)} and {len(labels)} labels are no set of {len(class_names)} "
             "classes by this program; restore it from a copy"
@@ -53,12 +56,28 @@ def from_stored(stored: Stored, path: Path) -> Distilled:
         raise UserError(f"{path}: {error}") from error
     step_size = provenance.get("step_size")
     distilled = Distilled(
-        path, images, labels, class_names, preprocess, config, provenance, learnt_lr=step_size, stored_bits=stored.bits
-    )
+        path, images, labels, class_names, preprocess, config, provenance, learnt_lr=step_size, stored_bits=stored.bits,
+        numbers=numbers,
+    )  # fmt: skip
     _check_flags(distilled)
     if (block := distilled.block_size) is not None and per_class % block:
         raise UserError(f"{path}: {per_class} image(s) of each class are no blocks of {block}; restore it from a copy")
     return distilled
+
+
+def _numbers(config: Distilling, class_names: tuple[str, ...], images: int, path: Path) -> tuple[int, ...]:
+    """The images of each class, as the flags have them.
+
+    Raises:
+        UserError: they do not fit the set.
+    """
+    try:
+        counts = config.counts(class_names)
+    except UserError as error:
+        raise UserError(f"{path}: its flags do not fit its classes ({error}); restore it from a copy") from error
+    if counts.total != images:
+        raise UserError(f"{path}: {images} images, and its flags say {counts.total}; restore it from a copy")
+    return counts.numbers
 
 
 def _metadata(stored: Stored, path: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -93,9 +112,9 @@ def _check_flags(d: Distilled) -> None:
     Raises:
         UserError: naming the file and the flag.
     """
-    wrong, per_class, c = None, len(d.images) // d.num_classes, d.config
-    if c.batch_per_class > per_class and d.block_size is None:
-        wrong = f"--batch_per_class {c.batch_per_class} is more than the {per_class} image(s) of each class"
+    wrong, c = None, d.config
+    if c.batch_per_class > d.counts.largest and d.block_size is None:
+        wrong = f"--batch_per_class {c.batch_per_class} is more than the {d.counts.text} image(s) of each class"
     elif c.task_sampler_nc is not None and c.task_sampler_nc > d.num_classes:
         wrong = f"--task_sampler_nc {c.task_sampler_nc} is more than the {d.num_classes} classes"
     else:

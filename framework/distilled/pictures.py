@@ -15,6 +15,7 @@ from torch import Tensor
 from framework.data.preprocess import Preprocess
 from framework.errors import printable
 from framework.files import write_atomically
+from framework.inner.counts import Counts
 
 FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
 TILE = 128  # pixels a side of a picture in the grid, about
@@ -34,9 +35,14 @@ def natural_images(images: Tensor, preprocess: Preprocess, contrast: float) -> T
 
 
 def image_grid(
-    pictures: Tensor, class_names: Sequence[str], path: Path, labels: Tensor | None = None, columns: int = 10
+    pictures: Tensor,
+    class_names: Sequence[str],
+    path: Path,
+    labels: Tensor | None = None,
+    columns: int = 10,
+    counts: Counts | None = None,
 ) -> None:
-    """Draw pictures (K * ipc, C, H, W) in [0, 1] as a PNG: one row per class with its name.
+    """Draw pictures (N, C, H, W) in [0, 1] as a PNG: one row per class with its name.
 
     The first classes are drawn, as many as fit into ``HIGHEST`` pixels; a last line counts the others.
 
@@ -44,8 +50,9 @@ def image_grid(
         pictures: sorted by class.
         class_names: K of them.
         path: of the PNG.
-        labels: (K * ipc, K) soft labels; if given, the two classes of the largest weights stand below each picture.
+        labels: (N, K) soft labels; if given, the two classes of the largest weights stand below each picture.
         columns: pictures shown of each class, the first ones.
+        counts: pictures of each class (None: as many of each).
     """
     class_names = [_drawable(name) for name in class_names]
     classes, side = len(class_names), pictures.shape[-1]
@@ -53,24 +60,25 @@ def image_grid(
     size, mode = (side * enlarge, "nearest") if side <= TILE else (TILE, "area")
     right, down, last = size + 8, size + (8 if labels is None else 36), 32
     rows = min(classes, (HIGHEST - 8 - last) // down)
-    by_class = pictures.cpu().unflatten(0, (classes, -1))[:rows, :columns].mul(255).round()
-    per_class, more = by_class.shape[1], classes - rows
+    counts = counts or Counts.equal(classes, len(pictures) // classes)
+    shown, more = counts.part(0, columns).numbers[:rows], classes - rows
     note = f"and {more:,} more class(es), not shown" if more else ""
     # Drawn with PIL: matplotlib takes minutes for the labels of a thousand classes.
     large, small = ImageFont.truetype(FONT, 14), ImageFont.truetype(FONT, 10)
     margin = 16 + math.ceil(max(large.getbbox(name)[2] for name in class_names[:rows]))
-    width = max(margin + per_class * right, 16 + math.ceil(large.getbbox(note)[2]))
+    width = max(margin + max(shown) * right, 16 + math.ceil(large.getbbox(note)[2]))
     sheet = Image.new("RGB", (width, 8 + rows * down + (last if more else 0)), "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((8, 8 + rows * down + last // 2), note, fill="black", font=large, anchor="lm")
     for row, name in enumerate(class_names[:rows]):
         y = 8 + row * down
         draw.text((margin - 8, y + size // 2), name, fill="black", font=large, anchor="rm")
-        for column, tile in enumerate(F.interpolate(by_class[row], (size, size), mode=mode)):
+        own = pictures[counts.offsets[row] :][: shown[row]].cpu().mul(255).round()
+        for column, tile in enumerate(F.interpolate(own, (size, size), mode=mode)):
             x = margin + column * right
             sheet.paste(Image.fromarray(tile.expand(3, -1, -1).byte().permute(1, 2, 0).numpy()), (x, y))
             if labels is not None:
-                draw.text((x, y + size + 2), _top_classes(labels[row * (len(labels) // classes) + column], class_names),
+                draw.text((x, y + size + 2), _top_classes(labels[counts.offsets[row] + column], class_names),
                           fill="black", font=small)  # fmt: skip
     write_atomically(path, lambda file: sheet.save(file, format="PNG"))
 

@@ -17,6 +17,7 @@ from framework.data.preprocess import Preprocess, Zca, ZcaPixels
 from framework.distilled.formats import Stored
 from framework.errors import UserError
 from framework.inner.augment import Augmentation, apply
+from framework.inner.counts import Counts
 from framework.inner.names import MOMENTUM, WEIGHT_DECAY
 from framework.inner.optimizers import Adam, ModuleAdam
 from framework.inner.plan import ClassSampler
@@ -35,7 +36,7 @@ class Distilled:
 
     source: Path
     images: Tensor
-    """(N, C, H, W) float32 as networks see them, N / K of each class, sorted by class (else ``by_class`` is False)."""
+    """(N, C, H, W) float32 as networks see them, sorted by class (else ``by_class`` is False)."""
     labels: Tensor
     """(N, K) float32 class weights: one-hot, or learnt."""
     class_names: tuple[str, ...]
@@ -47,16 +48,23 @@ class Distilled:
     provenance: dict[str, Any]
     """Where the set comes from: epoch, accuracy, device, versions, and ``best_length``, the steps to train for."""
     by_class: bool = True
-    """Batches can be drawn by class: there are equally many images of each."""
+    """Batches can be drawn by class: it is known how many images there are of each."""
     learnt_lr: float | None = None
     """The learning rate that was learnt with the images, if any."""
     stored_bits: tuple[int, int] = (32, 32)
     """Of a value of an image, and of a class weight, in the set's file; of a pixel 8."""
+    numbers: tuple[int, ...] | None = None
+    """Images of each class; None: N / K."""
 
     @property
     def per_class(self) -> int:
-        """Images of each class."""
+        """Images of each class, in the mean and rounded down where classes have not as many."""
         return len(self.images) // self.num_classes
+
+    @property
+    def counts(self) -> Counts:
+        """Images of each class; meaningless where ``by_class`` is False."""
+        return Counts.equal(self.num_classes, self.per_class) if self.numbers is None else Counts(self.numbers)
 
     @property
     def block_size(self) -> int | None:
@@ -79,7 +87,7 @@ class Distilled:
         Raises:
             UserError: there are not so many, or the set is not sorted by class.
         """
-        if not self.by_class:
+        if not (self.by_class and self.counts.same):
             raise UserError(
                 f"{self.source}: has not as many images of each class, and so no prefixes; give a set that has"
             )
@@ -88,14 +96,18 @@ class Distilled:
         return self if per_class == self.per_class else self.subset(torch.arange(per_class))
 
     def subset(self, places: Tensor) -> "Distilled":
-        """The images at ``places`` (n,) among those of each class, in that order, as a set of its own."""
+        """The images at ``places`` (n,) among those of each class, in that order, as a set of its own.
+
+        Each class must have as many.
+        """
+        assert self.counts.same, "checked before"
         count = len(places)
         rows = torch.arange(len(self.images)).unflatten(0, (self.num_classes, -1))[:, places].flatten()
         config, step_size = self.config.of_size(count), self._step_size(count)
         known = {name: value for name, value in self.provenance.items() if name not in OF_THE_WHOLE}
         own = {"config": json.loads(config.to_json()), "step_size": step_size, "subset": places.tolist()}
         return replace(
-            self, images=self.images[rows], labels=self.labels[rows], config=config, learnt_lr=step_size,
+            self, images=self.images[rows], labels=self.labels[rows], config=config, learnt_lr=step_size, numbers=None,
             provenance=known | {name: value for name, value in own.items() if value is not None},
         )  # fmt: skip
 
@@ -136,10 +148,9 @@ class Distilled:
     def sampler(self) -> ClassSampler:
         """Draws batches of the set as the inner loop did."""
         return ClassSampler(
-            num_classes=self.num_classes,
-            per_class=self.per_class,
+            counts=self.counts,
             classes_per_step=self.config.task_sampler_nc or self.num_classes,
-            batch_per_class=min(self.config.batch_per_class, self.per_class),
+            batch_per_class=min(self.config.batch_per_class, self.counts.largest),
             augmentation=self.augmentation,
         )
 

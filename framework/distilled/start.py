@@ -12,6 +12,7 @@ from framework.distilled.formats import Stored
 from framework.distilled.labels import UnclearLabels, with_classes_of
 from framework.distilled.load import from_stored, open_stored
 from framework.errors import UserError
+from framework.inner.counts import Counts
 
 _CLOSE = 1e-4
 """Of a tensor's largest value, what two fits of one preprocessing may differ by: each device rounds differently."""
@@ -23,10 +24,11 @@ class Start:
 
     path: Path
     images: Tensor
-    """(K * n, C, H, W), sorted by class: uint8 pixels, or float32 as networks saw them; n is at most the run's images
-    per class."""
+    """(N, C, H, W), sorted by class: uint8 pixels, or float32 as networks saw them."""
     labels: Tensor
-    """(K * n, K) float32 class weights."""
+    """(N, K) float32 class weights."""
+    counts: Counts
+    """Images of each class."""
     made: Preprocess | None
     """The preprocessing that the images were made under, None where the file does not say."""
     lines: list[str]
@@ -35,7 +37,7 @@ class Start:
     """What named it."""
 
     def images_under(self, preprocess: Preprocess) -> tuple[Tensor, str | None]:
-        """(K * n, C, H, W) float32 images as the run's networks see them, and a line on what was done.
+        """(N, C, H, W) float32 images as the run's networks see them, and a line on what was done.
 
         From one preprocessing to another they go through natural colours that are neither clipped nor rounded.
 
@@ -78,15 +80,14 @@ def _conversion(made: str, now: str) -> str:
     return done
 
 
-def filled(start: Tensor, given: Tensor, classes: int) -> Tensor:
-    """``start`` (K * per_class, ...) with the first n rows of each of K classes replaced by ``given`` (K * n, ...)."""
-    both = start.unflatten(0, (classes, -1)).clone()
-    both[:, : len(given) // classes] = given.unflatten(0, (classes, -1))
-    result: Tensor = both.flatten(0, 1)
+def filled(start: Tensor, given: Tensor, counts: Counts, has: Counts) -> Tensor:
+    """``start`` with the first rows of each class replaced by ``given``; they have ``counts`` and ``has`` of each."""
+    result = start.clone()
+    result[counts.rows([range(number) for number in has.numbers])] = given
     return result
 
 
-def read_start(path: Path, target: Target, per_class: int, flag: str = "--init") -> Start:
+def read_start(path: Path, target: Target, counts: Counts, flag: str = "--init") -> Start:
     """Read a set in any form that ``open_stored`` reads, ours or another program's, for a run on ``target``.
 
     Our own say all that is needed. Of others, floating-point images are taken as the run's networks see them and
@@ -96,7 +97,7 @@ def read_start(path: Path, target: Target, per_class: int, flag: str = "--init")
     Args:
         path: the file or folder.
         target: the run's data.
-        per_class: the run's images of each class; the set may have fewer, the same number of each.
+        counts: the run's images of each class; the set may have fewer.
         flag: what names the set, for messages.
 
     Raises:
@@ -104,38 +105,57 @@ def read_start(path: Path, target: Target, per_class: int, flag: str = "--init")
     """
     try:
         stored = open_stored(path, needs_labels=False)
-        start = _ours(stored, path, target, per_class) if stored.ours else _foreign(stored, path, target, per_class)
+        start = _ours(stored, path, target, counts) if stored.ours else _foreign(stored, path, target, counts)
+        _check_fits(start, target, counts)
     except UnclearLabels as error:
         raise UserError(f"{flag} {path}: labels that may be logits, centred or weights; store class weights, none "
                         "below 0") from error  # fmt: skip
     except UserError as error:
         raise UserError(f"{flag} {error}") from error
-    has = len(start.images) // len(target.class_names)
-    more = f"{path}: {has} image(s) of each class; the other {per_class - has} start as noise"
-    return replace(start, flag=flag, lines=[*start.lines, *([more] if has < per_class else [])])
+    lacking, of_each = counts.total - start.counts.total, start.counts.same and counts.same
+    has = f"{start.counts.text if of_each else len(start.images)} image(s){' of each class' if of_each else ''}"
+    more = f"{path}: {has}; the other {lacking // (counts.num_classes if of_each else 1)} start as noise"
+    return replace(start, flag=flag, lines=[*start.lines, *([more] if lacking else [])])
 
 
-def _ours(stored: Stored, path: Path, target: Target, per_class: int) -> Start:
+def _check_fits(start: Start, target: Target, counts: Counts) -> None:
+    """Check that the set has no more images of any class than the run.
+
+    Raises:
+        UserError: naming the class.
+    """
+    for name, has, most in zip(target.class_names, start.counts.numbers, counts.numbers, strict=True):
+        if has > most:
+            raise UserError(f"{start.path}: has {has} image(s) of class {name}, and the run {most}; give another "
+                            "--num_per_class or set")  # fmt: skip
+
+
+def _ours(stored: Stored, path: Path, target: Target, counts: Counts) -> Start:
     distilled = from_stored(stored, path)
-    expected, found = (len(target.class_names) * per_class, *target.shape), tuple(distilled.images.shape)
+    expected, found = (counts.total, *target.shape), tuple(distilled.images.shape)
     if found[1:] != expected[1:] or found[0] > expected[0]:
         raise UserError(
             f"{path}: needs images of shape {expected}, found {found}; give a set of the same data set, --im_size and "
             "--num_per_class"
         )
     distilled = with_classes_of(distilled, target.class_names)
-    return Start(path, distilled.images, distilled.labels, distilled.preprocess, [])
+    return Start(path, distilled.images, distilled.labels, distilled.counts, distilled.preprocess, [])
 
 
-def _foreign(stored: Stored, path: Path, target: Target, per_class: int) -> Start:
+def _foreign(stored: Stored, path: Path, target: Target, counts: Counts) -> Start:
+    """Where the run has as many images of each class, so must the set; else its heaviest labels tell how many."""
     classes, images = len(target.class_names), stored.tensors["images"]
-    if len(images) % classes or len(images) > classes * per_class:
+    if (counts.same and len(images) % classes) or len(images) > counts.total:
         raise UserError(
-            f"{path}: {len(images)} images, not {per_class} or fewer of each of {classes} classes; give another "
+            f"{path}: {len(images)} images, not {counts.text} or fewer of each of {classes} classes; give another "
             "--num_per_class or set"
         )
     found = understood(stored, path, target, pixels=not images.is_floating_point(), white=255)
-    if not found.by_class:
+    heaviest = found.weights.argmax(1)
+    if counts.same and not found.by_class:
         count = len(images) // classes
         raise UserError(f"{path}: not {count} images of each class by their heaviest label; give another set")
-    return Start(path, found.images.contiguous(), found.weights, None, found.lines)
+    if not torch.equal(heaviest, heaviest.sort().values):
+        raise UserError(f"{path}: not in order of the classes by their heaviest label; give another set")
+    has = Counts(tuple(heaviest.bincount(minlength=classes).tolist()))
+    return Start(path, found.images.contiguous(), found.weights, has, None, found.lines)

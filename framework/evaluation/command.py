@@ -31,6 +31,7 @@ from framework.evaluation.recipes import Recipe, make_recipe
 from framework.evaluation.scoreboard import Wanted, baseline_rows, by_strategy, set_rows
 from framework.evaluation.teacher import Pupil, Teacher, find_or_train
 from framework.files import EVALUATION, SET, TEACHERS, folder_for
+from framework.inner.counts import Counts
 from framework.inner.execution import configure_process
 from framework.networks.registry import specify
 from framework.outer.buffers.record import rows_checksum
@@ -87,7 +88,7 @@ def _trials(
 ) -> list[judge.Trial]:
     """The set's parts, by the recipe of each size, with their rows; the whole real set is a row of the largest."""
     largest = list(recipes)[-1]
-    chosen = {} if teacher is None else _coresets(teacher, real, wanted, _part(distilled, largest).per_class)
+    chosen = {} if teacher is None else _coresets(teacher, real, wanted, _part(distilled, largest).counts)
     trials = []
     for size, recipe in recipes.items():
         part = _part(distilled, size)
@@ -106,12 +107,12 @@ def _check_baselines(largest: Distilled, listing: Listing, names: list[str]) -> 
     """
     for name in names:
         if name != "full":
-            if len(largest.images) % largest.num_classes:
+            if largest.numbers is None and len(largest.images) % largest.num_classes:
                 raise UserError(
                     f"--baselines {name}: takes as many real images of each class, and {largest.source} has "
                     f"{len(largest.images)} of {largest.num_classes} classes; leave it out"
                 )
-            require_random_real(listing.counts, listing.class_names, largest.per_class, f"--baselines {name}")
+            require_random_real(listing.counts, listing.class_names, largest.counts, f"--baselines {name}")
 
 
 def _ticking(bar: "tqdm[Any]") -> Callable[[int], None]:
@@ -179,18 +180,19 @@ def _teacher(pupil: Pupil, real: RealData, listing: Listing, args: argparse.Name
     return teacher
 
 
-def _coresets(teacher: Teacher, real: RealData, wanted: Wanted, per_class: int) -> dict[str, torch.Tensor]:
+def _coresets(teacher: Teacher, real: RealData, wanted: Wanted, counts: Counts) -> dict[str, list[torch.Tensor]]:
     """Of each coreset that is wanted, its images; see ``coresets.choose``."""
     names = [name for name in wanted.baselines if name in CORESETS]
     steps = EL2N_NETWORKS * early_steps(teacher.pupil) if "el2n" in names else 0
     with tqdm(total=steps, desc="choosing coresets", unit="step", dynamic_ncols=True, disable=not steps) as bar:
-        return {name: choose(name, teacher, real, per_class, _ticking(bar)) for name in names}
+        return {name: choose(name, teacher, real, counts, _ticking(bar)) for name in names}
 
 
 def _origin(opened: Distilled, args: argparse.Namespace) -> Origin:
     """What a leaderboard says of the set."""
     method = opened.config.policy if opened.provenance else "of another program"
-    return Origin(opened.config.arch, method, opened.per_class, opened.hard_labels is not None, args.line)
+    spread = None if opened.numbers is None or opened.counts.same else opened.counts.text
+    return Origin(opened.config.arch, method, opened.per_class, opened.hard_labels is not None, args.line, spread)
 
 
 def _output(args: argparse.Namespace) -> Path:

@@ -1,10 +1,10 @@
 """Coresets: real images chosen one by one, as a baseline for a distilled set of the same size.
 
-All choose within each class, so that each class has as many images, and in an order: the first n images of a choice are
-what a smaller budget would have chosen.
+All choose within each class, so that each class has as many images as in the set, and in an order: the first n images
+of a choice are what a smaller budget would have chosen.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor
 from framework.data.splits import RealData
 from framework.evaluation.evaluator import Candidate, TrainingSet
 from framework.evaluation.teacher import CHUNK, Pupil, Teacher, evaluating
+from framework.inner.counts import Counts
 from framework.inner.plan import Sampler
 from framework.outer.synthetic import one_hot_labels
 
@@ -102,7 +103,7 @@ def early_errors(pupil: Pupil, real: RealData, tick: Callable[[int], None]) -> T
     return total / EL2N_NETWORKS
 
 
-def choose(name: str, teacher: Teacher, real: RealData, per_class: int, tick: Callable[[int], None]) -> Tensor:
+def choose(name: str, teacher: Teacher, real: RealData, counts: Counts, tick: Callable[[int], None]) -> list[Tensor]:
     """The images of a coreset.
 
     ``kcentre`` and ``herding`` look at the teacher's features, without augmentation. ``el2n`` keeps the smallest
@@ -112,24 +113,24 @@ def choose(name: str, teacher: Teacher, real: RealData, per_class: int, tick: Ca
     Args:
         name: of ``names.CORESETS``.
         teacher: whose features count; ``el2n`` trains fresh networks like it.
-        real: the data, at least ``per_class`` training images of each class.
-        per_class: images of each class.
+        real: the data, at least ``counts`` training images of each class.
+        counts: images of each class.
         tick: called with the number of steps just taken.
 
     Returns:
-        (K, per_class) int64: places among the training images, on the device, in the order of choice.
+        (n,) int64 of each class: places among the training images, on the device, in the order of choice.
     """
     scores = early_errors(teacher.pupil, real, tick) if name == "el2n" else None
     result = []
-    for k in range(real.num_classes):
+    for k, number in enumerate(counts.numbers):
         members = (real.train.labels == k).nonzero().squeeze(1)
         if scores is not None:
-            picked = smallest(scores[members], per_class)
+            picked = smallest(scores[members], number)
         else:
             features = torch.cat([teacher.features(part) for part in real.train.batches(members.split(CHUNK))])
-            picked = (greedy_k_centre if name == "kcentre" else herding)(features, per_class)
+            picked = (greedy_k_centre if name == "kcentre" else herding)(features, number)
         result.append(members[picked])
-    return torch.stack(result)
+    return result
 
 
 NAMES = {
@@ -140,18 +141,18 @@ NAMES = {
 
 
 def coreset(
-    name: str, chosen: Tensor, real: RealData, sampler: Sampler, networks: int, lengths: tuple[int, ...]
+    name: str, chosen: Sequence[Tensor], real: RealData, sampler: Sampler, networks: int, lengths: tuple[int, ...]
 ) -> Candidate:
     """The row of a coreset; all networks are trained on the same images.
 
     Args:
         name: of ``names.CORESETS``.
-        chosen: (K, n) int64, by class: places among the training images.
+        chosen: of each class (n,) int64: places among the training images.
         real: the data.
         sampler: of batches of the distilled set.
         networks: to be trained.
         lengths: in steps.
     """
-    images = real.train.batch(chosen.flatten())
-    labels = one_hot_labels(len(chosen), chosen.shape[1]).to(images.device)
+    images = real.train.batch(torch.cat(list(chosen)))
+    labels = one_hot_labels(Counts(tuple(map(len, chosen)))).to(images.device)
     return Candidate(NAMES[name], [TrainingSet(images, labels, sampler)] * networks, lengths)

@@ -17,6 +17,7 @@ from framework.evaluation.baselines import BASELINES
 from framework.evaluation.evaluator import Candidate, Evaluator, TrainingSet
 from framework.evaluation.names import TIMM
 from framework.evaluation.recipes import Recipe
+from framework.inner.counts import Counts
 from framework.inner.loop import InnerLoop
 from framework.machine import environment
 from framework.networks import registry
@@ -59,18 +60,21 @@ def build(
 def candidates(
     images: Tensor,
     labels: Tensor,
+    counts: Counts,
     real: RealData,
     recipe: Recipe,
     baselines: tuple[str, ...],
     runs: int,
     seed: int,
 ) -> dict[str, Candidate]:
-    """The table's rows: a distilled set (N, C, H, W) and (N, K), and the baselines under the same recipe."""
+    """The table's rows: a distilled set (N, C, H, W) and (N, K), and the baselines under the same recipe.
+
+    A baseline has ``counts`` images of each class, as the set has.
+    """
     own = TrainingSet(images, labels, recipe.sampler)
     rows = {"distilled": Candidate("distilled images", [own] * runs, recipe.lengths)}
     for name in baselines:
-        per_class = len(images) // real.num_classes
-        rows[name] = BASELINES[name](real, per_class, recipe.sampler, runs, recipe.lengths, seed)
+        rows[name] = BASELINES[name](real, counts, recipe.sampler, runs, recipe.lengths, seed)
     return rows
 
 

@@ -109,14 +109,14 @@ def make_recipe(
         augmentation = siamese_augmentation(c.dataset, side)
         return _decayed(name, images, augmentation, given_lr or DC_LR, DC_EPOCHS, DC_BATCH, eval_steps)
     equal, _ = sorted_by_class(distilled.labels)
-    if distilled.hard_labels is not None and not equal:
+    if distilled.hard_labels is not None and not equal and distilled.numbers is None:
         raise UserError(
             f"--recipe {name} draws batches by class, and {distilled.source} has not as many images of each; give "
             "--recipe dc"
         )
     lengths = eval_steps or (PAPERS_LENGTHS if name == "papers" else c.eval_steps)
     lr = c.inner_lr if given_lr is None else given_lr
-    drawn = f"{c.batch_per_class} image(s) of a class drawn per step"
+    drawn = f"{'' if distilled.counts.same else 'at most '}{c.batch_per_class} image(s) of a class drawn per step"
     sampler: Sampler = distilled.sampler
     if not distilled.by_class:
         batch = min(images, c.batch_per_class * (c.task_sampler_nc or distilled.num_classes))

@@ -91,21 +91,21 @@ def baseline_rows(
     real: RealData,
     recipe: Recipe,
     wanted: Wanted,
-    chosen: dict[str, Tensor],
+    chosen: dict[str, list[Tensor]],
 ) -> dict[str, Candidate]:
     """The rows of real images, as many as the set has.
 
     Args:
         distilled, real, recipe, wanted: see ``set_rows``.
-        chosen: by coreset, (K, n) int64: its images of each class, the first chosen first, n at least the set's.
+        chosen: by coreset and class, (n,) int64: its images, the first chosen first, n at least the set's.
     """
-    per_class = len(distilled.images) // real.num_classes
-    rows = {}
+    counts, rows = distilled.counts, {}
     for name in wanted.baselines:
         if name in chosen:
-            row = coreset(name, chosen[name][:, :per_class], real, recipe.sampler, wanted.runs, recipe.lengths)
+            own = [images[:number] for images, number in zip(chosen[name], counts.numbers, strict=True)]
+            row = coreset(name, own, real, recipe.sampler, wanted.runs, recipe.lengths)
         else:
-            row = BASELINES[name](real, per_class, recipe.sampler, wanted.runs, recipe.lengths, wanted.seed)
+            row = BASELINES[name](real, counts, recipe.sampler, wanted.runs, recipe.lengths, wanted.seed)
         data = row.sets[0]
         rows[name] = replace(row, bits_per_class=bits_per_class(data.images.shape, data.labels, real.preprocess))
     return rows

@@ -21,6 +21,7 @@ from framework.evaluation.judge import candidates, judge
 from framework.evaluation.recipes import Recipe, matching_recipe
 from framework.evaluation.scores import Evaluation
 from framework.files import write_json
+from framework.inner.counts import Counts
 from framework.inner.plan import ClassSampler
 from framework.machine import environment
 from framework.outer.method import Snapshot
@@ -80,8 +81,14 @@ class Assessor:
             assert snapshot.step_size is not None, "it is learnt"
             return matching_recipe(c, len(snapshot.images), snapshot.images.shape[-1], snapshot.step_size)
         assert isinstance(parts.sampler, ClassSampler), "it draws by class"
-        sampler = parts.sampler.of(len(snapshot.images) // parts.real.num_classes)
+        sampler = parts.sampler.of(self._counts(snapshot))
         return Recipe("inner", self.loop.rule, sampler, c.eval_steps, "the inner loop's own")
+
+    def _counts(self, snapshot: Snapshot) -> Counts:
+        """Images of each class of a set of this run, which may be one of a boosted run that is to grow."""
+        names, images = self.parts.real.class_names, len(snapshot.images)
+        whole = self.config.counts(names)
+        return whole if images == whole.total else Counts.equal(len(names), images // len(names))
 
     def _evaluator(self, recipe: Recipe) -> Evaluator:
         return Evaluator(self.loop.with_rule(recipe.rule), self.config.seed, tick=self._tick)
@@ -114,7 +121,8 @@ class Assessor:
             {"class_names": json.dumps(real.class_names), "provenance": json.dumps({**best.facts, **provenance})},
         )
         labels = best.labels if c.train_y else None
-        image_grid(self.pictures(best.images), real.class_names, folder / files.PICTURE, labels)
+        counts = self._counts(best.snapshot)
+        image_grid(self.pictures(best.images), real.class_names, folder / files.PICTURE, labels, counts=counts)
 
     def _blocks(self, best: Best) -> dict[str, Any]:
         """What a boosted set says of its blocks: their size, how many there are, and how many there will be.
@@ -142,7 +150,8 @@ class Assessor:
         """
         c, parts, recipe = self.config, self.parts, self._recipe(best.snapshot)
         images, labels = best.images.to(self.device), best.labels.to(self.device)
-        rows = candidates(images, labels, parts.real, recipe, c.baselines, c.num_train_eval, c.seed)
+        counts = self._counts(best.snapshot)
+        rows = candidates(images, labels, counts, parts.real, recipe, c.baselines, c.num_train_eval, c.seed)
         name = f"distilled images{best.form and f' ({best.form})'}"
         rows["distilled"] = replace(rows["distilled"], name=name, lengths=(best.best_length,))
         with self._bar("final table", sum(len(row.sets) * row.lengths[-1] for row in rows.values())):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from framework.inner.augment import Augmentation, Augmenter, Draw
+from framework.inner.counts import Counts
 
 
 @dataclass(frozen=True)
@@ -63,31 +64,42 @@ class ClassSampler:
     """Draws batches from a class-sorted set (METHOD section 1; RaT-BPTT, appendix on hyper-parameters).
 
     Args:
-        num_classes: K.
-        per_class: images of each class; image ``i`` of class ``c`` has index ``c * per_class + i``.
-        classes_per_step: classes drawn per step without replacement (``--task_sampler_nc``).
-        batch_per_class: images drawn of each of them without replacement.
+        counts: images of each of K classes.
+        classes_per_step: classes drawn per step without replacement (``--task_sampler_nc``); all of them where they
+            have not as many images each, as batches are of one size.
+        batch_per_class: images drawn of each of them without replacement; all images of a class that has fewer.
         augmentation: of each batch.
     """
 
-    num_classes: int
-    per_class: int
+    counts: Counts
     classes_per_step: int
     batch_per_class: int
     augmentation: Augmentation
 
-    def of(self, per_class: int) -> "ClassSampler":
-        """The sampler of a set of ``per_class`` images of each class, of which a batch has no more than there are."""
-        return replace(self, per_class=per_class, batch_per_class=min(self.batch_per_class, per_class))
+    def __post_init__(self) -> None:
+        assert self.counts.same or self.classes_per_step == self.num_classes, "validated with the flags"
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.counts.num_classes
+
+    def of(self, counts: Counts) -> "ClassSampler":
+        """The sampler of another set, of which a batch has no more than there are."""
+        return replace(self, counts=counts, batch_per_class=min(self.batch_per_class, counts.largest))
 
     def plan(self, steps: int, gen: torch.Generator) -> Plan:
-        """Draw all choices of ``steps`` batches of ``classes_per_step * batch_per_class`` images, on the CPU."""
+        """Draw all choices of ``steps`` batches, each of as many images, on the CPU."""
         if self.classes_per_step == self.num_classes:
             classes = torch.arange(self.num_classes).expand(steps, -1)
         else:
             classes = torch.rand(steps, self.num_classes, generator=gen).topk(self.classes_per_step).indices
-        members = torch.rand(steps, classes.shape[1], self.per_class, generator=gen).topk(self.batch_per_class).indices
-        indices = (classes.unsqueeze(-1) * self.per_class + members).flatten(1)
+        numbers, offsets = torch.tensor(self.counts.numbers), torch.tensor(self.counts.offsets)
+        scores = torch.rand(steps, classes.shape[1], self.counts.largest, generator=gen)
+        absent = torch.arange(self.counts.largest) >= numbers[classes].unsqueeze(-1)
+        members = scores.masked_fill(absent, -1).topk(self.batch_per_class).indices  # what is absent comes last
+        drawn = torch.arange(self.batch_per_class) < numbers[: self.classes_per_step].unsqueeze(1)
+        indices = (offsets[classes].unsqueeze(-1) + members)[:, drawn]
         return Plan(indices, self.augmentation.draw(steps, indices.shape[1], gen))
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from framework.inner.counts import Counts
 from framework.inner.names import MOMENTUM
 from framework.outer.blocks import Blocks, Parameters
 from framework.outer.method import Snapshot
@@ -35,8 +36,8 @@ class SyntheticSet:
     """Learnt images and labels with their optimiser and gradient clip.
 
     Args:
-        images: (K * ipc, C, H, W), sorted by class.
-        labels: (K * ipc, K) class weights.
+        images: (N, C, H, W), sorted by class.
+        labels: (N, K) class weights.
         learn_labels: also update ``labels``.
         lr: of the images.
         label_lr: of the labels.
@@ -196,12 +197,12 @@ def joint_norm(grads: dict[str, Tensor]) -> Tensor:
     return joint
 
 
-def noise_images(num_classes: int, per_class: int, shape: tuple[int, int, int], gen: torch.Generator) -> Tensor:
-    """Gaussian noise, every image scaled to Euclidean norm 1: (num_classes * per_class, C, H, W) float32."""
-    flat = torch.randn(num_classes * per_class, *shape, generator=gen).flatten(1)
+def noise_images(count: int, shape: tuple[int, int, int], gen: torch.Generator) -> Tensor:
+    """Gaussian noise, every image scaled to Euclidean norm 1: (count, C, H, W) float32."""
+    flat = torch.randn(count, *shape, generator=gen).flatten(1)
     return F.normalize(flat).view(-1, *shape)
 
 
-def one_hot_labels(num_classes: int, per_class: int) -> Tensor:
-    """Class-sorted one-hot labels: (num_classes * per_class, num_classes) float32."""
-    return F.one_hot(torch.arange(num_classes).repeat_interleave(per_class), num_classes).float()
+def one_hot_labels(counts: Counts) -> Tensor:
+    """Class-sorted one-hot labels: (N, K) float32."""
+    return F.one_hot(torch.tensor(counts.classes), counts.num_classes).float()

@@ -222,7 +222,8 @@ def words_of(c: Distilling) -> list[str]:
         value = getattr(c, name)
         if name != "dataset" and (value == getattr(defaults, name) or name in ("save_dir", "resume", "dry_run")):
             continue
-        values = [] if value is True else [str(v) for v in (value if isinstance(value, tuple) else (value,))]
+        several = value if isinstance(value, tuple) else (value,)
+        values = [] if value is True else [json.dumps(v) if isinstance(v, dict) else str(v) for v in several]
         words.append(shlex.join([f"--{name}", *values]))
     return words
 

@@ -92,17 +92,16 @@ def pictures(run: RunFolder) -> list[dict[str, Any]]:
     if run.distilled is None:
         return []
     d = run.distilled
-    per_class = len(d.images) // d.num_classes
-    shown = max(1, min(per_class, 10, MOST_IMAGES // d.num_classes))
+    shown = d.counts.part(0, max(1, min(10, MOST_IMAGES // d.num_classes))).numbers
     pixels = (d.pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 1).squeeze(3).numpy()
     return [
         {
             "name": d.class_names[k],
             "images": [
                 {"uri": data_uri(png(pixels[i])), "label": _label(d, i)}
-                for i in range(k * per_class, k * per_class + shown)
+                for i in range(d.counts.offsets[k], d.counts.offsets[k] + shown[k])
             ],
-            "more": per_class - shown,
+            "more": d.counts.numbers[k] - shown[k],
         }
         for k in range(min(d.num_classes, MOST_IMAGES))
     ]

@@ -121,7 +121,7 @@ def leaderboard_plot(rows: Sequence[Standing], path: Path) -> None:
         values = [np.nan if getattr(row, field) is None else 100 * getattr(row, field) for row in rows]
         if np.isfinite(values).any():
             ax.plot(values, places, marker, color=colour, markersize=7, markeredgewidth=2, label=label)
-    ax.set_yticks(places, [f"{i}: {row.method}, {row.per_class} per class" for i, row in enumerate(rows, 1)])
+    ax.set_yticks(places, [f"{i}: {row.method}, {row.per_class_text} per class" for i, row in enumerate(rows, 1)])
     ax.invert_yaxis()
     ax.set_xlabel("test accuracy (%)")
     ax.grid(axis="x", alpha=0.3)

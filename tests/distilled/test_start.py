@@ -20,10 +20,12 @@ from framework.distilled.names import FORMS
 from framework.distilled.set import Distilled
 from framework.distilled.start import filled, read_start
 from framework.errors import UserError
+from framework.inner.counts import Counts
 from framework.run import checkpoint
 from main import main
 
 IPC = 2
+EQUAL = Counts.equal(CLASSES, IPC)
 TARGET = Target("cifar10", (3, SIDE, SIDE), made_up().class_names)
 
 
@@ -33,7 +35,7 @@ def start_of(
     """What a run with the set's own preprocessing starts from."""
     path = folder / f"set{FORMS[form]}"
     export(distilled, form, path)
-    start = read_start(path, target, IPC)
+    start = read_start(path, target, EQUAL)
     return start.images_under(distilled.preprocess)[0], start.labels
 
 
@@ -61,7 +63,7 @@ def test_our_own_set_starts_a_run_as_it_is(form: str, kind: str, tmp_path: Path)
 def test_another_devices_rounding_is_no_other_preprocessing(tmp_path: Path) -> None:
     distilled = made_up("zca")
     write_safetensors(distilled.stored(), tmp_path / "set.safetensors")
-    start = read_start(tmp_path / "set.safetensors", TARGET, IPC)
+    start = read_start(tmp_path / "set.safetensors", TARGET, EQUAL)
     rounded = {name: tensor * (1 + 1e-6) for name, tensor in distilled.preprocess.tensors().items()}
     images, line = start.images_under(Preprocess.from_tensors(rounded))
     assert line is None
@@ -106,7 +108,7 @@ def test_a_set_is_brought_into_the_runs_preprocessing(made: str, now: str, tmp_p
     assert rows.min() < -0.3
     assert rows.max() > 1.3
     write_safetensors(distilled.stored(), tmp_path / "set.safetensors")
-    images, line = read_start(tmp_path / "set.safetensors", TARGET, IPC).images_under(run)
+    images, line = read_start(tmp_path / "set.safetensors", TARGET, EQUAL).images_under(run)
     expected = seen(rows, run).reshape(images.shape)
     np.testing.assert_allclose(images.numpy(), expected, atol=2e-5 * np.abs(expected).max(), rtol=0)
     assert line is not None
@@ -126,7 +128,7 @@ def test_a_set_is_brought_into_the_runs_preprocessing(made: str, now: str, tmp_p
 def test_a_set_of_other_data_is_refused(target: Target, per_class: int, message: str, tmp_path: Path) -> None:
     write_safetensors(made_up().stored(), tmp_path / "set.safetensors")
     with pytest.raises(UserError, match=f"^--init .*set.safetensors: .*{message}"):
-        read_start(tmp_path / "set.safetensors", target, per_class)
+        read_start(tmp_path / "set.safetensors", target, Counts.equal(CLASSES, per_class))
 
 
 # ---- other programs' -------------------------------------------------------------------------------
@@ -146,7 +148,7 @@ def test_tensors_of_another_program_are_taken_as_they_are(form: str, kind: str, 
         torch.save((IMAGES.permute(0, 2, 3, 1), NUMBERS), path)
     else:
         torch.save(IMAGES if form == "alone" else (IMAGES, NUMBERS), path)
-    start = read_start(path, TARGET, IPC)
+    start = read_start(path, TARGET, EQUAL)
     images, line = start.images_under(KINDS[kind](other_pixels()))
     assert torch.equal(images, IMAGES)
     assert torch.equal(start.labels, torch.eye(CLASSES)[NUMBERS])
@@ -159,7 +161,7 @@ def test_labels_of_another_program_are_understood_and_sort_its_images(tmp_path: 
     order = torch.tensor([4, 0, 2, 1, 5, 3])
     weights = torch.eye(CLASSES)[NUMBERS] * 0.7 + 0.1
     torch.save((IMAGES[order], weights[order].log()), tmp_path / "set.pt")
-    start = read_start(tmp_path / "set.pt", TARGET, IPC)
+    start = read_start(tmp_path / "set.pt", TARGET, EQUAL)
     assert torch.equal(start.images, IMAGES)
     assert torch.allclose(start.labels, weights)
     assert ["labels taken as --label_kind log" in start.lines[0], "sorted by the heaviest" in start.lines[1]] == [
@@ -174,7 +176,7 @@ def test_pixels_are_preprocessed_as_real_images_are(tmp_path: Path) -> None:
         (tmp_path / "tree" / f"{NUMBERS[number]}").mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "tree" / f"{NUMBERS[number]}" / f"{number}.png")
     for path in (tmp_path / "set.pt", tmp_path / "tree"):
-        images, line = read_start(path, TARGET, IPC).images_under(run)
+        images, line = read_start(path, TARGET, EQUAL).images_under(run)
         assert torch.equal(images, run(pixels))
         assert line == f"{path}: pixels, to which the run's zca_pixels is applied"
 
@@ -197,7 +199,7 @@ def test_a_set_that_does_not_fit_is_refused(
     path = tmp_path / "set.pt"
     torch.save(images if labels is None else (images, labels), path)
     with pytest.raises(UserError) as error:
-        read_start(path, TARGET, IPC, "--ckptname")
+        read_start(path, TARGET, EQUAL, "--ckptname")
     assert str(error.value).startswith(f"--ckptname {path}: {message}")
     assert "\n" not in str(error.value)
 
@@ -213,7 +215,7 @@ def test_a_smaller_set_is_taken_whole_and_the_rest_left_to_noise(form: str, tmp_
     else:
         torch.save((IMAGES, NUMBERS), path := tmp_path / "set.pt")
         images, labels = IMAGES, torch.eye(CLASSES)[NUMBERS]
-    start = read_start(path, TARGET, IPC + 3)
+    start = read_start(path, TARGET, Counts.equal(CLASSES, IPC + 3))
     assert torch.equal(start.images, images) and torch.equal(start.labels, labels)
     assert start.lines == [f"{path}: 2 image(s) of each class; the other 3 start as noise"]
 
@@ -221,8 +223,11 @@ def test_a_smaller_set_is_taken_whole_and_the_rest_left_to_noise(form: str, tmp_
 def test_rows_are_filled_class_by_class() -> None:
     start, given = torch.arange(12.0).view(6, 2), -torch.arange(1.0, 5).view(2, 2)
     expected = [[-1, -2], [2, 3], [4, 5], [-3, -4], [8, 9], [10, 11]]
-    assert filled(start, given, 2).tolist() == expected
-    assert torch.equal(filled(start, given.repeat(3, 1), 2), given.repeat(3, 1))
+    three = Counts.equal(2, 3)
+    assert filled(start, given, three, Counts.equal(2, 1)).tolist() == expected
+    assert torch.equal(filled(start, given.repeat(3, 1), three, three), given.repeat(3, 1))
+    expected = [[-1, -2], [2, 3], [-3, -4], [6, 7], [8, 9], [10, 11]]
+    assert filled(start, given, Counts((2, 4)), Counts((1, 1))).tolist() == expected
     assert start.tolist() == torch.arange(12.0).view(6, 2).tolist()
 
 

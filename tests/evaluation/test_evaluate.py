@@ -21,6 +21,7 @@ from framework.evaluation.baselines import full_real, random_real
 from framework.evaluation.evaluator import Candidate, Evaluator, TrainingSet
 from framework.evaluation.scores import Evaluation, Score, score
 from framework.inner.augment import Augmentation, apply
+from framework.inner.counts import Counts
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import Adam
 from framework.inner.plan import ClassSampler, UniformSampler
@@ -172,9 +173,9 @@ def test_one_network_has_no_deviation() -> None:
 
 
 def training_set(seed: int = 0, strategy: str = "flip") -> TrainingSet:
-    images = noise_images(CLASSES, 4, (1, SIDE, SIDE), generator(seed))
-    sampler = ClassSampler(CLASSES, 4, CLASSES, 2, Augmentation(strategy, False, SIDE))
-    return TrainingSet(images, one_hot_labels(CLASSES, 4), sampler)
+    images = noise_images(CLASSES * 4, (1, SIDE, SIDE), generator(seed))
+    sampler = ClassSampler(Counts.equal(CLASSES, 4), CLASSES, 2, Augmentation(strategy, False, SIDE))
+    return TrainingSet(images, one_hot_labels(Counts.equal(CLASSES, 4)), sampler)
 
 
 def real_split(seed: int = 0, count: int = 30) -> Split:
@@ -335,7 +336,7 @@ def test_random_real_images_are_of_the_right_class_and_drawn_anew_for_each_netwo
     sampler = training_set().sampler
     assert isinstance(sampler, ClassSampler)
     with untouched():
-        candidate = random_real(real, 4, sampler, 5, (3, 8), 0)
+        candidate = random_real(real, Counts.equal(CLASSES, 4), sampler, 5, (3, 8), 0)
     assert candidate.lengths == (3, 8)
     numbers = [data.images[:, 0, 0, 0].int().tolist() for data in candidate.sets]
     for data, images in zip(candidate.sets, numbers, strict=True):
@@ -345,20 +346,22 @@ def test_random_real_images_are_of_the_right_class_and_drawn_anew_for_each_netwo
         assert [number % CLASSES for number in images] == [0] * 4 + [1] * 4 + [2] * 4
         assert data.labels.argmax(1).tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert len({tuple(images) for images in numbers}) == 5
-    again, other = (random_real(real, 4, sampler, 5, (3, 8), seed).sets[0].images for seed in (0, 1))
+    again, other = (
+        random_real(real, Counts.equal(CLASSES, 4), sampler, 5, (3, 8), seed).sets[0].images for seed in (0, 1)
+    )
     assert torch.equal(again, candidate.sets[0].images)
     assert not torch.equal(other, candidate.sets[0].images)
 
 
 def test_too_few_real_images_of_a_class_are_reported_by_name(real: RealData) -> None:
-    sampler = ClassSampler(CLASSES, 11, CLASSES, 1, Augmentation("none", False, SIDE))
+    sampler = ClassSampler(Counts.equal(CLASSES, 11), CLASSES, 1, Augmentation("none", False, SIDE))
     with pytest.raises(UserError, match=r"--baselines random: class a has only 10 real image.*11 distilled"):
-        random_real(real, 11, sampler, 2, (3,), 0)
+        random_real(real, Counts.equal(CLASSES, 11), sampler, 2, (3,), 0)
 
 
 def test_the_full_baseline_trains_on_every_real_image(real: RealData) -> None:
-    sampler = ClassSampler(CLASSES, 4, CLASSES, 1, Augmentation("flip", True, SIDE))
-    candidate = full_real(real, 4, sampler, 3, (3, 8), 0)
+    sampler = ClassSampler(Counts.equal(CLASSES, 4), CLASSES, 1, Augmentation("flip", True, SIDE))
+    candidate = full_real(real, Counts.equal(CLASSES, 4), sampler, 3, (3, 8), 0)
     assert len(candidate.sets) == 3
     data = candidate.sets[0]
     assert torch.equal(data.images, real.train.images)
@@ -370,8 +373,8 @@ def test_the_full_baseline_trains_on_every_real_image(real: RealData) -> None:
 
 @pytest.mark.parametrize("baseline", [random_real, full_real])
 def test_a_baseline_is_evaluated_like_any_set(baseline: Callable[..., Candidate], real: RealData) -> None:
-    sampler = ClassSampler(CLASSES, 4, CLASSES, 1, Augmentation("flip", True, SIDE))
-    candidate = baseline(real, 4, sampler, 2, (2, 4), 0)
+    sampler = ClassSampler(Counts.equal(CLASSES, 4), CLASSES, 1, Augmentation("flip", True, SIDE))
+    candidate = baseline(real, Counts.equal(CLASSES, 4), sampler, 2, (2, 4), 0)
     one, two = (evaluator().select_and_test(candidate, real_split(1), real.test, "key") for _ in range(2))
     assert one == two
     assert one[0] in (2, 4)

@@ -9,6 +9,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from framework.inner.augment import Augmentation
+from framework.inner.counts import Counts
 from framework.inner.plan import ClassSampler, Plan
 from framework.networks.flat import FlatNetwork
 from framework.networks.registry import build
@@ -64,16 +65,16 @@ def make_problem(
         module.features = nn.Sequential(*(nn.Softplus() if isinstance(m, nn.ReLU) else m for m in layers))
     network = FlatNetwork(module, device, torch.float64)
     augmentation = Augmentation(strategy, compose, side)
-    labels = one_hot_labels(classes, ipc).double()
+    labels = one_hot_labels(Counts.equal(classes, ipc)).double()
     if soft:
         labels = labels + 0.1 * torch.rand(labels.shape, generator=gen, dtype=torch.float64)
-    real_labels = one_hot_labels(classes, 3).double()
+    real_labels = one_hot_labels(Counts.equal(classes, 3)).double()
     return Problem(
         network,
         network.init(gen),
-        noise_images(classes, ipc, (channels, side, side), gen).double().to(device).requires_grad_(),
+        noise_images(classes * ipc, (channels, side, side), gen).double().to(device).requires_grad_(),
         labels.to(device).requires_grad_(soft),
-        ClassSampler(classes, ipc, classes, batch_per_class, augmentation).plan(steps, gen).to(device),
+        ClassSampler(Counts.equal(classes, ipc), classes, batch_per_class, augmentation).plan(steps, gen).to(device),
         RealBatch(
             torch.randn(len(real_labels), channels, side, side, generator=gen, dtype=torch.float64).to(device),
             real_labels.to(device),

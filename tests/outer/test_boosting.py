@@ -9,6 +9,7 @@ from cli import difference
 from problems import make_problem
 from torch import Tensor
 
+from framework.inner.counts import Counts
 from framework.outer.blocks import Blocks, Parameters, block_seed, prefix_rows
 from framework.outer.boosting import Boosting
 from framework.outer.matched import EMA, RAW, MatchedSet
@@ -27,8 +28,8 @@ def blocks(beta: float = 0.0) -> Blocks:
 def start(block: int) -> tuple[Tensor, Tensor]:
     """A block's images and labels."""
     gen = generator(block, "start")
-    labels = one_hot_labels(CLASSES, SIZE).double()
-    return noise_images(CLASSES, SIZE, (1, 4, 4), gen).double(), labels + torch.rand(labels.shape, generator=gen)
+    labels = one_hot_labels(Counts.equal(CLASSES, SIZE)).double()
+    return noise_images(CLASSES * SIZE, (1, 4, 4), gen).double(), labels + torch.rand(labels.shape, generator=gen)
 
 
 def make_set(

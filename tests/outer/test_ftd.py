@@ -10,6 +10,7 @@ from problems import Problem, emulate, make_problem, relative_error
 from torch import Tensor
 
 from framework.inner.augment import Augmentation, apply
+from framework.inner.counts import Counts
 from framework.inner.graphs import Captured
 from framework.inner.kernels import Execution
 from framework.inner.loop import InnerLoop
@@ -204,7 +205,7 @@ def test_every_image_is_drawn_once_before_any_is_drawn_again(size: int, batch: i
 def make_set(**other: Any) -> MatchedSet:
     gen = generator(4, "set")
     settings: dict[str, Any] = {"lr_images": 10.0, "lr_step_size": 1e-3, "ema_decay": 0.9, **other}
-    labels = torch.randn(6, 3, generator=gen) if settings.get("lr_labels") else one_hot_labels(3, 2)
+    labels = torch.randn(6, 3, generator=gen) if settings.get("lr_labels") else one_hot_labels(Counts.equal(3, 2))
     return MatchedSet(torch.randn(6, 2, 4, 4, generator=gen), labels, 0.01, **settings)
 
 

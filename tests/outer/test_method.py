@@ -12,6 +12,7 @@ from framework import distill_higher
 from framework.data.splits import Split, epoch_batches
 from framework.distill_higher import BackpropThroughTime, outer_gradient
 from framework.inner.augment import Augmentation
+from framework.inner.counts import Counts
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import Adam
 from framework.inner.plan import ClassSampler
@@ -37,7 +38,7 @@ def method(policy: str = "rat-bptt", *, every_step: bool = False, seed: int = 0,
     settings = Settings(8, 3, seed=seed, every_step=every_step, radius=2, patience=(1, 1), gains=(99.0, 99.0))
     learnt = SyntheticSet(p.images.detach(), p.labels.detach(), learn_labels=True, lr=0.1, label_lr=0.1)
     return BackpropThroughTime(
-        engine=Replay(InnerLoop(p.network, Adam(0.01))), sampler=ClassSampler(3, 2, 3, 1, plain),
+        engine=Replay(InnerLoop(p.network, Adam(0.01))), sampler=ClassSampler(Counts.equal(3, 2), 3, 1, plain),
         policy=make(policy, settings), set=learnt, train=train, num_classes=3, augmentation=plain,
         **{"batch_size": 6, "meta_batch": 1, "peers": Comm(), "seed": seed, **about},
     )  # fmt: skip

@@ -10,6 +10,7 @@ from cli import TINY, difference
 from problems import CPU, relative_error
 from torch import Tensor
 
+from framework.inner.counts import Counts
 from framework.networks.flat import FlatNetwork
 from framework.networks.registry import build
 from framework.outer import patches
@@ -169,7 +170,12 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_update_keeps_the_pixels_outside_the_mask(optimizer: str) -> None:
     """Momentum of the last step must not move them."""
     synthetic = SyntheticSet(
-        torch.randn(2, 1, 4, 4), one_hot_labels(2, 1), learn_labels=False, lr=0.1, label_lr=0.1, optimizer=optimizer
+        torch.randn(2, 1, 4, 4),
+        one_hot_labels(Counts.equal(2, 1)),
+        learn_labels=False,
+        lr=0.1,
+        label_lr=0.1,
+        optimizer=optimizer,
     )
     alignment, gradient = PatchAlignment(2, 1.0, 2, 0), torch.ones(2, 1, 4, 4)
     for step in range(8):
@@ -196,7 +202,7 @@ def test_a_run_moves_one_patch_of_each_class_at_a_step(tmp_path: Path) -> None:
     flags = ["--psp_patches", "4", "--epochs", "1", "--batch_size", "430", "--save_dir", str(tmp_path)]
     assert main([*TINY, *flags]) == 0
     ended = checkpoint.load(tmp_path / "last.pt")["set"]["images"]
-    start = noise_images(10, 1, (1, 8, 8), generator(0, "synthetic images"))
+    start = noise_images(10, (1, 8, 8), generator(0, "synthetic images"))
     touched = (ended != start).any(1, keepdim=True)
     alignment = PatchAlignment(4, 1.0, 10, 0)
     expected = torch.stack([alignment.mask(ended, alignment.active(step)) for step in range(3)]).any(0)

@@ -21,6 +21,7 @@ from framework.distilled import pictures
 from framework.distilled.pictures import image_grid, natural_images
 from framework.errors import UserError
 from framework.files import finite, write_json
+from framework.inner.counts import Counts
 from framework.machine import environment
 from framework.records import Entry, Scores
 from framework.report.folder import RunFolder
@@ -272,6 +273,15 @@ def test_the_grid_shows_the_first_images_where_a_class_has_many(tmp_path: Path) 
     assert centre(pixels, RED)[0] < centre(pixels, BLUE)[0]
     for hidden in (GREEN, CYAN):
         assert not (np.abs(pixels - 255 * np.array(hidden)) < 2).all(-1).any()
+
+
+def test_the_grid_has_each_classs_own_images_where_they_are_not_as_many(tmp_path: Path) -> None:
+    image_grid(solid(RED, GREEN, BLUE, CYAN), ["a", "b"], tmp_path / "grid.png", counts=Counts((1, 3)), columns=2)
+    pixels = picture(tmp_path / "grid.png")
+    red, green, blue = (centre(pixels, colour) for colour in (RED, GREEN, BLUE))
+    assert red[0] < green[0] and abs(green[0] - blue[0]) < 2
+    assert abs(red[1] - green[1]) < 2 and green[1] < blue[1]
+    assert not (np.abs(pixels - 255 * np.array(CYAN)) < 2).all(-1).any()
 
 
 def test_grey_images_are_shown_on_a_fixed_scale(tmp_path: Path) -> None:

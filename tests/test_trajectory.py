@@ -248,7 +248,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(trained: Path, whole: 
     assert main([*flags, "--resume"]) == 0
     states = [torch.load(folder / LAST, weights_only=True) for folder in (tmp_path / "parts", whole)]
     for state in states:
-        for name in ("seconds", "records"):
+        for name in ("seconds", "cpu_seconds", "records"):
             state["progress"].pop(name)
         state.pop("config")
     assert difference(*states) is None

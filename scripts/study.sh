@@ -1,4 +1,4 @@
-# Sourced by ablation.sh, boosting.sh, continual.sh, readings.sh and sensitivity.sh: the settings of a study's data set, and its start.
+# Sourced by the scripts of studies, ablation.sh for one: the settings of a data set, and the start.
 # Usage: [--dataset digits|mnist|...] [--ratio 2|5] [--out DIR] [--seeds 0 1 2] [--minutes M] [--jobs N] [-- FLAGS OF main.py]
 # --ratio is T/W, on digits and MNIST.
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"

@@ -236,4 +236,5 @@ def _new_set(c: Config, real: RealData, given: _Given | None, device: torch.devi
         learn_images=not c.freeze_data,
         normalise=c.normalises,
         blocks=blocks_of(c, real.num_classes),
+        average=c.iterate_average,
     )

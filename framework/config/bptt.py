@@ -225,6 +225,8 @@ class Config(Distilling):
     eps: float = flag(1e-8, "outer loop", "Adam's epsilon in the outer loop", above=0,
         read_by="--outer_optim Adam", reads=lambda c: c.outer_optim == "Adam")
     wd: float = flag(0.0, "outer loop", "weight decay of the synthetic set", minimum=0)
+    iterate_average: float | None = flag(None, "outer loop", "judge the average over all steps too, in which step t "
+        "counts as t to this power (9: mostly the last tenth of the steps; default: off)", kind=float, minimum=0)
     clip_coef: float = flag(0.9, "outer loop",
         "decay of the moving average of the meta-gradient's norm; the meta-gradient is clipped to twice that average",
         minimum=0, maximum=1)

@@ -69,6 +69,13 @@ class Blocks:
             block.fill_(rate > 0)
         return found
 
+    def average(self, average: Tensor, tensor: Tensor, weight: float) -> None:
+        """Move an average of a tensor (K * b * blocks, ...) towards it by ``weight``; that of a frozen block stays."""
+        both = zip(self.split(average), self.split(tensor.detach()), self.rates(self.count(tensor)), strict=True)
+        for mean, block, rate in both:
+            if rate:
+                mean.lerp_(block, weight)
+
     def learnt_alone(self, tensor: Tensor) -> Tensor:
         """A gradient (K * b * blocks, ...) with zeros for frozen blocks, whatever theirs is."""
         if self.beta or self.count(tensor) == 1:

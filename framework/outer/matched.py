@@ -9,10 +9,10 @@ from torch import Tensor
 
 from framework.outer.blocks import Blocks, Parameters
 from framework.outer.method import Rejected, Snapshot
-from framework.outer.synthetic import Synthetic, copied
+from framework.outer.synthetic import RAW, Synthetic, copied
 
-RAW, EMA = "raw", "EMA"
-"""The forms in which a set is judged: as it is, and its images' moving average (Du et al. 2023, arXiv 2211.11004)."""
+EMA = "EMA"
+"""The form in which a set is judged besides ``RAW``: its images' moving average (Du et al. 2023, arXiv 2211.11004)."""
 MOMENTUM = 0.5  # of images and step size, as in MTT (arXiv 2203.11932)
 
 
@@ -125,13 +125,11 @@ class MatchedSet:
 
     def _average(self) -> None:
         """Move the average of all that learns; that of a frozen block stays as it is."""
+        weight = 1 - self.ema_decay
         if self.blocks is None:
-            self.average.lerp_(self.images, 1 - self.ema_decay)
-            return
-        averages, images = self.blocks.split(self.average), self.blocks.split(self.images.detach())
-        for average, block, rate in zip(averages, images, self.blocks.rates(len(images)), strict=True):
-            if rate:
-                average.lerp_(block, 1 - self.ema_decay)
+            self.average.lerp_(self.images, weight)
+        else:
+            self.blocks.average(self.average, self.images, weight)
 
     def snapshots(self) -> dict[str, Snapshot]:
         """See ``LearntSet``: the images as they are, and their moving average, with the same labels and step size."""

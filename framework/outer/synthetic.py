@@ -15,6 +15,9 @@ from framework.inner.names import MOMENTUM
 from framework.outer.blocks import Blocks, Parameters
 from framework.outer.method import Snapshot
 
+RAW, AVERAGE = "raw", "average"
+"""The forms in which a set is judged whose average is kept."""
+
 
 @dataclass(frozen=True)
 class Synthetic:
@@ -48,6 +51,8 @@ class SyntheticSet:
         learn_images: also update ``images``; one of both is learnt.
         normalise: scale every image that a step has moved back to Euclidean norm 1 (AT-BPTT++'s public code).
         blocks: how the set is to ``grow``, where it does; it starts with one block.
+        average: eta; also keep the average over the steps so far of what is learnt, in which step t counts as
+            t (t + 1) ... (t + eta - 1) does, about t^eta. None: no average.
     """
 
     def __init__(
@@ -65,12 +70,14 @@ class SyntheticSet:
         learn_images: bool = True,
         normalise: bool = False,
         blocks: Blocks | None = None,
+        average: float | None = None,
     ) -> None:
         assert learn_images or learn_labels, "validated with the flags"
         self.learn_images, self.learn_labels = learn_images, learn_labels
         self.normalise = normalise and learn_images
         self.ema_decay = ema_decay
         self.blocks = blocks
+        self.average = average
         self.lr = {"images": {"lr": lr}, "labels": {"lr": label_lr}}
         self.make_optimizer: Callable[..., torch.optim.Optimizer] = (
             partial(torch.optim.Adam, eps=eps, weight_decay=weight_decay)
@@ -86,6 +93,8 @@ class SyntheticSet:
         self.norm_emas: dict[int, Tensor] = {}  # () moving average of the meta-gradient's norm, by number of the clip
         self.parameters = Parameters(self.learnt, self.blocks)
         self.optimizer = self.make_optimizer(self.parameters.groups(self.lr))
+        self.averages = {} if self.average is None else {n: t.detach().clone() for n, t in self.learnt.items()}
+        self.averaged = 0  # steps since the newest block's start
 
     @torch.no_grad()
     def grow(self, images: Tensor, labels: Tensor) -> None:
@@ -96,12 +105,14 @@ class SyntheticSet:
             labels: (K * b, K) class weights.
         """
         assert self.blocks is not None, "a set without blocks does not grow"
-        older, state, device = self.parameters, self.optimizer.state, self.images.device
+        older, state, device, averages = self.parameters, self.optimizer.state, self.images.device, self.averages
         self._hold(
             self.blocks.joined(self.images.detach(), images.to(device)),
             self.blocks.joined(self.labels.detach(), labels.to(device)),
         )
         self.parameters.inherit(self.optimizer, older, state)
+        for name, average in averages.items():
+            self.averages[name] = self.blocks.joined(average, {"images": images, "labels": labels}[name].to(device))
 
     @property
     def step_sizes(self) -> tuple[float, ...]:
@@ -152,7 +163,20 @@ class SyntheticSet:
             self._normalise_images(mask)
         if self.learn_labels:
             self.labels.clamp_(min=0)
+        self._average()
         return {"clip_factor": factor}
+
+    def _average(self) -> None:
+        """Polynomial-decay averaging (Shamir and Zhang, ICML 2013, arXiv 1212.1824, section 4)."""
+        if self.average is None:
+            return
+        self.averaged += 1
+        weight = (self.average + 1) / (self.averaged + self.average)
+        for name, tensor in self.learnt.items():
+            if self.blocks is None:
+                self.averages[name].lerp_(tensor, weight)
+            else:
+                self.blocks.average(self.averages[name], tensor, weight)
 
     def _normalise_images(self, mask: Tensor | None) -> None:
         """Scale images back to norm 1, all of whose pixels change by that; but not those that may not move at all."""
@@ -165,13 +189,21 @@ class SyntheticSet:
         self.images.copy_(scaled)
 
     def snapshots(self) -> dict[str, Snapshot]:
-        """See ``LearntSet``: one, without a name."""
-        return {"": Snapshot(copied(self.images), copied(self.labels))}
+        """See ``LearntSet``: one, without a name; or the set as it is, and its average."""
+        now = {"images": self.images, "labels": self.labels}
+        forms = {"": now} if self.average is None else {RAW: now, AVERAGE: now | self.averages}
+        return {form: Snapshot(copied(s["images"]), copied(s["labels"])) for form, s in forms.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue exactly."""
         tensors = {"images": copied(self.images), "labels": copied(self.labels)}
-        return {**tensors, "optimizer": deepcopy(self.optimizer.state_dict()), "norm_emas": dict(self.norm_emas)}
+        averages = {name: copied(average) for name, average in self.averages.items()}
+        return {
+            **tensors,
+            "optimizer": deepcopy(self.optimizer.state_dict()),
+            "norm_emas": dict(self.norm_emas),
+            **({"averages": averages, "averaged": self.averaged} if averages else {}),
+        }
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -183,6 +215,9 @@ class SyntheticSet:
         self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
         averages = state["norm_emas"] if "norm_emas" in state else {0: state["norm_ema"]}  # of versions with one clip
         self.norm_emas = {clip: ema.to(self.images.device) for clip, ema in averages.items() if ema is not None}
+        if self.average is not None:
+            self.averages = {name: average.to(self.images.device) for name, average in state["averages"].items()}
+            self.averaged = state["averaged"]
 
 
 def copied(tensor: Tensor) -> Tensor:

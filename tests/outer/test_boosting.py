@@ -1,6 +1,7 @@
 """Boosting: blocks with rates, moments and steps of their own against PyTorch's optimisers, in float64."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,9 +13,9 @@ from torch import Tensor
 from framework.inner.counts import Counts
 from framework.outer.blocks import Blocks, Parameters, block_seed, prefix_rows
 from framework.outer.boosting import Boosting
-from framework.outer.matched import EMA, RAW, MatchedSet
+from framework.outer.matched import EMA, MatchedSet
 from framework.outer.method import Proposal, Snapshot
-from framework.outer.synthetic import SyntheticSet, noise_images, one_hot_labels
+from framework.outer.synthetic import AVERAGE, RAW, SyntheticSet, noise_images, one_hot_labels
 from framework.rng import generator
 
 CLASSES, SIZE = 3, 2
@@ -33,12 +34,16 @@ def start(block: int) -> tuple[Tensor, Tensor]:
 
 
 def make_set(
-    beta: float, optimizer: str = "Adam", weight_decay: float = 0.0, learn_labels: bool = True
-) -> SyntheticSet:
+    beta: float, optimizer: str = "Adam", weight_decay: float = 0.0, learn_labels: bool = True,
+    average: float | None = None,
+) -> SyntheticSet:  # fmt: skip
     return SyntheticSet(
         *start(0), learn_labels=learn_labels, lr=LR["images"], label_lr=LR["labels"], optimizer=optimizer, eps=1e-6,
-        weight_decay=weight_decay, blocks=blocks(beta),
+        weight_decay=weight_decay, blocks=blocks(beta), average=average,
     )  # fmt: skip
+
+
+make_averaged = partial(make_set, average=2.0)
 
 
 def make_matched(beta: float) -> MatchedSet:
@@ -220,7 +225,7 @@ def test_a_set_that_is_one_block_is_updated_like_one_without_blocks() -> None:
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5])
-@pytest.mark.parametrize("make", [make_set, make_matched])
+@pytest.mark.parametrize("make", [make_set, make_averaged, make_matched])
 def test_a_grown_set_is_restored_into_one_that_has_not_grown(make: Any, beta: float) -> None:
     whole, again = make(beta), make(beta)
     for block in range(3):
@@ -235,6 +240,27 @@ def test_a_grown_set_is_restored_into_one_that_has_not_grown(make: Any, beta: fl
     for step in range(3):
         again.update(gradients(again, (2, step)))
     assert difference(again.state_dict(), whole.state_dict()) is None
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_each_block_has_an_average_of_its_own_steps_which_is_frozen_with_it(beta: float) -> None:
+    s, moving = make_averaged(beta), []
+    for step in range(3):
+        s.update(gradients(s, step))
+    kept = s.snapshots()[AVERAGE]
+    s.grow(*start(1))
+    for step in range(3):
+        s.update(gradients(s, (1, step)))
+        moving.append({name: tensor.detach().clone() for name, tensor in s.learnt.items()})
+    after = s.snapshots()[AVERAGE]
+    for name in ("images", "labels"):
+        whole, first = getattr(after, name), getattr(kept, name)
+        mean = sum(weight * step[name] for weight, step in zip((2, 6, 12), moving, strict=True)) / 20  # t (t + 1)
+        assert torch.allclose(of_block(whole, 1), of_block(mean, 1), rtol=1e-12, atol=0)
+        if beta:
+            assert torch.allclose(of_block(whole, 0), of_block(mean, 0), rtol=1e-12, atol=0)
+        else:
+            assert torch.equal(of_block(whole, 0), first)
 
 
 def test_matched_images_and_their_average_are_frozen_and_the_step_size_goes_on() -> None:

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from framework.inner.augment import Augmentation
 from framework.inner.counts import Counts
 from framework.inner.plan import ClassSampler, Plan, UniformSampler
-from framework.outer.synthetic import SyntheticSet, joint_norm, noise_images, one_hot_labels
+from framework.outer.synthetic import AVERAGE, RAW, SyntheticSet, joint_norm, noise_images, one_hot_labels
 from framework.rng import generator
 
 FLIP = Augmentation("flip", False, 4)
@@ -168,7 +169,7 @@ def test_one_hot_labels_are_sorted_by_class() -> None:
 
 
 def make_set(
-    learn_labels: bool = True, optimizer: str = "Adam", weight_decay: float = 0.0, ema: float = 0.9, **about: bool
+    learn_labels: bool = True, optimizer: str = "Adam", weight_decay: float = 0.0, ema: float = 0.9, **about: Any
 ) -> SyntheticSet:
     images = noise_images(6, (1, 4, 4), generator(0)).double()
     return SyntheticSet(
@@ -328,6 +329,27 @@ def test_fixed_labels_keep_every_bit_and_need_no_gradient() -> None:
     assert s.images.requires_grad
 
 
+@pytest.mark.parametrize("eta", [0, 1, 9])
+@pytest.mark.parametrize("learnt", [("images",), ("images", "labels"), ("labels",)])
+def test_the_average_weighs_steps_by_a_polynomial_and_does_not_change_them(learnt: tuple[str, ...], eta: int) -> None:
+    """Step t counts as t (t + 1) ... (t + eta - 1); what is not learnt is what it is."""
+    about = {"learn_labels": "labels" in learnt, "learn_images": "images" in learnt}
+    s, plain = make_set(**about, average=float(eta)), make_set(**about)
+    iterates: list[dict[str, Tensor]] = []
+    for grads in gradients(7):
+        for of in (s, plain):
+            of.update({name: grads[name] for name in learnt})
+        iterates.append({name: getattr(s, name).detach().clone() for name in ("images", "labels")})
+    weights = [math.prod(range(t, t + eta)) for t in range(1, 8)]
+    forms = s.snapshots()
+    assert list(forms) == [RAW, AVERAGE]
+    for name, now in iterates[-1].items():
+        mean = sum(w * step[name] for w, step in zip(weights, iterates, strict=True)) / sum(weights)
+        assert torch.allclose(getattr(forms[AVERAGE], name), mean, rtol=1e-13, atol=0)
+        assert torch.equal(getattr(forms[RAW], name), now)
+        assert torch.equal(getattr(plain.snapshots()[""], name), now)
+
+
 def test_a_vanishing_gradient_leaves_the_images_finite_and_in_place() -> None:
     s = make_set(learn_labels=False)
     before = s.images.detach().clone()
@@ -372,12 +394,13 @@ def test_a_snapshot_is_a_copy_both_ways() -> None:
 @pytest.mark.parametrize("optimizer", ["Adam", "SGD"])
 @pytest.mark.parametrize("learn_labels", [True, False])
 @pytest.mark.parametrize("before", [0, 4])
+@pytest.mark.parametrize("average", [None, 3.0])
 def test_a_restored_set_continues_bit_identically(
-    before: int, learn_labels: bool, optimizer: str, tmp_path: Path
+    average: float | None, before: int, learn_labels: bool, optimizer: str, tmp_path: Path
 ) -> None:
     """Ancestors' faults 13 and 14: with learnt labels a resume restored neither optimiser nor clip."""
     steps = gradients(9, learn_labels)
-    one, two = make_set(learn_labels, optimizer), make_set(learn_labels, optimizer)
+    one, two = (make_set(learn_labels, optimizer, average=average) for _ in range(2))
     for step, grads in enumerate(steps[:before]):
         one.update(grads, clip=step % 3)
     torch.save(one.state_dict(), tmp_path / "state.pt")

@@ -170,7 +170,7 @@ def note(claim: Claim, out: Path) -> None:
         return
     kept = read_record(Claim, read_json(file), file)
     if different := [key for key, value in asdict(claim).items() if value != getattr(kept, key)]:
-        raise UserError(f"--out {out}: holds runs of another {' and '.join(different)}; choose another folder")
+        raise UserError(f"--out {out}: holds a claim that differs in {' and '.join(different)}; choose another folder")
 
 
 # ---- after them ------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ def table(records: Iterable[Record]) -> str:
     ]  # fmt: skip
     if not rows:
         return "No claim has been verified yet."
-    head = ["track", "goal (%)", "time, of RaT-BPTT's", "seconds", "RaT-BPTT's", "test accuracy (%)", "RaT-BPTT's",
+    head = ["track", "goal (%)", "time / RaT-BPTT's", "seconds", "RaT-BPTT's", "test accuracy (%)", "RaT-BPTT's",
             "n", "flags", "commit", "on"]  # fmt: skip
     text = "Mean of n seeds; ± is the deviation over seeds. Seconds are of processor time on a CPU."
     return f"{markdown(head, rows)}\n\n{text}"

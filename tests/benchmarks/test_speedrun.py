@@ -242,7 +242,7 @@ def test_a_folder_is_of_one_claim(tmp_path: Path) -> None:
     claim = Claim("digits_ipc1", 90, "--x", "--tau 2", COMMIT)
     note(claim, tmp_path)
     note(claim, tmp_path)
-    with pytest.raises(UserError, match="holds runs of another flags and commit; choose another folder"):
+    with pytest.raises(UserError, match="holds a claim that differs in flags and commit; choose another folder"):
         note(replace(claim, flags="--tau 3", commit="f" * 40), tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Put the figures of benchmarks/results into docs/engines.md, and the zoo's table into README.md, between markers.
+"""Put the figures of benchmarks/results into docs, and the zoo's table into README.md, between markers.
 
 python benchmarks/readme_tables.py [--check]
 """
@@ -6,6 +6,7 @@ python benchmarks/readme_tables.py [--check]
 from collections.abc import Callable
 from typing import Any
 
+import speedrun
 from common import RESULTS, ROOT, Parser, markdown, ran_on, run
 from framework.files import read_json, write_text
 from framework.report import zoo
@@ -55,6 +56,8 @@ def zoo_table() -> str:
 
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "metagrad": ("docs/engines.md", metagrad),
+    "tracks": ("docs/speedrun.md", speedrun.tracks_table),
+    "records": ("docs/speedrun.md", lambda: speedrun.table(speedrun.read_records())),
     "zoo": ("README.md", zoo_table),
 }
 """By the name in its markers: the page, and what makes the table."""

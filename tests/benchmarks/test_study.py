@@ -3,30 +3,16 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cli import ROOT, TINY
-from sets import made_up_summary
+from studies import finished
 
 from framework.config.bptt import parse
-from framework.files import read_json, write_json
+from framework.files import read_json
 from framework.report.folder import RunFolder
 from study import Job, collect, shares_of_windows, table
-
-
-def finished(folder: Path, top1: float, evaluations: list[tuple[float, float]], device: str = "cpu (x)") -> None:
-    """Write what a finished run leaves; evaluations are (seconds of processor time, accuracy), at a busy processor."""
-    folder.mkdir(parents=True)
-    write_json(folder / "summary.json", asdict(replace(made_up_summary(top1=top1), device=device)))
-    records: list[dict[str, Any]] = [{"kind": "epoch", "step": 1}]
-    records += [
-        {"kind": "evaluation", "step": i, "seconds": 3 * s + 1, "cpu_seconds": s, "accuracy": a}
-        for i, (s, a) in enumerate(evaluations)
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def test_the_table_compares_at_equal_steps_and_at_equal_time(tmp_path: Path) -> None:

@@ -1,16 +1,34 @@
-"""Studies of the benchmarks in this process, with the runs that they start."""
+"""Studies of the benchmarks in this process, with the runs that they start or that are made up."""
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 from unittest.mock import patch
 
 import pytest
+from sets import made_up_summary
 
 import study
+from framework.files import write_json
 from framework.report.metrics import Reporter
 from main import main
+
+
+def finished(folder: Path, top1: float, evaluations: list[tuple[float, float]], device: str = "cpu (x)") -> None:
+    """Write what a finished run leaves; evaluations are (seconds of processor time, accuracy), at a busy processor."""
+    folder.mkdir(parents=True)
+    write_json(folder / "summary.json", asdict(replace(made_up_summary(top1=top1), device=device)))
+    records: list[dict[str, Any]] = [{"kind": "epoch", "step": 1}]
+    records += [
+        {"kind": "evaluation", "step": i, "seconds": 3 * s + 1, "cpu_seconds": s, "accuracy": a}
+        for i, (s, a) in enumerate(evaluations)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 class InThisThread:

@@ -195,9 +195,10 @@ class RunFolder:
         """What was run, and what it took."""
         c, s = self.config, self.summary
         steps = self.records["step"]
+        provenance = {} if self.distilled is None else self.distilled.provenance
         own = {name: value for name, value in c.network.items() if value != getattr(c.defaults(), name)}
         facts = {
-            **c.facts,
+            **c.facts(provenance),
             "network": ", ".join([c.arch, *(f"{name} {value}" for name, value in own.items())]),
             "seed": str(c.seed),
             "outer steps": f"{s.outer_steps if s else steps[-1]['step'] if steps else 0:,}",

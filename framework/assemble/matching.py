@@ -83,8 +83,8 @@ def _description(c: FtdConfig, experts: Buffer, loop: InnerLoop, real: RealData)
     validation = 0 if real.val is None else len(real.val)
     lines = [
         f"{c.method(experts.provenance)} on {c.dataset_label} ({loop.execution}), {loop.network.device}: {images} "
-        f"synthetic images, {len(experts)} experts of {experts.epochs} epochs in {experts.folder}, {validation} real images for "
-        f"validation, {c.total_iterations} iterations, {loop.network.size:,} parameters; {c.folder}"
+        f"synthetic images, {len(experts)} experts of {experts.epochs} epochs in {experts.folder}, {validation} real "
+        f"images for validation, {c.total_iterations} iterations, {loop.network.size:,} parameters; {c.folder}"
     ]
     if c.boosting:
         lines.append(f"boosting: {c.boosting}")

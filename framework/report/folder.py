@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from framework.config.common import Distilling
+from framework.config.common import Common, Distilling
 from framework.config.registry import read_config
 from framework.errors import UserError, printable
 from framework.files import CONFIG, EVALUATION, METRICS, SET, SUMMARY, read_json
@@ -215,8 +215,8 @@ class RunFolder:
         return facts
 
 
-def words_of(c: Distilling) -> list[str]:
-    """The command line of a run in a folder of its own: the program, then each flag with its values."""
+def words_of(c: Common) -> list[str]:
+    """The command line of a run, or of experts, in a folder of its own: the program, then each flag with its values."""
     defaults = c.defaults()
     words = [f"python main.py {c.VERB}".strip()]
     for name in c.flags():

@@ -21,6 +21,7 @@ import argparse
 import shlex
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,6 +58,9 @@ METHODS = {
 ROWS = {True: {"distilled": "learnt", "hard": "hard", "teacher": "teacher"},
         False: {"distilled": "hard", "teacher": "teacher"}}  # fmt: skip
 """By whether labels are learnt: of the rows that ``main.py evaluate`` gives, which labels networks are trained on."""
+
+ONE_AT_A_TIME = threading.Lock()
+"""Held by an evaluation: runs that end together would all train the teacher that they share."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +103,13 @@ class ScoredJob(TimedJob):
     def work(self, deadline: float, threads: int) -> None:
         """See ``TimedJob``; then evaluate, which is not begun after the deadline."""
         super().work(deadline, threads)
-        if self.summary is None or self.judgement is not None or time.monotonic() > deadline:
+        if self.summary is None or self.judgement is not None:
             return
         where = ["--teacher_dir", str(self.teachers), "--device", RunFolder(self.folder).config.device]
         words = ["evaluate", str(self.folder), *self.evaluation, *where]
-        execute(f"{self.title}, evaluation", words, self.folder, float("inf"), threads)
+        with ONE_AT_A_TIME:
+            if time.monotonic() < deadline:
+                execute(f"{self.title}, evaluation", words, self.folder, float("inf"), threads)
 
 
 def results_of(j: Judgement) -> Results:

@@ -18,11 +18,12 @@ A study that was stopped (by hand, or by ``--minutes``) continues where it was w
 with it starts anew, as nobody knows its time. Ends in DIR/results.json and DIR/results.md.
 """
 
+import argparse
 import shlex
 import shutil
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,12 +34,14 @@ from common import Parser, at_least, markdown, ran_on, run, threads_each, write_
 from framework.config.matching import FtdConfig
 from framework.errors import UserError
 from framework.files import make_folder, read_json, write_json
+from framework.records import Summary
 from framework.report.folder import RunFolder
 from study import Job, execute, mean_and_deviation, percent
 
 RHO = {"FTD": 0.01, "MTT": 0.0}
 """Of the experts, by method."""
 METHODS = (*RHO, "RaT-BPTT")
+NETWORKS = 5  # that judge a set
 ENDLESS = str(10**9)  # outer steps or epochs
 
 
@@ -52,6 +55,7 @@ class Settings:
     bptt: str
 
 
+_SMALL = "--limit_train 5000 --width 16"
 _ADAM = "--inner_optim Adam --inner_lr 0.005 --lr 0.005 --syn_strategy none --real_strategy none --eval_steps 30 60 120"
 _EXPERTS = "--num_experts 3 --train_epochs 8 --batch_train 64"
 _EVALUATION = "--ema_decay 0.98 --eval_it 100 --epoch_eval_train 300"
@@ -65,10 +69,9 @@ SETTINGS = {
         f"{_EVALUATION}",
         bptt=f"{_ADAM} --window 15 --totwindow 30 --batch_size 400 --test_freq 20",
     ),
-    "mnist": Settings("--dataset mnist --limit_train 5000 --width 16", _EXPERTS, _MATCHING, _BPTT),
-    "cifar10": Settings(
-        "--dataset cifar10 --limit_train 5000 --width 16", _EXPERTS, f"{_MATCHING} --lr_img 1000", _BPTT
-    ),
+    "mnist": Settings(f"--dataset mnist {_SMALL}", _EXPERTS, _MATCHING, _BPTT),
+    "fashion-mnist": Settings(f"--dataset fashion-mnist {_SMALL}", _EXPERTS, _MATCHING, _BPTT),
+    "cifar10": Settings(f"--dataset cifar10 {_SMALL}", _EXPERTS, f"{_MATCHING} --lr_img 1000", _BPTT),
 }
 
 
@@ -145,6 +148,11 @@ class TimedJob(Job):
         return self.experts_seconds + Clock(self.folder).seconds
 
     @property
+    def commands(self) -> list[str]:
+        """That make the set, for people: without its seed and folders."""
+        return [shlex.join(["python", "main.py", *words]) for words in (self.experts, self.flags) if words]
+
+    @property
     def command(self) -> list[str]:
         """Of the distillation, but for its end."""
         where = ["--seed", str(self.seed), "--save_dir", str(self.folder), "--resume"]
@@ -209,6 +217,60 @@ class TimedJob(Job):
         return str(epochs * config.iterations_per_epoch if isinstance(config, FtdConfig) else epochs)
 
 
+def parser_of(doc: str | None, methods: Sequence[str]) -> Parser:
+    """Of a study of these methods at equal time; ``flags_of`` and ``carry_out`` read what it gives."""
+    parser = Parser(doc)
+    parser.add_out()
+    parser.add_argument("--dataset", choices=tuple(SETTINGS), default="digits", help="whose settings are taken")
+    parser.add_argument("--seconds", type=at_least(1), required=True, help="of each method and seed")
+    parser.add_argument("--methods", nargs="+", choices=methods, default=list(methods))
+    parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2])
+    parser.add_argument("--ipc", type=at_least(1), default=1, help="synthetic images per class")
+    parser.add_argument("--experts", default="", metavar="FLAGS", help="more flags of main.py buffer, in one word")
+    parser.add_argument("--matching", default="", metavar="FLAGS", help="more flags of main.py ftd")
+    parser.add_argument("--bptt", default="", metavar="FLAGS", help="more flags of main.py without a verb")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop then; run again to continue")
+    parser.add_argument("--jobs", type=at_least(1), default=2, help="runs at a time; they share the cores")
+    parser.add_argument("common", nargs="*", help="flags of main.py for all, after --")
+    return parser
+
+
+def flags_of(a: argparse.Namespace, own: str, rho: float | None) -> tuple[list[str], list[str]]:
+    """The flags of a distillation, and those of its experts.
+
+    Args:
+        a: of ``parser_of``.
+        own: more flags of the distillation.
+        rho: of the experts; None: back-propagation through time, which has none.
+    """
+    s = SETTINGS[a.dataset]
+    shared = ["--accelerate", "none", *s.common.split(), *a.common]
+    judged = [*own.split(), *shared, "--num_per_class", str(a.ipc), "--num_train_eval", str(NETWORKS)]
+    if rho is None:
+        return [*judged, "--batch_per_class", str(a.ipc), *s.bptt.split(), *a.bptt.split()], []
+    experts = ["buffer", *shared, *s.experts.split(), "--rho", f"{rho:g}", *a.experts.split()]
+    return ["ftd", *judged, *s.matching.split(), *a.matching.split()], experts
+
+
+def carry_out(jobs: Sequence[TimedJob], a: argparse.Namespace) -> dict[str, Any]:
+    """Run what is missing, until ``--minutes`` are over; returns how."""
+    deadline, threads = time.monotonic() + 60 * a.minutes, threads_each(a.jobs)
+    with ThreadPoolExecutor(a.jobs) as pool:
+        list(pool.map(lambda job: job.work(deadline, threads), jobs))
+    return {"seconds": a.seconds, "threads": threads, "jobs": a.jobs}
+
+
+def about_all(summaries: Sequence[Summary]) -> dict[str, Any]:
+    """What the runs have in common; nothing of no run."""
+    return {key: getattr(summaries[0], key) for key in ("dataset", "device", "torch", "python")} if summaries else {}
+
+
+def listed(commands: dict[str, list[str]]) -> str:
+    """Markdown below a table: the commands of each method."""
+    parts = ["\n".join([f"\n\n{name}:\n", *(f"    {line}" for line in lines)]) for name, lines in commands.items()]
+    return "".join(parts)
+
+
 def collect(jobs: list[TimedJob]) -> dict[str, Any]:
     """What the finished runs show, by method."""
     finished = [(job, summary) for job in jobs if (summary := job.summary) is not None]
@@ -225,10 +287,9 @@ def collect(jobs: list[TimedJob]) -> dict[str, Any]:
             "outer steps": statistics.fmean(s.outer_steps for _, s in runs),
             "experts, seconds": statistics.fmean(job.experts_seconds for job, _ in runs),
             "seconds": statistics.fmean(job.seconds_used for job, _ in runs),
-            "commands": [shlex.join(["python", "main.py", *words]) for words in (first.experts, first.flags) if words],
+            "commands": first.commands,
         }
-    about = {key: getattr(finished[0][1], key) for key in ("dataset", "device", "torch", "python")} if finished else {}
-    return {**about, "methods": methods}
+    return {**about_all([summary for _, summary in finished]), "methods": methods}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -242,50 +303,22 @@ def table(results: dict[str, Any]) -> str:
     text = markdown(head, rows)
     if rows:
         text += f"\n\n± is the deviation over seeds. {results['dataset']}; {ran_on(results)}."
-        for name, m in results["methods"].items():
-            text += "\n".join([f"\n\n{name}:\n", *(f"    {command}" for command in m["commands"])])
+        text += listed({name: m["commands"] for name, m in results["methods"].items()})
     return text
 
 
 def main() -> None:
     """Parse, run what is missing, collect."""
-    parser = Parser(__doc__)
-    parser.add_out()
-    parser.add_argument("--dataset", choices=tuple(SETTINGS), default="digits", help="whose settings are taken")
-    parser.add_argument("--seconds", type=at_least(1), required=True, help="of each method and seed")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2])
-    parser.add_argument("--ipc", type=at_least(1), default=1, help="synthetic images per class")
-    parser.add_argument("--experts", default="", metavar="FLAGS", help="more flags of main.py buffer, in one word")
-    parser.add_argument("--matching", default="", metavar="FLAGS", help="more flags of main.py ftd")
-    parser.add_argument("--bptt", default="", metavar="FLAGS", help="more flags of RaT-BPTT")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop then; run again to continue")
-    parser.add_argument("--jobs", type=at_least(1), default=2, help="runs at a time; they share the cores")
-    parser.add_argument("common", nargs="*", help="flags of main.py for all, after --")
-    a = parser.parse_args()
+    a = parser_of(__doc__, METHODS).parse_args()
     out = a.out.resolve()
     make_folder(out, "--out")
-    s = SETTINGS[a.dataset]
-    shared = ["--accelerate", "none", *s.common.split(), *a.common]
-    run_flags = [*shared, "--num_per_class", str(a.ipc), "--num_train_eval", "5", "--baselines", "random"]
-    bptt = ["--truncation", "rat-bptt", *run_flags, "--batch_per_class", str(a.ipc), *s.bptt.split(), *a.bptt.split()]
-    matching = ["ftd", *run_flags, *s.matching.split(), *a.matching.split()]
     jobs = []
     for seed in a.seeds:
         for name in a.methods:
-            experts = (
-                ["buffer", *shared, *s.experts.split(), "--rho", f"{RHO[name]:g}", *a.experts.split()]
-                if name in RHO
-                else []
-            )
-            jobs.append(
-                TimedJob(name, seed, matching if experts else bptt, out / name / f"seed{seed}", experts, a.seconds)
-            )
-    deadline = time.monotonic() + 60 * a.minutes
-    threads = threads_each(a.jobs)
-    with ThreadPoolExecutor(a.jobs) as pool:
-        list(pool.map(lambda job: job.work(deadline, threads), jobs))
-    results = {"seconds": a.seconds, "threads": threads, "jobs": a.jobs, **collect(jobs)}
+            own = "--baselines random" if name in RHO else "--truncation rat-bptt --baselines random"
+            flags, experts = flags_of(a, own, RHO.get(name))
+            jobs.append(TimedJob(name, seed, flags, out / name / f"seed{seed}", experts, a.seconds))
+    results = {**carry_out(jobs, a), **collect(jobs)}
     write_results(out, "results", results, table(results))
     print(table(results))
     if missing := sum(job.summary is None for job in jobs):

@@ -156,11 +156,11 @@ def _boosting(c: Distilling) -> list[str]:
 
 def _ftd(c: FtdConfig, o: _Outlook, data: float) -> list[str]:
     batch = c.student_batch(o.classes)
-    lines = [f"method: {c.facts['method']}; {batch} synthetic images per step, {c.total_iterations:,} iterations"]
-    lines += _boosting(c)
     network = network_for(c, o.info, o.classes, o.device)
-    if (c.buffer_folder / file_name(0)).exists():
-        experts = open_experts(c, network)
+    experts = open_experts(c, network) if (c.buffer_folder / file_name(0)).exists() else None
+    method = c.facts({} if experts is None else experts.provenance)["method"]
+    lines = [f"method: {method}; {batch} synthetic images per step, {c.total_iterations:,} iterations", *_boosting(c)]
+    if experts is not None:
         lines.append(f"experts: {len(experts)} of {experts.epochs} epochs in {experts.folder}")
     else:
         lines.append(f"experts: none yet in {c.buffer_folder}; main.py buffer trains them")

@@ -4,8 +4,9 @@
 
 Networks are trained on the set by its own recipe and by ``dc``, each beside as many random real images, and with hard
 labels too where its own are learnt. The card has what came out, what the run's summary says, and the commands that make
-the set again, in which ROOT stands for the folder of the data. COMMAND is one that came before the run's own, as
-``python main.py buffer ... --buffer_path save/zoo/NAME-experts`` for its experts; several are given in their order.
+the set again, in which ROOT stands for the folder of the data. COMMAND is one that came before the run's own; several
+are given in their order. A set of ``main.py ftd`` needs that of its experts, ``python main.py buffer ...``, as it was
+given, and the seconds that they took; wherever they were, the card's commands have them in save/zoo/NAME-experts.
 Nothing is overwritten: remove NAME.json and NAME.safetensors to make them anew.
 """
 
@@ -19,18 +20,20 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 # Python finds this file beside itself when it is run as a script, but not framework.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from framework import __version__
-from framework.config.common import Distilling
+from framework.config.common import Common
+from framework.config.matching import BufferConfig, FtdConfig
 from framework.config.registry import parse
 from framework.distilled.formats import write_safetensors
 from framework.distilled.set import Distilled
 from framework.errors import UserError
 from framework.files import file_checksum, read_json, write_json
+from framework.outer.buffers.record import FLAGS
 from framework.records import Card, CardScore, Judgement, Row, Summary, read_record
 from framework.report.folder import RunFolder, words_of
 from framework.zoo.cards import FOLDER, PREFIX
@@ -48,24 +51,28 @@ DATA = {
     ),
 }
 """Where the real images are from, and their licence."""
+TRAINING = ("lr", "momentum", "weight_decay", "batch", "epochs", "decay", "rho", "alpha", "adaptive", "seed")
+"""What a set knows of its experts that a flag of theirs says."""
+C = TypeVar("C", bound=Common)
 PLACES = {"root": "ROOT", "save_dir": "save/zoo/{name}", "buffer_path": "save/zoo/{name}-experts", "cache_dir": None}
 """Flags that name folders of one machine, and what stands in a card's commands instead; None: their default."""
 
 
-def portable(c: Distilling) -> Distilling:
-    """A run's flags without folders of the machine that it ran on."""
+def portable(c: C) -> C:
+    """The flags of a run, or of experts, without folders of the machine that it ran on."""
     defaults: Any = c.defaults()
     there = [name for name in (*PLACES, "resume") if name in c.flags()]
     return replace(c, **{name: getattr(defaults, name) for name in there})
 
 
-def command_of(c: Distilling, name: str) -> str:
-    """The command that makes a set of this name again, from a run's flags."""
+def command_of(c: Common, name: str) -> str:
+    """The command that makes a set of this name again, or its experts, from the flags."""
     own, defaults = portable(c), c.defaults()
+    there = {flag: place for flag, place in PLACES.items() if place is not None and flag in c.flags()}
     placed = {
         flag: place.format(name=name)
-        for flag, place in PLACES.items()
-        if place is not None and (flag == "save_dir" or getattr(c, flag, None) != getattr(defaults, flag, None))
+        for flag, place in there.items()
+        if flag != "root" or getattr(c, flag) != getattr(defaults, flag)
     }
     return " ".join([*words_of(own), *(shlex.join([f"--{flag}", place]) for flag, place in placed.items())])
 
@@ -118,12 +125,12 @@ def make_card(
         dataset=c.dataset_label,
         data=a.data or data,
         licence=a.licence or licence,
-        method=summary.policy,
+        method=distilled.method,
         per_class=distilled.per_class,
         images=len(distilled.images),
         learnt_labels=distilled.hard_labels is None,
         arch=c.arch,
-        commands=[*a.before, command_of(c, name)],
+        commands=[*(before_of(command, name) for command in a.before), command_of(c, name)],
         seed=summary.seed,
         epochs=summary.epochs,
         outer_steps=summary.outer_steps,
@@ -141,11 +148,42 @@ def make_card(
     )
 
 
+def before_of(command: str, name: str) -> str:
+    """A command that came before the run's as a card has it: that of experts without folders of the machine."""
+    config = parse(shlex.split(command)[2:])[0]
+    return command_of(config, name) if isinstance(config, BufferConfig) else command
+
+
+def check_experts(distilled: Distilled, before: list[str], seconds: float) -> None:
+    """Check that the experts of a set of ``main.py ftd`` are made by one of the commands that came before.
+
+    Raises:
+        UserError: none makes them, it makes others, or its time is missing.
+    """
+    c, known = distilled.config, distilled.provenance.get("experts", {})
+    if not isinstance(c, FtdConfig):
+        return
+    made = [config for command in before if isinstance(config := parse(shlex.split(command)[2:])[0], BufferConfig)]
+    if len(made) != 1 or seconds <= 0:
+        raise UserError(
+            "--before, --before_seconds: a set of main.py ftd has experts; give the one command of main.py buffer that "
+            "trained them, and the seconds that it took"
+        )
+    found = replace(made[0], buffer_path=c.buffer_path).buffer_folder
+    if found != c.buffer_folder:
+        raise UserError(f"--before: makes experts for {found}, and the run has those of {c.buffer_folder}; give theirs")
+    for what in TRAINING:
+        flag = FLAGS[what]
+        value = getattr(made[0], flag.removeprefix("--"))
+        if what in known and value != known[what]:
+            raise UserError(f"--before: {flag} {value}, and the set's experts had {known[what]}; give their command")
+
+
 def check(a: argparse.Namespace) -> tuple[Distilled, Summary]:
     """The run's set and summary.
 
     Raises:
-        UserError: the run has not ended, the name is none or taken, or flags are missing.
+        UserError: the run has not ended, the name is none or taken, or flags are missing or those of others.
     """
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", a.name):
         raise UserError(f"{a.name}: as a set's name, give small letters and digits with - between them")
@@ -162,6 +200,7 @@ def check(a: argparse.Namespace) -> tuple[Distilled, Summary]:
         if shlex.split(command)[:2] != ["python", "main.py"]:
             raise UserError(f"--before {command}: give a whole command, python main.py ...")
         parse(shlex.split(command)[2:])
+    check_experts(run.distilled, a.before, a.before_seconds)
     return run.distilled, run.summary
 
 

@@ -161,6 +161,7 @@ def test_a_batch_larger_than_what_the_set_holds_is_one_line(run: Path, capsys: p
         ({"provenance": "[]"}, "provenance has no flags"),
         ({"provenance": '{"config": 3}'}, "no flags are there"),
         ({"provenance": '{"config": {"dataset": "digits"}, "best_length": "long"}'}, "best_length is 'long'"),
+        ({"provenance": '{"config": {"dataset": "digits"}, "experts": "SAM"}'}, "experts is 'SAM'"),
         ({"class_names": "3"}, "class_names is no list of names"),
         ({"class_names": "[1, 2]"}, "class_names is no list of names"),
         ({"class_names": '"0123456789"'}, "class_names is no list of names"),

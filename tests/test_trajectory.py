@@ -206,6 +206,7 @@ def test_a_run_leaves_what_every_run_leaves(whole: Path) -> None:
     run = RunFolder(whole)
     assert run.summary is not None
     assert run.summary.policy == "ftd"
+    assert load_distilled(whole).provenance["experts"]["rho"] == 0.01
     assert run.summary.outer_steps == 6
     assert set(run.summary.results) == {"distilled", "random", "full"}
     assert {entry.form for entry in run.history} == {"raw", "EMA"}
@@ -362,6 +363,31 @@ def test_foreign_experts_are_read_and_what_is_assumed_is_said(
     (experts / FOLDER / EXPERTS).unlink()
     assert main(ftd(experts, tmp_path / "run", "--Iteration", "2", "--num_eval", "1")) == 0
     assert "to have seen all training images, those of validation too" in capsys.readouterr().err
+    distilled = load_distilled(tmp_path / "run")
+    assert "experts" not in distilled.provenance
+    assert distilled.method == "ftd"
+
+
+def test_with_experts_of_plain_sgd_the_method_is_mtt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experts, run = tmp_path / "experts", tmp_path / "run"
+    assert main(["buffer", *BUFFER, "--num_experts", "1", "--rho", "0", "--buffer_path", str(experts)]) == 0
+    flags = ftd(experts, run, "--Iteration", "2", "--num_eval", "1")
+    assert main([*flags, "--dry_run"]) == 0
+    assert "method: mtt, 3 steps for 2 epochs" in capsys.readouterr().out
+    assert main(flags) == 0
+    assert "mtt on digits" in capsys.readouterr().err
+    folder = RunFolder(run)
+    assert folder.summary is not None
+    assert (folder.summary.policy, load_distilled(run).method) == ("mtt", "mtt")
+    assert folder.facts["method"] == "mtt, 3 steps for 2 epochs, from below 3"
+
+    def methods() -> list[str]:
+        assert main(["leaderboard", str(run), "--out", str(tmp_path / "board")]) == 0
+        return [row["method"] for row in json.loads((tmp_path / "board" / "leaderboard.json").read_text())]
+
+    assert methods() == ["mtt"], "by the run's own table"
+    assert main(["evaluate", str(run), "--num_train_eval", "1"]) == 0
+    assert methods() == ["mtt"], "by the evaluation of its set"
 
 
 def test_previews_tell_memory_disk_and_time_and_write_nothing(

@@ -63,7 +63,7 @@ def test_a_card_says_what_its_file_holds(name: str) -> None:
     assert distilled.source == Path(f"zoo:{name}")
     assert (card.images, card.per_class) == (len(distilled.images), distilled.per_class)
     assert name == f"{card.dataset}-ipc{card.per_class}"
-    assert (card.dataset, card.method, card.arch, card.seed) == (c.dataset_label, c.policy, c.arch, c.seed)
+    assert (card.dataset, card.method, card.arch, card.seed) == (c.dataset_label, distilled.method, c.arch, c.seed)
     assert (card.recipe, card.select, card.best_epoch) == (c.recipe, c.select, distilled.provenance["epoch"])
     assert set(card.scores) == {card.recipe, "dc"}
     soft = any(row.sort().values.tolist() != [0.0] * (len(row) - 1) + [1.0] for row in distilled.labels)
@@ -251,8 +251,14 @@ def test_accuracy_is_the_share_of_real_test_images() -> None:
 def given_again(tmp_path: Path, *arguments: str) -> list[list[str]]:
     """The command lines that scripts/zoo.sh gives, without those that only ask for a card's commands."""
     python = tmp_path / "python"
+    asked = f"""import sys
+from pathlib import Path
+from framework.zoo import cards
+from main import main
+cards.FOLDER = Path('{cards.FOLDER}')
+sys.exit(main(sys.argv[1:]))"""
     python.write_text(f"""#!/usr/bin/env bash
-if [ "$2" = zoo ]; then exec "{sys.executable}" "$@"; fi
+if [ "$2" = zoo ]; then exec "{sys.executable}" -c "{asked}" "${{@:2}}"; fi
 printf '%s\\t' "$@"; echo
 """)
     python.chmod(0o755)
@@ -331,6 +337,68 @@ def test_learnt_labels_have_a_figure_of_hard_ones(run: Path, shelf: Path, monkey
         assert main([*shlex.split(score.command)[2:], "--output", "again"]) == 0
         rows = read_json(Path("again") / f"{recipe}.json")["results"]["convnet"]
         assert (score.accuracy, score.hard) == (rows["distilled"]["top1"], rows["hard"]["top1"])
+
+
+MATCHED = ["--dataset", "digits", "--depth", "1", "--width", "8", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module", params=[0.01, 0.0], ids=["ftd", "mtt"])
+def matched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, float]:
+    """A run of two iterations on experts of one epoch, their command, and their rho."""
+    folder = tmp_path_factory.mktemp("matched")
+    where = ["--buffer_path", str(folder / "experts")]
+    buffer = ["buffer", *MATCHED, "--num_experts", "2", "--train_epochs", "1", "--rho", str(request.param), *where]
+    ftd = ["ftd", *MATCHED, *where, "--expert_epochs", "1", "--max_start_epoch", "1", "--syn_steps", "2"]
+    ftd += ["--Iteration", "2", "--num_eval", "2", "--epoch_eval_train", "4", "--save_dir", str(folder / "run")]
+    assert main(buffer) == 0
+    assert main(ftd) == 0
+    return folder / "run", shlex.join(["python", "main.py", *buffer]), request.param
+
+
+def test_a_set_of_trajectory_matching_has_its_experts_in_its_card(
+    matched: tuple[Path, str, float], shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("framework.evaluation.recipes.DC_EPOCHS", 3)
+    run, buffer, rho = matched
+    arguments = [str(run), "few", "--folder", str(shelf), "--before", buffer, "--before_seconds", "7200"]
+    assert add(arguments, monkeypatch) == 0
+    card, made = cards.read_card("few"), load_distilled("zoo:few")
+    assert card.method == made.method == ("ftd" if rho else "mtt")
+    assert made.learnt_lr is not None
+    assert card.recipe == "mtt"
+    assert card.scores["mtt"].recipe.startswith(f"SGD {made.learnt_lr:g}, ")
+    assert "evaluate zoo:few --recipe mtt " in card.scores["mtt"].command
+    assert card.hours == pytest.approx(2, abs=0.1)
+    for path in shelf.glob("few.*"):
+        assert str(run.parent).encode() not in path.read_bytes(), "folders of this machine are nobody's business"
+    lines = given_again(tmp_path, "few", "--save_dir", "again")
+    assert [words[:2] for words in lines] == [["main.py", "buffer"], ["main.py", "ftd"]]
+    assert [main(words[1:]) for words in lines] == [0, 0]
+    assert Path("save", "zoo", "few-experts").is_dir()
+    assert torch.equal(load_distilled("again").images, made.images)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("python main.py --dataset digits", "--before, --before_seconds: a set of main.py ftd has experts; give the"),
+        ("{} --width 9", "ConvNetD1W8; give theirs"),
+        ("{} --train_epochs 2", "--train_epochs 2, and the set's experts had 1; give their command"),
+    ],
+    ids=["none", "another network", "others"],
+)
+def test_experts_that_are_not_the_sets_are_refused(
+    given: str, message: str, matched: tuple[Path, str, float], shelf: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run, buffer, _ = matched
+    before = sorted(shelf.iterdir())
+    where = [str(run), "few", "--folder", str(shelf), "--before", given.format(buffer), "--before_seconds", "1"]
+    assert add(where, monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert sorted(shelf.iterdir()) == before
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """What every kind of run is made of, from its flags: the data, the network's shapes, and what is checked of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,6 +36,7 @@ class Parts:
     method: Method
     memory: Problem
     description: list[str]  # lines to say at the start
+    provenance: dict[str, Any] = field(default_factory=dict)  # what sets of the run say of themselves beside its flags
 
     @property
     def network(self) -> FlatNetwork:

@@ -73,7 +73,8 @@ def assemble_matching(c: FtdConfig, comm: Comm, device: torch.device) -> Parts:
     method = boosted(c, learnt, starts.__getitem__, method_for)
     memory = Problem(bare, channels, side, classes, len(real.train), execution, comm.size)
     sampler = sampler_of(c.num_per_class)
-    return Parts(real, loop, sampler, learnt, method, memory, told + _description(c, experts, loop, real))
+    lines = told + _description(c, experts, loop, real)
+    return Parts(real, loop, sampler, learnt, method, memory, lines, experts.provenance)
 
 
 def _description(c: FtdConfig, experts: Buffer, loop: InnerLoop, real: RealData) -> list[str]:
@@ -81,9 +82,9 @@ def _description(c: FtdConfig, experts: Buffer, loop: InnerLoop, real: RealData)
     images = c.num_per_class * real.num_classes
     validation = 0 if real.val is None else len(real.val)
     lines = [
-        f"{c.policy} on {c.dataset_label} ({loop.execution}), {loop.network.device}: {images} synthetic images, "
-        f"{len(experts)} experts of {experts.epochs} epochs in {experts.folder}, {validation} real images for "
-        f"validation, {c.total_iterations} iterations, {loop.network.size:,} parameters; {c.folder}"
+        f"{c.method(experts.provenance)} on {c.dataset_label} ({loop.execution}), {loop.network.device}: {images} "
+        f"synthetic images, {len(experts)} experts of {experts.epochs} epochs in {experts.folder}, {validation} real "
+        f"images for validation, {c.total_iterations} iterations, {loop.network.size:,} parameters; {c.folder}"
     ]
     if c.boosting:
         lines.append(f"boosting: {c.boosting}")

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -263,8 +263,7 @@ class Config(Distilling):
         """See ``Common``."""
         return "zca" if self.zca else "zca_pixels" if self.zca_pixels else None
 
-    @property
-    def facts(self) -> dict[str, str]:
+    def facts(self, provenance: Mapping[str, Any]) -> dict[str, str]:
         """See ``Distilling``."""
         return {
             "data set": f"{self.dataset_label}{', ZCA' if self.zca else ', ZCA of pixels' if self.zca_pixels else ''}",

@@ -7,7 +7,7 @@ A configuration is the only description of a run. The parser, the ``--help`` tex
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
@@ -407,12 +407,15 @@ class Distilling(Common):
     @property
     @abstractmethod
     def policy(self) -> str:
-        """The method's name, for people and for the folder."""
+        """The method's name, by the flags alone, and for the folder."""
 
-    @property
+    def method(self, provenance: Mapping[str, Any]) -> str:
+        """The method's name for people: ``policy``, unless what the run's set says of itself tells more."""
+        return self.policy
+
     @abstractmethod
-    def facts(self) -> dict[str, str]:
-        """What makes this run, for people."""
+    def facts(self, provenance: Mapping[str, Any]) -> dict[str, str]:
+        """What makes this run, for people; see ``method``."""
 
     @property
     @abstractmethod

@@ -5,6 +5,7 @@ Every flag of the command lines of MTT, FTD and DATM is here under its own name,
 
 import argparse
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -292,10 +293,14 @@ class FtdConfig(Matching, Distilling):
     inner_optim = "SGD"
     inner_eps_root = 0.0
 
-    @property
-    def facts(self) -> dict[str, str]:
+    def method(self, provenance: Mapping[str, Any]) -> str:
+        """See ``Distilling``: MTT where the experts are known to be trained without the sharpness-aware step."""
+        return "mtt" if provenance.get("experts", {}).get("rho") == 0 else self.policy
+
+    def facts(self, provenance: Mapping[str, Any]) -> dict[str, str]:
         """See ``Distilling``."""
-        method = f"ftd, {self.syn_steps} steps for {self.expert_epochs} epochs, from below {self.max_start_epoch}"
+        matched = f"{self.syn_steps} steps for {self.expert_epochs} epochs, from below {self.max_start_epoch}"
+        method = f"{self.method(provenance)}, {matched}"
         return {
             "data set": f"{self.dataset_label}{', ZCA of pixels' if self.zca else ''}",
             "method": f"{method}{', without Hessian' if self.hessian == 'none' else ''}",

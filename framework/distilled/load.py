@@ -101,6 +101,8 @@ def _metadata(stored: Stored, path: Path) -> tuple[tuple[str, ...], dict[str, An
         for name in ("block_size", "blocks", "blocks_in_all"):
             if type(number := provenance.get(name, 1)) is not int or number < 1:
                 raise TypeError(f"{name} is {number!r}, no number above 0")
+        if not isinstance(experts := provenance.get("experts", {}), dict):
+            raise TypeError(f"experts is {experts!r}, no facts about them")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged metadata ({error}); restore it from a copy") from error
     return tuple(names), provenance

@@ -72,6 +72,11 @@ class Distilled:
         return self.provenance.get("block_size")
 
     @property
+    def method(self) -> str:
+        """The name of the method that made it, for people."""
+        return self.config.method(self.provenance) if self.provenance else "of another program"
+
+    @property
     def lacks(self) -> str:
         """Of a boosted run that has not ended, which blocks the set has, for people; empty where it has all."""
         blocks, in_all = self.provenance.get("blocks", 1), self.provenance.get("blocks_in_all", 1)

@@ -190,9 +190,9 @@ def _coresets(teacher: Teacher, real: RealData, wanted: Wanted, counts: Counts) 
 
 def _origin(opened: Distilled, args: argparse.Namespace) -> Origin:
     """What a leaderboard says of the set."""
-    method = opened.config.policy if opened.provenance else "of another program"
     spread = None if opened.numbers is None or opened.counts.same else opened.counts.text
-    return Origin(opened.config.arch, method, opened.per_class, opened.hard_labels is not None, args.line, spread)
+    hard = opened.hard_labels is not None
+    return Origin(opened.config.arch, opened.method, opened.per_class, hard, args.line, spread)
 
 
 def _output(args: argparse.Namespace) -> Path:

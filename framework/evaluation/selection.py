@@ -114,7 +114,7 @@ class Assessor:
         tensors = {"images": best.images, "labels": best.labels}
         checkpoint.save(folder / files.BEST, {"config": c.to_json(), **best.facts, **tensors})
         provenance = {"dataset": c.dataset_label, "config": json.loads(c.to_json()), **environment(self.device)}
-        provenance |= self._blocks(best)
+        provenance |= self._blocks(best) | self.parts.provenance
         checkpoint.save_tensors(
             folder / files.SET,
             {**tensors, **real.preprocess.tensors()},
@@ -197,7 +197,7 @@ class Assessor:
         }  # fmt: skip
         summary = Summary(
             dataset=c.dataset_label,
-            policy=c.policy,
+            policy=c.method(self.parts.provenance),
             seed=c.seed,
             epochs=epochs,
             outer_steps=progress.step,

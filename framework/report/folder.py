@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from framework.config.common import Distilling
+from framework.config.common import Common, Distilling
 from framework.config.registry import read_config
 from framework.errors import UserError, printable
 from framework.files import CONFIG, EVALUATION, METRICS, SET, SUMMARY, read_json
@@ -195,9 +195,10 @@ class RunFolder:
         """What was run, and what it took."""
         c, s = self.config, self.summary
         steps = self.records["step"]
+        provenance = {} if self.distilled is None else self.distilled.provenance
         own = {name: value for name, value in c.network.items() if value != getattr(c.defaults(), name)}
         facts = {
-            **c.facts,
+            **c.facts(provenance),
             "network": ", ".join([c.arch, *(f"{name} {value}" for name, value in own.items())]),
             "seed": str(c.seed),
             "outer steps": f"{s.outer_steps if s else steps[-1]['step'] if steps else 0:,}",
@@ -214,8 +215,8 @@ class RunFolder:
         return facts
 
 
-def words_of(c: Distilling) -> list[str]:
-    """The command line of a run in a folder of its own: the program, then each flag with its values."""
+def words_of(c: Common) -> list[str]:
+    """The command line of a run, or of experts, in a folder of its own: the program, then each flag with its values."""
     defaults = c.defaults()
     words = [f"python main.py {c.VERB}".strip()]
     for name in c.flags():

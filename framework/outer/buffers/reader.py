@@ -1,6 +1,6 @@
 """Reading experts, ours and other programs', a snapshot at a time."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,11 @@ class Buffer:
     def __len__(self) -> int:
         """How many experts there are."""
         return len(self._places)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a set that was learnt from these experts says of them; nothing where nobody knows."""
+        return {} if self.record is None else {"experts": asdict(self.record.training)}
 
     @property
     def epochs(self) -> int:

@@ -67,7 +67,8 @@ class _Contributions:
     def _square(self, contribution: Tensor, networks: int) -> Tensor:
         """Its squared norm (), a mean over networks, none of which draws an image twice in a step."""
         norms = torch.linalg.vector_norm(contribution.reshape(networks, -1), dim=1, dtype=torch.float64)
-        return (norms / self.counts_for).square().mean()
+        square: Tensor = (norms / self.counts_for).square().mean()
+        return square
 
     def squares(self) -> Grads:
         """See ``MetaGradient``."""

@@ -97,7 +97,8 @@ class Pool(Policy):
     def state(self) -> dict[str, str | int | float]:
         """Which network took the last window, and the weight of that where it was drawn."""
         assert self.slot is not None, "set from the start"
-        return {"network": self.slot} | ({} if self.importance is None else {"weight": self.weight})
+        weight = {} if self.importance is None else {"weight": self.weight}
+        return {"network": self.slot, **weight}
 
     def state_dict(self) -> dict[str, Any]:
         """Where each network is, and what is known of positions."""

@@ -10,9 +10,7 @@ import torch
 from framework.outer.policies.policy import Policy, Probe, Window, no_probe
 from framework.outer.policies.registry import Settings
 
-REFRESH = (
-    10  # windows have W steps in the first so many outer steps, and then in every tenth, so that all lags are seen
-)
+REFRESH = 10  # so many windows at first, and then one of each as many, have W steps, so that all lags are seen
 
 
 class LengthByBias(Policy):
@@ -23,13 +21,13 @@ class LengthByBias(Policy):
     before the end contributes at most r beta^L / (1 - beta), and the least L in 1 .. W is taken for which that is no
     more than ``bias`` times ||G||, a moving average too (Aicher, Foti, Fox, UAI 2019, arXiv 1905.07473, adaptive
     truncation). The fit is by least squares of log r_k, from the largest r_k on: under momentum contributions first
-    rise with the lag. With beta >= 1, and before anything is known, L is W.
+    rise with the lag. With beta >= 1, or none to fit, L is W.
 
     So the objective is RaT-BPTT's with the bias of the lags that are left out; ends are RaT-BPTT's, W + N with N
     uniform in minimum .. T-W, and nothing is longer than its windows. With ``roulette`` q there is no such bias: from
     L on the window goes on by one more step with probability q, up to W, and a lag that was reached with probability
     q^j counts q^-j times (ARTBP, Tallec and Ollivier 2017, arXiv 1705.08209), at the price of variance, which grows
-    where beta^2 > q (Beatson and Adams, ICML 2019, arXiv 1905.07006).
+    with every lag where beta^2 > q (Beatson and Adams, ICML 2019, arXiv 1905.07006).
 
     Args:
         steps, window, minimum, seed: see ``Policy``; no window is longer than W.
@@ -106,7 +104,7 @@ class LengthByBias(Policy):
         return self.decay * old + (1 - self.decay) * new
 
     def state(self) -> dict[str, str | int | float]:
-        """Beta, once it is known."""
+        """Beta, where there is one to fit."""
         fit = self.fit()
         return {} if fit is None else {"beta": math.exp(fit[1])}
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cli import difference
-from problems import Problem, make_problem, relative_error
+from problems import Problem, emulate, make_problem, relative_error
 from scipy.stats import chisquare
 from test_method import STEPS, method
 from torch import Tensor
@@ -20,6 +20,7 @@ from framework.config.bptt import parse
 from framework.distill_higher import BackpropThroughTime, outer_gradient
 from framework.errors import UserError
 from framework.inner.augment import apply
+from framework.inner.graphs import Captured
 from framework.inner.kernels import Execution
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import SGD, Adam, Optimizer, State
@@ -88,6 +89,22 @@ def test_asking_changes_not_a_bit_and_nothing_is_told_unasked() -> None:
     )
     assert torch.equal(asked.grads.images, unasked.grads.images)
     assert unasked.lags is None
+
+
+def test_steps_that_are_graphs_tell_the_same() -> None:
+    """A graph overwrites what it returned before at every step."""
+    p = make_problem(9)
+    plain, captured = (InnerLoop(p.network, Adam(1e-2)) for _ in range(2))
+    for key, function in captured._back.items():
+        captured._back[key] = Captured(function, emulate)  # type: ignore[index]
+    one, two = (
+        outer_gradient(Replay(loop), [p.theta], p.synthetic, [p.plan], Window(4, 5), p.real, lags=Lags(2, 1.7))
+        for loop in (plain, captured)
+    )
+    assert one.lags is not None
+    assert two.lags is not None
+    assert relative_error(two.lags.images, one.lags.images) < 1e-12
+    assert relative_error(two.grads.images, one.grads.images) < 1e-12
 
 
 @pytest.mark.parametrize("together", [False, True])

@@ -9,6 +9,7 @@ both papers' code, and the graph of the whole window is kept and differentiated 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import higher
@@ -22,7 +23,7 @@ from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import Optimizer, State, apart, side_by_side
 from framework.inner.plan import ClassSampler, Plan
 from framework.networks.flat import FlatNetwork
-from framework.outer.engine import Cost, Engine, Mark, MetaGradient, RealBatch, no_mark
+from framework.outer.engine import Cost, Engine, Lags, Mark, MetaGradient, RealBatch, no_mark
 from framework.outer.importance import bin_of
 from framework.outer.kept_factors import KeptFactors, KeptHessian, LowRankSteps
 from framework.outer.lowrank import LowRank, Recipe
@@ -74,9 +75,16 @@ class Higher:
         self.loop = loop
 
     def __call__(
-        self, state: State, synthetic: Synthetic, plan: Plan, real: RealBatch, mark: Mark = no_mark
+        self,
+        state: State,
+        synthetic: Synthetic,
+        plan: Plan,
+        real: RealBatch,
+        mark: Mark = no_mark,
+        lags: Lags | None = None,
     ) -> MetaGradient:
         """See ``engines.Engine``."""
+        assert lags is None, "validated with the flags"
         network, rule = self.loop.network, self.loop.rule
         with torch.no_grad():
             for parameter, value in zip(network.module.parameters(), network.unflatten(state.theta), strict=True):
@@ -121,6 +129,7 @@ def outer_gradient(
     window: Window,
     real: RealBatch,
     mark: Mark = no_mark,
+    lags: Lags | None = None,
 ) -> MetaGradient:
     """One outer step's meta-gradient (METHOD section 1), averaged over networks: prefix, then differentiated window.
 
@@ -132,12 +141,14 @@ def outer_gradient(
         window: the steps to differentiate, counted from there.
         real: the batch that judges all networks.
         mark: see ``Engine``; the first phase is the ``prefix``.
+        lags: see ``Engine``.
     """
     states = [start if isinstance(start, State) else State.fresh(start) for start in starts]
     if engine.together and len(states) > 1:
-        return _outer_gradient(engine, side_by_side(states), synthetic, Plan.side_by_side(plans), window, real, mark)
+        together = Plan.side_by_side(plans)
+        return _outer_gradient(engine, side_by_side(states), synthetic, together, window, real, mark, lags)
     results = [
-        _outer_gradient(engine, state, synthetic, plan, window, real, mark)
+        _outer_gradient(engine, state, synthetic, plan, window, real, mark, lags)
         for state, plan in zip(states, plans, strict=True)
     ]
     return results[0] if len(results) == 1 else _mean(results)
@@ -151,24 +162,30 @@ def _outer_gradient(
     window: Window,
     real: RealBatch,
     mark: Mark,
+    lags: Lags | None,
 ) -> MetaGradient:
     prefix, inside = plan[: window.start], plan[window.start : window.start + window.length]
     state = engine.loop.train(state, synthetic.images, synthetic.labels, prefix)
     mark("prefix")
-    return engine(state, synthetic, inside, real, mark)
+    return engine(state, synthetic, inside, real, mark, lags)
 
 
 def _mean(results: list[MetaGradient]) -> MetaGradient:
     def mean(values: list[Tensor]) -> Tensor:
         return torch.stack(values).mean(0)
 
-    label_grads = [result.grads.labels for result in results if result.grads.labels is not None]
+    def mean_of(grads: list[Grads]) -> Grads:
+        labels = [each.labels for each in grads if each.labels is not None]
+        return Grads(mean([each.images for each in grads]), mean(labels) if labels else None)
+
+    lags = [result.lags for result in results if result.lags is not None]
     return MetaGradient(
         mean([result.loss for result in results]),
         mean([result.accuracy for result in results]),
-        Grads(mean([result.grads.images for result in results]), mean(label_grads) if label_grads else None),
+        mean_of([result.grads for result in results]),
         side_by_side([result.state for result in results]),
         results[0].cost,
+        mean_of(lags) if lags else None,
     )
 
 
@@ -216,6 +233,7 @@ class BackpropThroughTime:
 
     window: Window | None = None  # in force
     window_step: int = -1  # the outer step for which it was chosen
+    lags: Tensor | None = None  # (M,) of the last proposal, where the policy asks: squared norms by lag
 
     @property
     def network(self) -> FlatNetwork:
@@ -247,11 +265,11 @@ class BackpropThroughTime:
                 p.forget(lost)
             if self.peers.main:
                 window = p.choose(lambda: self._probe(step))
-                chosen = window, p.weight, p.drift, p.slot
+                chosen = window, p.weight, p.drift, p.slot, p.certain
             self.window_step = step
             told = self.peers.from_main(chosen)
             assert told is not None
-            self.window, p.weight, p.drift, p.slot = told
+            self.window, p.weight, p.drift, p.slot, p.certain = told
         assert self.window is not None
         return self.window
 
@@ -284,10 +302,10 @@ class BackpropThroughTime:
         real = RealBatch(images, F.one_hot(classes, self.num_classes).float(), draw.to(device))
         if self.kept is not None:
             self.kept.begin(step, self.policy.drift)
-        result = outer_gradient(self.engine, states, self.set.now, plans, ahead, real, self.mark)
-        found = {name: gradient for name, gradient in result.grads._asdict().items() if gradient is not None}
-        weight = self.policy.weight
-        grads = {name: gradient * weight for name, gradient in found.items() if name in self.set.learnt}
+        lags = None if self.policy.certain is None else Lags(self.policy.certain, self.policy.growth)
+        result = outer_gradient(self.engine, states, self.set.now, plans, ahead, real, self.mark, lags)
+        grads = {name: gradient * self.policy.weight for name, gradient in self._learnt(result.grads).items()}
+        self.lags = None if result.lags is None else torch.stack([*self._learnt(result.lags).values()]).sum(0)
         facts: dict[str, Any] = {"window_start": window.start, "window_length": window.length, "alignment": None}
         if self.policy.every_step:
             facts |= self.policy.state()
@@ -301,6 +319,10 @@ class BackpropThroughTime:
             # At last: where memory runs out before, the step is taken again from the networks as they were.
             self.pool.keep(self.policy.slot, apart(result.state))
         return proposal
+
+    def _learnt(self, grads: Grads) -> dict[str, Tensor]:
+        """Those towards what is learnt, by name."""
+        return {name: g for name, g in grads._asdict().items() if g is not None and name in self.set.learnt}
 
     def _kept(self, window: Window) -> list[State] | None:
         """Networks that have been trained up to the window's start, if there are any."""
@@ -319,6 +341,9 @@ class BackpropThroughTime:
     def applied(self, norm: float) -> None:
         """See ``Method``: tell the policy."""
         self.policy.learn(norm / self.policy.weight)
+        if self.lags is not None:  # the device has just been waited for
+            told = self.peers.gather(self.lags.tolist())
+            self.policy.learn_lags([math.sqrt(fmean(squares)) for squares in zip(*told, strict=True)])
         if self.pool is not None:
             self.pool.confirm()
 

@@ -39,6 +39,7 @@ OURS = """
 AUTOMATIC = """
 -d --d --tau --window_weight --window_rule --early_gain --middle_gain --early_patience --middle_patience --probe_every
 --truncation_anchor --norm_scale --late --plateau --reweight --clip_by --pool_size --is_bins --is_decay --is_uniform
+--pool_choice --bias --bias_roulette
 """
 LEARNT = """
 --window_radius --selector_kl --selector_ref_ema --selector_tau_w --cr_lrha --disable_cr_lrha --cr_mode --cr_rank
@@ -300,6 +301,7 @@ def test_numbers_are_finite(name: str, value: str) -> None:
         ("--window 21 --ddtype curriculum", "--window 21|--totwindow 20"),
         ("--truncation rat-bptt --window 15 --minwindow 6", "--minwindow 6|--window 15|--totwindow 20"),
         ("--truncation forward --window 20 --minwindow 1", "--minwindow 1|--window 20|--totwindow 20"),
+        ("--truncation rat-bias --engine higher", "--truncation rat-bias|--engine higher|--engine replay"),
         ("--truncation at-bptt", "--truncation at-bptt|-d"),
         ("--truncation at-bptt-windows", "--truncation at-bptt-windows|-d"),
         ("--ddtype curriculum --cctype 2 -d 3 --window 15 --minwindow 6", "--minwindow 6|--window 15|--totwindow 20"),
@@ -459,6 +461,11 @@ def test_what_the_parser_refuses_is_one_line_and_code_2(
         ("tau", "--tau 2 --ddtype at_bptt_pp"),
         ("window_radius", "--window_radius 3 --truncation at-bptt -d 2"),
         ("selector_kl", "--selector_kl 3 --truncation rat-bptt"),
+        ("bias", "--bias 0.3 --truncation rat-bptt"),
+        ("bias_roulette", "--bias_roulette 0.3 --truncation rat-is"),
+        ("pool_choice", "--pool_choice importance --truncation rat-is"),
+        ("is_decay", "--is_decay 0.8 --truncation rat-pool"),
+        ("is_uniform", "--is_uniform 0.3 --truncation rat-bias"),
         ("cr_rank", "--cr_rank 3 --truncation rat-bptt"),
         ("cr_rank", "--cr_rank 3 --ddtype at_bptt_pp --disable_cr_lrha"),
         ("cr_rank", "--cr_rank 3 --ddtype at_bptt_pp --engine replay"),
@@ -507,6 +514,8 @@ def test_a_flag_that_cannot_matter_gets_one_warning(flag: str, line: str) -> Non
         "--truncation at-bptt-positions --tau 2 --middle_patience 0.05E --early_patience 4 --minwindow 0",
         "--ddtype at_bptt_pp --window_radius 3 --selector_kl 2 --selector_ref_ema 0.1 --selector_tau_w 2 --cr_rank 5 "
         "--cr_oversample 1 --cr_power_iter 1 --cr_delta 0.1 --cr_period 3 --cr_blend 0.5 --cr_mode gradient --window 9",
+        "--truncation rat-bias --bias 0.3 --bias_roulette 0.5 --is_decay 0.8 --minwindow 2 --window 9 --engine lowrank",
+        "--truncation rat-pool --pool_choice importance --is_bins 5 --is_decay 0.8 --is_uniform 0.3",
         "--ddtype at_bptt_pp --engine lowrank --cr_rank 3 --no_normalize_syn",
         "--ddtype at_bptt_pp --engine lowrank --disable_cr_lrha --lowrank_rank 3",
         "--truncation rat-bptt --cr_lrha --cr_rank 3 --cr_period 5 --normalize_syn",

@@ -101,8 +101,17 @@ class Config(Distilling):
     complete_random: bool = flag(False, "truncation", "draw a new window at every outer step, not every epoch",
         **_policy_in("rat-bptt"))
 
-    pool_size: int = flag(16, "truncation", "inner networks that are kept between outer steps and take turns",
+    pool_size: int = flag(16, "truncation", "inner networks that are kept between outer steps",
         minimum=1, metavar="NETWORKS", **_policy_in("rat-pool"))
+    pool_choice: str = flag("turns", "truncation", "which of them takes a step's window: they take turns, or one is "
+        "drawn by the importance of its position, as rat-is draws positions", choices=("turns", "importance"),
+        **_policy_in("rat-pool"))
+    bias: float = flag(0.1, "truncation", "windows are as short as leaves out at most this share of the "
+        "meta-gradient's norm, by what their steps contribute; none is longer than --window", above=0,
+        **_policy_in("rat-bias"))
+    bias_roulette: float = flag(0.0, "truncation", "probability with which a window goes on beyond that length by one "
+        "more step, whose contribution counts for more, so that nothing is left out on average (0: off)", minimum=0,
+        maximum=1, metavar="Q", **_policy_in("rat-bias"))
 
     # Automatic truncation
     d: int | None = flag(None, "automatic truncation",
@@ -147,12 +156,16 @@ class Config(Distilling):
 
     # Importance sampling
     is_bins: int = flag(9, "importance sampling", "bins of window positions, each with a moving average of its "
-        "meta-gradient's squared norm (rat-is) or of its norm (--clip_by position)", minimum=1,
-        read_by="rat-is, --clip_by position", reads=lambda c: c.policy == "rat-is" or c.clip_by == "position")
-    is_decay: float = flag(0.9, "importance sampling", "decay of these averages", minimum=0, maximum=1,
-        **_policy_in("rat-is"))
+        "meta-gradient's squared norm (rat-is, --pool_choice importance) or of its norm (--clip_by position)",
+        minimum=1, read_by="rat-is, --pool_choice importance, --clip_by position",
+        reads=lambda c: c.samples_importance or c.clip_by == "position")
+    is_decay: float = flag(0.9, "importance sampling", "decay of these averages under rat-is and rat-pool, and of "
+        "those of contributions under rat-bias", minimum=0, maximum=1,
+        read_by="rat-is, --pool_choice importance, rat-bias",
+        reads=lambda c: c.samples_importance or c.policy == "rat-bias")
     is_uniform: float = flag(0.2, "importance sampling", "share of windows that stay uniform, so that no weight is "
-        "above 1 / this", above=0, maximum=1, **_policy_in("rat-is"))
+        "above 1 / this", above=0, maximum=1, read_by="rat-is, --pool_choice importance",
+        reads=lambda c: c.samples_importance)
 
     # Learnt truncation
     window_radius: int = flag(8, "learnt truncation", "r: lengths from W-r to W+r", minimum=0, metavar="STEPS",
@@ -302,6 +315,11 @@ class Config(Distilling):
         return ("fixed", "forward", "rat-bptt" if self.d is None else "at-bptt")[self.cctype]
 
     @property
+    def samples_importance(self) -> bool:
+        """Whether windows are drawn by importance."""
+        return self.policy == "rat-is" or (self.policy == "rat-pool" and self.pool_choice == "importance")
+
+    @property
     def longest_window(self) -> int:
         """The most inner steps that the policy will ever have differentiated."""
         radius = self.window_radius if self.policy in LEARNING else 0
@@ -401,6 +419,9 @@ class Config(Distilling):
             raise UserError("--psp_patches learns images, which --freeze_data keeps as they are: leave one of them out")
         if c.policy in RESIZING and c.d is None:
             raise UserError(f"--truncation {c.policy} needs the window radius: give -d, for example -d {c.window // 4}")
+        if c.policy == "rat-bias" and c.engine == "higher":
+            raise UserError("--truncation rat-bias needs what each step contributes, which --engine higher does not "
+                            "tell: give --engine replay or lowrank")  # fmt: skip
         if c.trial and c.boost_block:
             raise UserError("--trial times steps of one size, and those of a boosted run grow with its blocks: leave "
                             "it out, or --boost_block")  # fmt: skip

@@ -27,6 +27,19 @@ class RealBatch:
 
 
 @dataclass(frozen=True)
+class Lags:
+    """Asks for the contributions of a window's steps by lag: step t of M has lag M - 1 - t, so the last one has 0.
+
+    Args:
+        certain: lags below it count once.
+        growth: each lag from there on counts this many times what the one before it does; see ``LengthByBias``.
+    """
+
+    certain: int
+    growth: float = 1.0
+
+
+@dataclass(frozen=True)
 class Cost:
     """The work of one window of M steps, in passes over an inner batch.
 
@@ -52,6 +65,9 @@ class MetaGradient:
     grads: Grads
     state: State  # at the end of the window; its tensors are (N, P) for several networks
     cost: Cost
+    lags: Grads | None = None
+    """Where ``Lags`` are asked for: the squared norm of each lag's contribution (M,) as it counts once, in float64; a
+    mean over networks."""
 
 
 Mark = Callable[[str], None]
@@ -71,7 +87,13 @@ class Engine(Protocol):
     together: bool
 
     def __call__(
-        self, state: State, synthetic: Synthetic, plan: Plan, real: RealBatch, mark: Mark = no_mark
+        self,
+        state: State,
+        synthetic: Synthetic,
+        plan: Plan,
+        real: RealBatch,
+        mark: Mark = no_mark,
+        lags: Lags | None = None,
     ) -> MetaGradient:
         """Return loss, accuracy and the gradient towards images and labels, averaged over networks.
 
@@ -81,4 +103,5 @@ class Engine(Protocol):
             plan: the window's batches.
             real: the batch that defines the outer loss.
             mark: told the name of each phase (``window``, ``real``, ``backward``) when it is over.
+            lags: asks for contributions by lag; not of ``Higher``, which does not walk back step by step.
         """

@@ -25,7 +25,7 @@ from torch import Tensor
 from framework.inner.loop import InnerLoop, Step
 from framework.inner.optimizers import State, Transformed
 from framework.inner.plan import Plan
-from framework.outer.engine import Cost, Mark, MetaGradient, RealBatch, no_mark
+from framework.outer.engine import Cost, Lags, Mark, MetaGradient, RealBatch, no_mark
 from framework.outer.lowrank import Factors, Recipe, factorise
 from framework.outer.method import Peers
 from framework.outer.replay import Replay
@@ -144,13 +144,19 @@ class KeptHessian(Replay):
         self.rebuilt = False  # in the last window
 
     def __call__(
-        self, state: State, synthetic: Synthetic, plan: Plan, real: RealBatch, mark: Mark = no_mark
+        self,
+        state: State,
+        synthetic: Synthetic,
+        plan: Plan,
+        real: RealBatch,
+        mark: Mark = no_mark,
+        lags: Lags | None = None,
     ) -> MetaGradient:
         """See ``Engine``."""
         self.rebuilt = self.kept.due
         make = partial(window_factors, self.loop, self.kept.recipe.factors, state, synthetic, plan)
         self.kept.current(make, state.theta)
-        return super().__call__(state, synthetic, plan, real, mark)
+        return super().__call__(state, synthetic, plan, real, mark, lags)
 
     def _step_back(self, learn_labels: bool) -> Callable[..., tuple[State, Tensor, Any]]:
         loop, factors, blend = self.loop, self.kept.factors, self.kept.recipe.blend
@@ -188,7 +194,13 @@ class LowRankSteps:
         self.loop, self.kept = loop, kept
 
     def __call__(
-        self, state: State, synthetic: Synthetic, plan: Plan, real: RealBatch, mark: Mark = no_mark
+        self,
+        state: State,
+        synthetic: Synthetic,
+        plan: Plan,
+        real: RealBatch,
+        mark: Mark = no_mark,
+        lags: Lags | None = None,
     ) -> MetaGradient:
         """See ``Engine``."""
         recipe, rebuilt = self.kept.recipe, self.kept.due
@@ -196,7 +208,7 @@ class LowRankSteps:
         factors = self.kept.current(make, state.theta)
         rule = Transformed(self.loop.rule, partial(reshaped, factors, recipe.blend))
         # A graph would hold these factors for ever.
-        result = Replay(self.loop.with_rule(rule, graphs=False))(state, synthetic, plan, real, mark)
+        result = Replay(self.loop.with_rule(rule, graphs=False))(state, synthetic, plan, real, mark, lags)
         return replace(result, cost=with_factors(result.cost, recipe.factors, rebuilt))
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from framework.inner.loop import InnerLoop, Step
 from framework.inner.optimizers import State
 from framework.inner.plan import Plan
-from framework.outer.engine import Cost, Mark, MetaGradient, RealBatch, no_mark
+from framework.outer.engine import Cost, Lags, Mark, MetaGradient, RealBatch, no_mark
 from framework.outer.synthetic import Grads, Synthetic
 
 
@@ -42,6 +42,40 @@ class Trail:
     every: int
 
 
+class _Contributions:
+    """The contributions of the steps that are walked back, by lag, and what each counts for."""
+
+    def __init__(self, lags: Lags) -> None:
+        self.lags = lags
+        self.counts_for = 1.0  # the lag that comes next
+        self.noted: list[tuple[Tensor, Tensor | None]] = []
+
+    def grown(self, cotangent: State) -> State:
+        """The cotangent with which to take the next step back."""
+        growth = self.lags.growth
+        if len(self.noted) < self.lags.certain or growth == 1:
+            return cotangent
+        self.counts_for *= growth
+        c = cotangent
+        return replace(c, theta=growth * c.theta, m=growth * c.m, v=growth * c.v)
+
+    def note(self, cotangent: State, dx: Tensor, dy: Tensor | None) -> None:
+        """Take note of what a step contributes to the gradients towards images and labels; nobody waits for it."""
+        networks = cotangent.theta.shape[0] if cotangent.theta.dim() == 2 else 1
+        self.noted.append((self._square(dx, networks), None if dy is None else self._square(dy, networks)))
+
+    def _square(self, contribution: Tensor, networks: int) -> Tensor:
+        """Its squared norm (), a mean over networks, none of which draws an image twice in a step."""
+        norms = torch.linalg.vector_norm(contribution.reshape(networks, -1), dim=1, dtype=torch.float64)
+        square: Tensor = (norms / self.counts_for).square().mean()
+        return square
+
+    def squares(self) -> Grads:
+        """See ``MetaGradient``."""
+        images, labels = zip(*self.noted, strict=True)
+        return Grads(torch.stack(images), None if labels[0] is None else torch.stack(labels))
+
+
 class Replay:
     """Exact, with the memory of one inner step: keep vectors, then walk back and run one step at a time again.
 
@@ -59,7 +93,13 @@ class Replay:
         self.together = loop.execution.together
 
     def __call__(
-        self, state: State, synthetic: Synthetic, plan: Plan, real: RealBatch, mark: Mark = no_mark
+        self,
+        state: State,
+        synthetic: Synthetic,
+        plan: Plan,
+        real: RealBatch,
+        mark: Mark = no_mark,
+        lags: Lags | None = None,
     ) -> MetaGradient:
         """See ``Engine``."""
         trail = self.forward(state, synthetic, plan)
@@ -67,11 +107,13 @@ class Replay:
         mark("window")
         loss, accuracy, u = self.loop.judge(trail.state, real.images, real.labels, real.draw)
         mark("real")
-        grads, _ = self.back(trail, State(u, torch.zeros_like(u), torch.zeros_like(u)), synthetic, plan)
+        told = None if lags is None else _Contributions(lags)
+        grads, _ = self.back(trail, State(u, torch.zeros_like(u), torch.zeros_like(u)), synthetic, plan, told)
         mark("backward")
         networks = u.shape[0] if u.dim() == 2 else 1
         mean = Grads(grads.images / networks, None if grads.labels is None else grads.labels / networks)
-        return MetaGradient(loss.mean(), accuracy.mean(), mean, trail.state, self._cost(len(plan), vectors))
+        cost, squares = self._cost(len(plan), vectors), None if told is None else told.squares()
+        return MetaGradient(loss.mean(), accuracy.mean(), mean, trail.state, cost, squares)
 
     def forward(self, state: State, synthetic: Synthetic, plan: Plan) -> Trail:
         """Take the steps of ``plan`` from ``state``, and keep what walking back needs."""
@@ -85,12 +127,15 @@ class Replay:
             gradients.append(gradient)
         return Trail(state, kept, gradients, every)
 
-    def back(self, trail: Trail, cotangent: State, synthetic: Synthetic, plan: Plan) -> tuple[Grads, State]:
+    def back(
+        self, trail: Trail, cotangent: State, synthetic: Synthetic, plan: Plan, told: "_Contributions | None" = None
+    ) -> tuple[Grads, State]:
         """Take the cotangent of the last state back through all steps.
 
         Args:
             trail: what ``forward`` returned for the same set and plan; it is used up.
             cotangent: of its ``state``.
+            told: what contributions by lag are told to, if they are asked for.
 
         Returns:
             The gradients towards the set, summed over networks, and the cotangent of the first state.
@@ -107,7 +152,11 @@ class Replay:
                 new, gradient, t = states.pop(), gradients.pop(), len(gradients)
                 drawn = plan.indices[t]
                 step = Step(states[-1], new, gradient, images[drawn], labels[drawn], plan.draw.at(t))
+                if told is not None:
+                    cotangent = told.grown(cotangent)
                 cotangent, dx, dy = step_back(cotangent, step)
+                if told is not None:
+                    told.note(cotangent, dx, dy)
                 grads.images.index_add_(0, drawn, dx)
                 if grads.labels is not None:
                     grads.labels.index_add_(0, drawn, dy)

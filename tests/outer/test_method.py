@@ -133,7 +133,7 @@ def test_only_rank_0_asks_and_every_rank_is_told() -> None:
     class Second(Comm):
         def from_main(self, value: Any) -> Any:
             assert value is None, "it has not asked"
-            return Window(1, 2), 2.5, None, None
+            return Window(1, 2), 2.5, None, None, None
 
     m = method(peers=Second(1, 2))
     m.policy = counted = Counted(8, 2)

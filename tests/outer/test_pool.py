@@ -2,11 +2,15 @@
 
 import io
 from collections import Counter
+from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cli import difference
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from problems import make_problem, relative_error
 from test_method import STEPS, method
 
@@ -18,10 +22,12 @@ from framework.inner.kernels import Execution
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import SGD, Adam, State, apart
 from framework.outer.engine import RealBatch
-from framework.outer.importance import pool_prefix
+from framework.outer.importance import bin_of, pool_prefix
 from framework.outer.lowrank import LowRank, Recipe
 from framework.outer.method import Proposal
+from framework.outer.policies import rat_pool
 from framework.outer.policies.policy import Window
+from framework.outer.policies.rat_is import ImportanceSampled
 from framework.outer.policies.rat_pool import Pool
 from framework.outer.pool import NetworkPool
 from framework.outer.replay import Replay
@@ -30,10 +36,10 @@ from framework.rng import generator
 from framework.run.distributed import Comm
 
 
-def pooled(peers: Comm | None = None, **about: Any) -> BackpropThroughTime:
-    """T 8, W 3, two kept networks."""
+def pooled(peers: Comm | None = None, size: int = 2, by_importance: bool = False, **about: Any) -> BackpropThroughTime:
+    """T 8, W 3, two kept networks or more."""
     m = method("rat-pool", peers=peers or Comm(), **about)
-    m.policy = Pool(8, 3, size=2)
+    m.policy = Pool(8, 3, size=size, importance=ImportanceSampled(8, 3, bins=2) if by_importance else None)
     m.pool = NetworkPool(m.peers)
     return m
 
@@ -121,10 +127,10 @@ def test_engines_return_the_state_after_the_window(rule: Adam | SGD) -> None:
                 assert torch.allclose(getattr(found, name), getattr(expected, name), rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("meta_batch", [1, 2])
+@pytest.mark.parametrize(("meta_batch", "by_importance"), [(1, False), (2, False), (1, True)])
 @pytest.mark.parametrize("left_at", [0, 1, 3, STEPS])
-def test_a_run_is_taken_up_where_it_was_left(left_at: int, meta_batch: int) -> None:
-    whole, left, again = (pooled(meta_batch=meta_batch) for _ in range(3))
+def test_a_run_is_taken_up_where_it_was_left(left_at: int, meta_batch: int, by_importance: bool) -> None:
+    whole, left, again = (pooled(meta_batch=meta_batch, by_importance=by_importance) for _ in range(3))
     expected = take(whole, 0)
     take(left, 0, 0, left_at)
     file = io.BytesIO()
@@ -138,6 +144,89 @@ def test_a_run_is_taken_up_where_it_was_left(left_at: int, meta_batch: int) -> N
         assert difference(one.grads, two.grads) is None
     assert difference(again.state_dict(), whole.state_dict()) is None
     assert difference(again.set.state_dict(), whole.set.state_dict()) is None
+
+
+def known(moments: list[float], size: int, steps: int = 40, window: int = 4) -> Pool:
+    """A pool of T 40, W 4 whose bins of positions have these moments."""
+    importance = ImportanceSampled(steps, window, 1, bins=len(moments))
+    importance.moments, importance.samples = moments, [2] * len(moments)
+    return Pool(steps, window, 1, size=size, importance=importance)
+
+
+@given(moments=st.lists(st.floats(1e-12, 1e6), min_size=5, max_size=5), seed=st.integers(0, 99))
+@settings(deadline=None)
+def test_the_expectation_over_the_draw_is_the_mean_over_the_networks(moments: list[float], seed: int) -> None:
+    """By enumeration in float64: every network once, with its chance and its weight; chances by the formula."""
+    policy, gen = known(moments, 7), np.random.default_rng(seed)
+    policy.seed = seed
+    for _ in range(30):
+        gradients, before = gen.normal(size=(7, 5)), list(policy.ends)
+        start = policy.choose().start
+        assert policy.slot is not None and policy.importance is not None
+        starts = [start if slot == policy.slot else end for slot, end in enumerate(policy.ends)]
+        roots = np.sqrt([moments[bin_of(policy.importance.bins, each)] for each in starts])
+        chances = 0.8 * roots / roots.sum() + 0.2 / 7
+        assert policy.weight == pytest.approx(1 / (7 * chances[policy.slot]), rel=1e-12)
+        expectation = sum(p * (1 / (7 * p)) * each for p, each in zip(chances, gradients, strict=True))
+        assert expectation == pytest.approx(gradients.mean(0), rel=1e-12, abs=1e-12)
+        assert chances.sum() == pytest.approx(1, rel=1e-12)
+        assert start in policy.importance.bins[policy.importance.bin]
+        for old, now in zip(before, starts, strict=True):
+            assert now == old or old == -1 or (old > 36 and 1 <= now < 5)  # what is fresh waits where it is to start
+
+
+def test_the_expectation_of_what_is_proposed_is_the_mean_of_every_networks_meta_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By enumeration in float64, with each network forced in turn, of the run as it stands after some steps."""
+    m = pooled(size=3, by_importance=True)
+    take(m, 0)
+    take(m, 1)
+    chances: list[float] = []
+    weighted, plain = [], []
+    for slot in range(3):
+        again = deepcopy(m)
+        assert isinstance(again.policy, Pool) and again.policy.importance is not None
+        again.policy.importance.moments, again.policy.importance.samples = [9.0, 1.0], [2, 2]
+
+        def forced(p: Any, gen: Any, slot: int = slot) -> int:
+            chances.append(float(p[slot]))
+            return slot
+
+        monkeypatch.setattr(rat_pool, "sample", forced)
+        proposal = next(again.proposals(2, 0))
+        assert proposal.facts["network"] == slot
+        weight = proposal.facts["weight"]
+        assert weight == again.policy.weight
+        weighted.append(chances[-1] * proposal.grads["images"])
+        plain.append(proposal.grads["images"] / weight)
+        again.applied(3.0 * weight)
+        assert again.policy.importance.moments[again.policy.importance.bin] == pytest.approx(
+            0.9 * [9.0, 1.0][again.policy.importance.bin] + 0.1 * 9
+        )
+    assert sum(chances) == pytest.approx(1, rel=1e-12)
+    assert len(set(chances)) > 1
+    assert relative_error(torch.stack(weighted).sum(0), torch.stack(plain).mean(0)) < 1e-12
+
+
+def test_every_position_is_visited_as_often_and_those_that_are_seldom_drawn_are_waited_at() -> None:
+    policy, starts, weights = known([16.0, 1.0, 1.0], 8), Counter[int](), dict[int, list[float]]()
+    for _ in range(9000):
+        start = policy.choose().start
+        starts[start] += 1
+        weights.setdefault((start - 1) // 12, []).append(policy.weight)
+    assert set(starts) == set(range(1, 37))
+    for count in starts.values():
+        assert abs(count - 250) < 5 * 250**0.5
+    assert np.mean(weights[1]) > 2 * np.mean(weights[0])
+    assert max(map(max, weights.values())) <= 1 / 0.2 + 1e-9
+
+
+def test_networks_are_drawn_alike_until_every_bin_has_two_samples() -> None:
+    policy = known([16.0, 1.0, 1.0], 8)
+    assert policy.importance is not None
+    policy.importance.samples = [2, 2, 1]
+    assert {(policy.choose(), policy.weight)[1] for _ in range(20)} == {1.0}
 
 
 def test_the_networks_of_a_step_that_was_not_applied_are_replaced() -> None:
@@ -165,7 +254,7 @@ class Two(Comm):
         return [value, fellow] if self.rank == 0 else [fellow, value]
 
     def from_main(self, value: Any) -> Any:
-        return (Window(1, 3), 1.0, None, 1) if value is None else value
+        return (Window(1, 3), 1.0, None, 1, None) if value is None else value
 
 
 def test_rank_0_keeps_the_networks_of_all_ranks() -> None:
@@ -192,4 +281,8 @@ def test_the_flags_make_a_pool_of_their_size() -> None:
     config = parse(["--truncation", "rat-pool", "--window", "4", "--pool_size", "3", "--minwindow", "2"])[0]
     policy = make_policy(config, 10, 100)
     assert isinstance(policy, Pool)
-    assert (len(policy.ends), policy.minimum, policy.window) == (3, 2, 4)
+    assert (len(policy.ends), policy.minimum, policy.window, policy.importance) == (3, 2, 4, None)
+    line = "--truncation rat-pool --window 4 --pool_choice importance --is_bins 3 --is_decay 0.7 --is_uniform 0.5"
+    policy = make_policy(parse(line.split())[0], 10, 100)
+    assert isinstance(policy, Pool) and policy.importance is not None
+    assert (len(policy.importance.bins), policy.importance.decay, policy.importance.uniform) == (3, 0.7, 0.5)

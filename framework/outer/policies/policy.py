@@ -91,6 +91,10 @@ class Policy(ABC):
     slot: int | None = None
     """The kept networks that take the last window, by number; None: fresh networks do."""
 
+    certain: int | None = None
+    growth: float = 1.0
+    """See ``Lags``, of the last window; where ``certain`` is None, contributions by lag are not asked for."""
+
     def __init__(self, steps: int, window: int, minimum: int = 0, seed: int = 0) -> None:
         assert 1 <= window <= steps and 0 <= minimum <= steps - window, "validated with the flags"
         self.steps, self.window, self.minimum, self.seed = steps, window, minimum, seed
@@ -115,6 +119,12 @@ class Policy(ABC):
 
     def learn(self, norm: float) -> None:  # noqa: B027  (most policies do not care)
         """Take note of the norm of an applied step's meta-gradient, over all ranks and before ``weight``."""
+
+    def learn_lags(self, norms: Sequence[float]) -> None:  # noqa: B027  (most policies do not ask for them)
+        """Take note of the norm of each lag's contribution to an applied step's meta-gradient (M,), counted once.
+
+        Root mean squares over networks and ranks, of all that is learnt.
+        """
 
     def forget(self, slot: int) -> None:  # noqa: B027  (most policies keep no networks)
         """Take note that the networks of a slot are lost."""

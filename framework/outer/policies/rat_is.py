@@ -1,11 +1,12 @@
 """RaT-BPTT's objective by importance sampling: windows where the meta-gradient is large and cheap, with weights."""
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
 import torch
 
-from framework.outer.importance import Vector, best_chances, position_bins
+from framework.outer.importance import Vector, best_chances, bin_of, position_bins
 from framework.outer.policies.policy import Policy, Probe, Window, no_probe, sample
 from framework.outer.policies.registry import Settings
 
@@ -55,16 +56,24 @@ class ImportanceSampled(Policy):
     def make(cls, settings: Settings, **options: Any) -> Self:
         """See ``Policy.make``."""
         s = settings
-        return cls(s.steps, s.window, s.minimum, s.seed, bins=s.bins, decay=s.bin_decay, uniform=s.uniform, cost=s.cost,
-                   **options)  # fmt: skip
+        return cls(
+            s.steps, s.window, s.minimum, s.seed, bins=s.bins, decay=s.decay, uniform=s.uniform, cost=s.cost, **options
+        )
 
     def chances(self) -> Vector:
         """Of the bins (K,), now."""
-        moments = np.array(self.moments)
+        return self._best(np.array(self.moments), self.costs, self.sizes)
+
+    def among(self, starts: Sequence[int]) -> Vector:
+        """The chances (n,) of windows at these starts, which cost the same, by what is known of their bins."""
+        moments, ones = np.array([self.moments[bin_of(self.bins, start)] for start in starts]), np.ones(len(starts))
+        return self._best(moments, ones, ones)
+
+    def _best(self, moments: Vector, costs: Vector, sizes: Vector) -> Vector:
         if min(self.samples) < ENOUGH or not moments.any():
-            uniform: Vector = self.sizes / self.sizes.sum()
+            uniform: Vector = sizes / sizes.sum()
             return uniform
-        return best_chances(moments, self.costs, self.sizes, self.uniform)
+        return best_chances(moments, costs, sizes, self.uniform)
 
     def choose(self, probe: Probe = no_probe) -> Window:
         """Draw a bin, then a position in it."""

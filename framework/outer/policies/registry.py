@@ -33,10 +33,13 @@ class Settings:
     plateau: str = "consecutive"
     probe_every: int = 1
     bins: int = 9
-    bin_decay: float = 0.9
+    decay: float = 0.9
     uniform: float = 0.2
     cost: tuple[float, float] = (3.0, 12.0)
     pool: int = 16
+    pool_choice: str = "turns"
+    bias: float = 0.1
+    roulette: float = 0.0
     kl_weight: float = 1.0
     reference_rate: float = 0.05
     length_temperature: float = 1.0
@@ -71,6 +74,7 @@ POLICIES = {
     "rat-bptt": Entry("rat_bptt:RaTBPTT", places=True),
     "rat-is": Entry("rat_is:ImportanceSampled", places=True),
     "rat-pool": Entry("rat_pool:Pool", places=True),
+    "rat-bias": Entry("rat_bias:LengthByBias", places=True),
     "at-bptt": Entry("at_bptt:ATBPTT", places=True, automatic=True, resizes=True),
     "at-bptt-positions": Entry("at_bptt:ATBPTT", places=True, automatic=True, options={"resize": False}),
     "at-bptt-windows": Entry("at_bptt:ATBPTT", places=True, automatic=True, resizes=True, options={"move": False}),

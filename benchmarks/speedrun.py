@@ -59,7 +59,7 @@ _ADAM = "--inner_optim Adam --inner_lr 0.005 --syn_strategy none --real_strategy
 _JUDGED = "--eval_steps 30 60 120 --num_train_eval 5"
 _MNIST = f"--depth 3 --width 16 {_ADAM} --batch_size 500 --limit_train 5000 --lr 0.01 --epochs 400 --test_freq 5"
 TRACKS = {
-    "digits_ipc1": Track("digits", 1, 90.0,  # the quickstart's settings, evaluated more often on fewer networks
+    "digits_ipc1": Track("digits", 1, 90.0,  # scripts/study.sh's settings, evaluated more often
         f"--depth 1 --width 64 {_ADAM} --batch_size 400 --lr 0.005 --epochs 240 --test_freq 10 {_JUDGED}"),
     # The settings of scripts/study.sh for about an hour.
     "mnist_ipc1": Track("mnist", 1, None, f"{_MNIST} {_JUDGED}"),

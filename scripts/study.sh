@@ -21,7 +21,7 @@ case "$ratio" in
 esac
 inner=(--inner_optim Adam --inner_lr 0.005 --totwindow 30 --window "$window" --syn_strategy none --real_strategy none --num_train_eval 5 --baselines random)
 case "$dataset" in
-  digits) # the quickstart's settings
+  digits) # the quickstart's, but for rate and length
     inner+=(--depth 1 --width 64 --batch_size 400 --lr 0.005 --epochs 240 --test_freq 20
       --eval_steps 30 60 120) ;;
   mnist) # grey 28x28 images: like digits with a deeper network, fewer and shorter passes over more data

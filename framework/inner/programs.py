@@ -42,8 +42,7 @@ class Compiled:
             return pytree.tree_unflatten(_fill(present, program(*inputs)), shape)
 
     def _compile(self, inputs: list[Tensor], structure: pytree.TreeSpec, given: list[bool]) -> Program:
-        from torch._inductor import compile  # late: slow to import
-        from torch.fx.experimental.proxy_tensor import make_fx
+        from torch.fx.experimental.proxy_tensor import make_fx  # late: slow to import
 
         shape: list[pytree.TreeSpec] = []
         present: list[bool] = []
@@ -60,7 +59,7 @@ class Compiled:
             traced = make_fx(flat)(*inputs)
         finally:
             Compiled._tracing = False
-        return compile(traced, list(inputs)), shape[0], present
+        return torch.compile(traced, dynamic=False), shape[0], present
 
 
 def _as_tensor(leaf: Tensor | float) -> Tensor:

@@ -82,15 +82,19 @@ def method(path: Path) -> None:
 
 
 def accuracy(folder: RunFolder, path: Path) -> None:
-    """Selection accuracy over outer steps at the best length, with the final table's baselines as lines."""
+    """Selection accuracy over outer steps at the best length, of each form of the set, and the final table as lines."""
     figure = Figure(figsize=(7, 4))
     ax = figure.subplots()
     assert folder.summary is not None
     results, steps = folder.summary.results, [record["step"] for record in folder.records["evaluation"]]
-    mean = 100 * np.array([entry.best.top1 for entry in folder.history])
-    deviation = 100 * np.array([entry.best.top1_std or 0.0 for entry in folder.history])
-    ax.plot(steps, mean, marker="o", color=BLUE, label=f"{results['distilled'].name} (selection)")
-    ax.fill_between(steps, mean - deviation, mean + deviation, color=BLUE, alpha=0.2)
+    name = results["distilled"].name.split(" (")[0]
+    for form, colour in zip(dict.fromkeys(entry.form for entry in folder.history), (BLUE, ORANGE), strict=False):
+        own = [(step, entry.best) for step, entry in zip(steps, folder.history, strict=True) if entry.form == form]
+        at = [step for step, _ in own]
+        mean = 100 * np.array([scores.top1 for _, scores in own])
+        deviation = 100 * np.array([scores.top1_std or 0.0 for _, scores in own])
+        ax.plot(at, mean, marker="o", color=colour, label=f"{name}{form and f', {form}'} (selection)")
+        ax.fill_between(at, mean - deviation, mean + deviation, color=colour, alpha=0.2)
     for (key, row), colour in zip(results.items(), (BLUE, GREY, GREEN), strict=False):
         label = f"{row.name.split(' (')[0]}: {percent(row.top1, row.top1_std)} (test)"
         ax.axhline(100 * row.top1, color=colour, linestyle=":" if key == "distilled" else "--", label=label)

@@ -212,7 +212,7 @@ def test_every_rank_is_told_the_window_and_its_drift() -> None:
     class Second(Comm):
         def from_main(self, value: Any) -> Any:
             assert value is None, "it has not asked"
-            return Window(2, 3), 1.0, 0.25, None
+            return Window(2, 3), 1.0, 0.25, None, None
 
     begun = []
 

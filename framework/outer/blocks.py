@@ -69,18 +69,24 @@ class Blocks:
             block.fill_(rate > 0)
         return found
 
-    def average(self, average: Tensor, tensor: Tensor, weight: float) -> None:
-        """Move an average of a tensor (K * b * blocks, ...) towards it by ``weight``; that of a frozen block stays."""
-        both = zip(self.split(average), self.split(tensor.detach()), self.rates(self.count(tensor)), strict=True)
-        for mean, block, rate in both:
-            if rate:
-                mean.lerp_(block, weight)
-
     def learnt_alone(self, tensor: Tensor) -> Tensor:
         """A gradient (K * b * blocks, ...) with zeros for frozen blocks, whatever theirs is."""
         if self.beta or self.count(tensor) == 1:
             return tensor
         return torch.where(self.learning(tensor), tensor, torch.zeros_like(tensor))
+
+
+@torch.no_grad()
+def move_average(average: Tensor, tensor: Tensor, weight: float, blocks: Blocks | None) -> None:
+    """Move an average of a learnt tensor (N, ...) towards it by ``weight``; that of a frozen block stays as it is."""
+    if blocks is None:
+        average.lerp_(tensor, weight)
+        return
+    for mean, block, rate in zip(
+        blocks.split(average), blocks.split(tensor), blocks.rates(blocks.count(tensor)), strict=True
+    ):
+        if rate:
+            mean.lerp_(block, weight)
 
 
 class Parameters:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework.outer.blocks import Blocks, Parameters
+from framework.outer.blocks import Blocks, Parameters, move_average
 from framework.outer.method import Rejected, Snapshot
 from framework.outer.synthetic import RAW, Synthetic, copied
 
@@ -120,16 +120,8 @@ class MatchedSet:
             self.step_size_optimizer.load_state_dict(before[1])
             raise Rejected(f"the step size would become {proposed:g}")
         self.optimizer.step()
-        self._average()
+        move_average(self.average, self.images, 1 - self.ema_decay, self.blocks)
         return {}
-
-    def _average(self) -> None:
-        """Move the average of all that learns; that of a frozen block stays as it is."""
-        weight = 1 - self.ema_decay
-        if self.blocks is None:
-            self.average.lerp_(self.images, weight)
-        else:
-            self.blocks.average(self.average, self.images, weight)
 
     def snapshots(self) -> dict[str, Snapshot]:
         """See ``LearntSet``: the images as they are, and their moving average, with the same labels and step size."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from framework.inner.counts import Counts
 from framework.inner.names import MOMENTUM
-from framework.outer.blocks import Blocks, Parameters
+from framework.outer.blocks import Blocks, Parameters, move_average
 from framework.outer.method import Snapshot
 
 RAW, AVERAGE = "raw", "average"
@@ -173,10 +173,7 @@ class SyntheticSet:
         self.averaged += 1
         weight = (self.average + 1) / (self.averaged + self.average)
         for name, tensor in self.learnt.items():
-            if self.blocks is None:
-                self.averages[name].lerp_(tensor, weight)
-            else:
-                self.blocks.average(self.averages[name], tensor, weight)
+            move_average(self.averages[name], tensor, weight, self.blocks)
 
     def _normalise_images(self, mask: Tensor | None) -> None:
         """Scale images back to norm 1, all of whose pixels change by that; but not those that may not move at all."""

@@ -5,12 +5,11 @@ import resource
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cli import HANGS, TINY, difference, run_signalled, start
+from cli import HANGS, TINY, difference, run_signalled, start, state_of
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -19,13 +18,6 @@ from tries import tried
 from framework.data.preprocess import Preprocess
 from framework.run import checkpoint
 from main import main
-
-
-def state_of(folder: Path) -> dict[str, Any]:
-    """The last checkpoint without what legitimately differs between two runs: folder and clock."""
-    state = checkpoint.load(folder / "last.pt")
-    del state["config"], state["progress"]["seconds"], state["progress"]["cpu_seconds"]
-    return state
 
 
 def records_of(folder: Path) -> list[tuple[str, int, float | None]]:

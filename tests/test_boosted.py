@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from cli import TINY, difference, refused
+from cli import TINY, difference, refused, state_of
 from torch import Tensor
 
 from framework import load_distilled
@@ -107,13 +107,6 @@ def learnt(folder: Path) -> dict[str, Any]:
 
 def prefix(tensor: Tensor, per_class: int) -> Tensor:
     return tensor[prefix_rows(10, len(tensor), per_class)]
-
-
-def state_of(folder: Path) -> dict[str, Any]:
-    """The last checkpoint but for what is of the folder and the clock."""
-    state = checkpoint.load(folder / "last.pt")
-    del state["config"], state["progress"]["seconds"], state["progress"]["cpu_seconds"]
-    return state
 
 
 # ---- the identities --------------------------------------------------------------------------------

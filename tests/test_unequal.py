@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from cli import TINY, difference, refused
+from cli import TINY, difference, refused, state_of
 from loading import loaded
 
 from framework import load_distilled
@@ -61,12 +61,6 @@ def unequal(file: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with patch.object(checkpoint, "save_run", save_run):
         assert main([*RUN, "--num_per_class", file, "--save_dir", str(folder)]) == 0
     return folder
-
-
-def state_of(folder: Path) -> dict[str, Any]:
-    state = checkpoint.load(folder / "last.pt")
-    del state["config"], state["progress"]["seconds"], state["progress"]["cpu_seconds"]
-    return state
 
 
 # ---- a run -----------------------------------------------------------------------------------------

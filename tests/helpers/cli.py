@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from framework.run import checkpoint
 from main import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +61,15 @@ def reserved_port() -> Iterator[int]:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(("", 0))
         yield int(holder.getsockname()[1])
+
+
+def state_of(folder: Path, *but: str) -> dict[str, Any]:
+    """The last checkpoint without what legitimately differs between two runs: folder and clock, and ``but`` these."""
+    state = checkpoint.load(folder / "last.pt")
+    del state["config"]
+    for name in ("seconds", "cpu_seconds", *but):
+        del state["progress"][name]
+    return state
 
 
 def difference(one: Any, two: Any, where: str = "") -> str | None:

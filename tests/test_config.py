@@ -16,6 +16,7 @@ from framework.assemble.common import check_against_data
 from framework.config.bptt import DEFAULTS, FLAGS, Config, parse
 from framework.config.common import build_parser
 from framework.errors import UserError
+from framework.outer.policies.registry import RECOMMENDED
 
 # ---- the golden list -------------------------------------------------------------------------------
 
@@ -146,6 +147,14 @@ def test_a_line_is_read_as(line: str, expected: dict[str, Any]) -> None:
 )  # fmt: skip
 def test_policies_follow_the_table_of_the_method(line: str, policy: str) -> None:
     assert parse(line.split())[0].policy == policy
+
+
+def test_auto_is_recorded_as_what_it_stands_for() -> None:
+    config, warnings = parse(["--truncation", "auto"])
+    assert (config, warnings) == parse(["--truncation", RECOMMENDED])
+    saved = json.loads(config.to_json())
+    assert saved["truncation"] == RECOMMENDED
+    assert Config.from_json(saved | {"truncation": "auto"}, Path("last.pt")) == config
 
 
 @pytest.mark.parametrize(

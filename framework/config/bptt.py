@@ -11,7 +11,7 @@ from framework.errors import UserError
 from framework.flags import flag, switch
 from framework.inner.counts import Asked, numbers_of
 from framework.inner.names import AUGMENTATIONS, MOMENTUM, WEIGHT_DECAY
-from framework.outer.policies.registry import POLICIES, that
+from framework.outer.policies.registry import POLICIES, RECOMMENDED, that
 
 ENGINES = ("higher", "replay", "lowrank")
 AUTOMATIC, RESIZING, LEARNING = that("automatic"), that("resizes"), that("learns")
@@ -92,7 +92,8 @@ class Config(Distilling):
         choices=(0, 1, 2), read_by="--ddtype curriculum without --truncation",
         reads=lambda c: c.truncation is None and c.ddtype == "curriculum")
     truncation: str | None = flag(None, "truncation",
-        "truncation policy by name; overrides --ddtype and --cctype", kind=str, choices=tuple(POLICIES))
+        f"truncation policy by name; overrides --ddtype and --cctype; auto: what served best in this project's own "
+        f"comparisons, {RECOMMENDED}", kind=str, choices=("auto", *POLICIES))
     window: int = flag(20, "truncation", "W: inner steps differentiated per outer step", minimum=1,
         read_by="all but bptt", reads=lambda c: c.truncation != "bptt")
     minwindow: int = flag(0, "truncation", "first inner step at which the window may start", minimum=0,
@@ -302,6 +303,11 @@ class Config(Distilling):
         """See ``Common``."""
         real = ("--init real", self.num_per_class) if self.init == "real" else None
         return super().real_per_class or real
+
+    @classmethod
+    def resolve(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """See ``Common``: --truncation auto stands for a policy, by whose name the run is recorded."""
+        return given | ({"truncation": RECOMMENDED} if given.get("truncation") == "auto" else {})
 
     @property
     def policy(self) -> str:

@@ -286,7 +286,8 @@ class Common(ABC):
         try:
             if not isinstance(values, dict):
                 raise UserError("no flags are there")
-            config = cls(**checked_values({name: v for name, v in values.items() if name != "verb"}, cls))
+            flags = checked_values({name: v for name, v in values.items() if name != "verb"}, cls)
+            config = cls(**cls.resolve(flags))
             config.validate()
         except UserError as error:
             raise UserError(f"{source}: its flags are damaged ({error}); restore it from a copy") from error

@@ -81,6 +81,9 @@ POLICIES = {
     "at-bptt-pp": Entry("at_bptt_pp:ATBPTTPP", learns=True),
 }
 
+RECOMMENDED = "rat-bptt"
+"""What ``--truncation auto`` stands for: see "What auto stands for" in docs/method.md."""
+
 
 def that(reads: str) -> tuple[str, ...]:
     """The names of the policies of which a field of ``Entry`` is true."""

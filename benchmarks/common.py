@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from framework.errors import UserError
 from framework.files import finite, write_atomically, write_text
+from framework.output import lasting_output
 from framework.report.tables import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,11 +54,12 @@ def at_least(minimum: int) -> Callable[[str], int]:
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Exit with the code that ``main`` returns; what the user did wrong is told in one line, with code 2."""
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with lasting_output():
+        try:
+            sys.exit(main())
+        except UserError as error:
+            print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+            sys.exit(2)
 
 
 def to_json(results: Any) -> str:

@@ -264,7 +264,7 @@ class BackpropThroughTime:
             if self.pool is not None and (lost := self.pool.drop_pending()) is not None:
                 p.forget(lost)
             if self.peers.main:
-                window = p.choose(lambda: self._probe(step))
+                window = p.choose(lambda: self.probe(step))
                 chosen = window, p.weight, p.drift, p.slot, p.certain
             self.window_step = step
             told = self.peers.from_main(chosen)
@@ -273,7 +273,7 @@ class BackpropThroughTime:
         assert self.window is not None
         return self.window
 
-    def _probe(self, step: int) -> list[float]:
+    def probe(self, step: int) -> list[float]:
         """Gradient norms along the whole trajectory of a network of the probe's own, or of the step's first one."""
         own = ("probe", step, "network")
         key = ("network", self.peers.rank, step) if self.policy.probes_first_network else own

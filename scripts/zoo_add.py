@@ -49,6 +49,7 @@ DATA = {
         "MNIST by Y. LeCun, C. Cortes and C. J. C. Burges; the four standard files",
         "none comes with the files; the documentation of Keras gives CC BY-SA 3.0",
     ),
+    "fashion-mnist": ("Fashion-MNIST by H. Xiao, K. Rasul and R. Vollgraf, Zalando; the four standard files", "MIT"),
 }
 """Where the real images are from, and their licence."""
 TRAINING = ("lr", "momentum", "weight_decay", "batch", "epochs", "decay", "rho", "alpha", "adaptive", "seed")

@@ -223,18 +223,18 @@ def test_positions_follow_the_formula(stage: int, tau: float) -> None:
 )
 def test_the_anchor_says_which_step_of_the_window_was_drawn(anchor: str, expected: list[Window]) -> None:
     policy = ATBPTT(10, 4, radius=0, anchor=anchor)
-    assert [policy._around(t, 4) for t in range(10)] == expected
+    assert [policy.around(t, 4) for t in range(10)] == expected
     policy.late = "mirror"
-    assert [policy._around(t, 4) for t in range(10)] == expected, "nothing is mirrored before the late stage"
+    assert [policy.around(t, 4) for t in range(10)] == expected, "nothing is mirrored before the late stage"
     policy.stages.now = 2
     mirrored = [(10 - start - length, length) for start, length in expected]
-    assert [policy._around(t, 4) for t in range(10)] == mirrored
+    assert [policy.around(t, 4) for t in range(10)] == mirrored
 
 
 @pytest.mark.parametrize(("anchor", "expected"), [("first", (5, 4)), ("centre", (3, 4)), ("last", (3, 3))])
 def test_a_minimum_holds_for_every_anchor(anchor: str, expected: Window) -> None:
-    assert ATBPTT(10, 4, 3, radius=0, anchor=anchor)._around(5, 4) == expected
-    assert ATBPTT(10, 4, 3, radius=0, anchor="last")._around(0, 4) == (3, 1)
+    assert ATBPTT(10, 4, 3, radius=0, anchor=anchor).around(5, 4) == expected
+    assert ATBPTT(10, 4, 3, radius=0, anchor="last").around(0, 4) == (3, 1)
 
 
 def test_mirrored_late_positions_are_the_early_ones_reflected() -> None:

@@ -121,9 +121,9 @@ class ATBPTT(Policy):
         t = sample(weights, self._generator())
         if self.reweight:
             self.weight = float(1 / (self.steps * weights[t]))
-        return self._around(t, min(self._length(t), self.steps - self.minimum))
+        return self.around(t, min(self._length(t), self.steps - self.minimum))
 
-    def _around(self, t: int, length: int) -> Window:
+    def around(self, t: int, length: int) -> Window:
         """The window of a length, at most T - minimum, whose ``anchor`` is the step t: mirrored if so, then fitted."""
         if self.anchor == "last":
             length = min(length, max(t + 1 - self.minimum, 1))

@@ -1,16 +1,17 @@
 """What each window tells of the meta-gradient, what it costs, and what policies that choose windows would make of that.
 
     python benchmarks/estimator.py RUN [RUN ...] --out DIR [--samples 40] [--positions 9] [--lengths 5 10] [--steps 100]
-        [--minutes M]
+        [--flags "FLAGS"] [--minutes M]
 
 RUN is the folder of a run of back-propagation through time; its set is taken as its last checkpoint has it, so runs of
 one command with more and more ``--epochs`` are snapshots early, in the middle and late. Of windows of the run's length
 W, of ``--lengths``, each at ``--positions`` starts spread over all it can have, and of the whole trajectory T,
 ``--samples`` meta-gradients each are taken (of the whole trajectory as many as of all windows of one length), with
-networks, trajectories and real batches of their own, by the run's flags. Of these: the root mean square norm; the norm
-of the mean, without the bias that a few samples have; the kurtosis, the mean fourth power of the norm over its squared
-mean square, which tells heavy tails; seconds (medians; processor time on a CPU), and passes over an image as the policy
-``rat-is`` counts them.
+networks, trajectories and real batches of their own, by the run's flags, or by FLAGS in their place.
+
+Of each window: the root mean square norm; the norm of the mean, without the bias that a few samples have; the kurtosis,
+the mean fourth power of the norm over its squared mean square, which tells heavy tails; seconds (medians; processor
+time on a CPU), and passes over an image as the policy ``rat-is`` counts them.
 
 From these follows what each policy's average would be worth, after the cost of ``--steps`` outer steps of RaT-BPTT,
 against the gradient of RaT-BPTT's objective, which is the mean over its windows, and against that of the whole
@@ -23,6 +24,7 @@ networks that were kept since an older set do (``rat-pool``).
 A measurement that was stopped continues when started again. Writes DIR/estimator.json, estimator.md and estimator.png.
 """
 
+import shlex
 import statistics
 import time
 from collections.abc import Callable
@@ -37,7 +39,7 @@ from torch import Tensor
 
 from common import Parser, at_least, markdown, ran_on, run, write_results
 from framework.assemble.bptt import assemble_bptt, make_policy
-from framework.config.bptt import Config
+from framework.config.bptt import Config, parse
 from framework.data.splits import epoch_batches
 from framework.distill_higher import BackpropThroughTime
 from framework.errors import UserError
@@ -118,17 +120,19 @@ class Snapshot:
         folder: the run's.
         positions: how many starts of each length.
         lengths: other than W.
+        flags: of ``main.py``, in place of the run's own.
         device: where to compute.
 
     Raises:
         UserError: no checkpoint of back-propagation through time is there, or a length does not fit.
     """
 
-    def __init__(self, folder: Path, positions: int, lengths: list[int], device: torch.device) -> None:
+    def __init__(self, folder: Path, positions: int, lengths: list[int], flags: str, device: torch.device) -> None:
         config = RunFolder(folder).config
         if not isinstance(config, Config):
             raise UserError(f"{folder}: a run of another method; give one of back-propagation through time")
-        self.name, self.config = "/".join(folder.resolve().parts[-2:]), config
+        config, _ = parse(shlex.split(flags), config)
+        self.name, self.config, self.flags = "/".join(folder.resolve().parts[-2:]), config, flags
         self.windows = [Measured(*window) for window in windows_of(config, positions, lengths)]
         saved = checkpoint.load(folder / LAST)
         parts = assemble_bptt(config, Comm(), device)
@@ -174,17 +178,20 @@ class Snapshot:
 
     def state(self) -> dict[str, Any]:
         """To continue from."""
-        return {"windows": [vars(window) for window in self.windows], "probes": self.probes}
+        return {"windows": [vars(window) for window in self.windows], "probes": self.probes, "flags": self.flags}
 
     def load_state(self, state: dict[str, Any], path: Path) -> None:
         """Continue from what ``state`` returned.
 
         Raises:
-            UserError: other windows were measured.
+            UserError: other windows were measured, or with other flags.
         """
         windows = [Measured(**window) for window in state["windows"]]
-        if [(w.start, w.length) for w in windows] != [(w.start, w.length) for w in self.windows]:
-            raise UserError(f"{path}: was measured with other --positions or --lengths; give these, or another --out")
+        same = [(w.start, w.length) for w in windows] == [(w.start, w.length) for w in self.windows]
+        if not same or state["flags"] != self.flags:
+            raise UserError(
+                f"{path}: was measured with other --positions, --lengths or --flags; give these, or another --out"
+            )
         self.windows, self.probes = windows, state["probes"]
 
     def moments(self) -> Moments:
@@ -256,8 +263,8 @@ class Snapshot:
             for index, w in enumerate(self.windows)
         ]  # fmt: skip
         return {
-            "run": self.name, "outer steps": self.step, "samples": self.windows[0].count, "steps": steps,
-            "window": self.config.window, "totwindow": self.config.totwindow, "windows": rows,
+            "run": self.name, "flags": self.flags, "outer steps": self.step, "samples": self.windows[0].count,
+            "steps": steps, "window": self.config.window, "totwindow": self.config.totwindow, "windows": rows,
             "policies": [self._policy(name, choice, moments, steps)
                          for name, choice in self.choices(moments.squares).items()],
         }  # fmt: skip
@@ -292,6 +299,7 @@ def table(results: dict[str, Any]) -> str:
     """Markdown: for each snapshot a table of windows and one of policies."""
     parts = []
     for snapshot in results["snapshots"]:
+        told = f" with `{snapshot['flags']}`" if snapshot["flags"] else ""
         head = list(snapshot["windows"][0])
         windows = [[shown(value) for value in row.values()] for row in snapshot["windows"]]
         policies = [
@@ -303,7 +311,7 @@ def table(results: dict[str, Any]) -> str:
         columns = ["policy", "seconds", "passes", "gain", "bias", "squared error", "cosine",
                    "bias to the whole trajectory", "cosine to it"]  # fmt: skip
         parts.append(
-            f"{snapshot['run']}, after {snapshot['outer steps']} outer steps; W {snapshot['window']}, T "
+            f"{snapshot['run']}{told}, after {snapshot['outer steps']} outer steps; W {snapshot['window']}, T "
             f"{snapshot['totwindow']}, {snapshot['samples']} samples:\n\n{markdown(head, windows)}\n\n"
             f"Averages over the time of {snapshot['steps']} outer steps of rat-bptt, against its objective's gradient, "
             f"in units of that one's norm; - is lost in noise, or infinite:\n\n{markdown(columns, policies)}"
@@ -346,6 +354,7 @@ def main() -> None:
     parser.add_argument("--positions", type=at_least(1), default=9, help="starts of each length (default: 9)")
     parser.add_argument("--lengths", type=at_least(1), nargs="+", default=[], metavar="STEPS",
                         help="of windows beside the run's own and the whole trajectory")  # fmt: skip
+    parser.add_argument("--flags", default="", help="of main.py, in place of the runs' own")
     parser.add_argument("--steps", type=at_least(1), default=100, help="RaT-BPTT's, the time that policies are given "
                         "(default: 100)")  # fmt: skip
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop then; run again to continue")
@@ -356,7 +365,7 @@ def main() -> None:
     make_folder(a.out, "--out")
     deadline, found = time.monotonic() + 60 * a.minutes, []
     for folder in a.runs:
-        snapshot = Snapshot(folder, a.positions, a.lengths, device)
+        snapshot = Snapshot(folder, a.positions, a.lengths, a.flags, device)
         kept = a.out / f"{snapshot.name.replace('/', '_')}_{snapshot.step}.pt"
         if kept.exists():
             snapshot.load_state(checkpoint.load(kept), kept)

@@ -467,9 +467,9 @@ class Config(Distilling):
 FLAGS, DEFAULTS = Config.flags(), Config.defaults()
 
 
-def parse(arguments: Sequence[str]) -> tuple[Config, list[str]]:
+def parse(arguments: Sequence[str], start: Config | None = None) -> tuple[Config, list[str]]:
     """Parse and validate a command line; see ``parse_as``."""
-    return parse_as(arguments, Config)
+    return parse_as(arguments, Config, start)
 
 
 def resolve_patience(text: str, steps: int, epochs: int) -> int:

@@ -614,8 +614,13 @@ def build_parser(kind: type[Common]) -> Parser:
     return parser
 
 
-def parse_as(arguments: Sequence[str], kind: type[C]) -> tuple[C, list[str]]:
+def parse_as(arguments: Sequence[str], kind: type[C], start: C | None = None) -> tuple[C, list[str]]:
     """Parse and validate a command line, without the verb.
+
+    Args:
+        arguments: its words.
+        kind: of configuration.
+        start: what flags that are not given have, instead of their defaults.
 
     Returns:
         The configuration and a list of warnings, one line each.
@@ -627,7 +632,8 @@ def parse_as(arguments: Sequence[str], kind: type[C]) -> tuple[C, list[str]]:
     plain_text(arguments)
     given: dict[str, Any] = vars(build_parser(kind).parse_args(arguments))
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    config = kind(**kind.resolve(given))
+    given = kind.resolve(given)
+    config = kind(**given) if start is None else dataclasses.replace(start, **given)
     warnings = config.validate()
     for name in given:
         about, changed = kind.flags()[name], getattr(config, name) != getattr(kind.defaults(), name)

@@ -56,8 +56,17 @@ def test_a_measurement_continues_and_ends_as_a_whole_one(
     assert (tmp_path / "whole" / "estimator.png").stat().st_size > 0
     with pytest.raises(UserError, match="other --positions"):
         measure(monkeypatch, tmp_path / "parts", run, "--samples", "4", "--lengths", "1")
+    with pytest.raises(UserError, match="or --flags"):
+        measure(monkeypatch, tmp_path / "parts", run, "--samples", "4", "--flags", "--minwindow 1")
     with pytest.raises(UserError, match="--lengths 9"):
         measure(monkeypatch, tmp_path / "parts", run, "--lengths", "9")
+
+
+def test_flags_take_the_place_of_the_runs(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = "--minwindow 1 --window 4"
+    snapshot = measure(monkeypatch, tmp_path, str(finished_run), "--samples", "2", "--flags", flags)
+    assert [(row["start"], row["length"]) for row in snapshot["windows"][:3]] == [(1, 4), (2, 4), (4, 4)]
+    assert f"with `{flags}`" in (tmp_path / "estimator.md").read_text()
 
 
 def test_every_policy_has_a_row_and_rat_bptt_is_what_others_are_measured_by(
@@ -79,7 +88,7 @@ def test_every_policy_has_a_row_and_rat_bptt_is_what_others_are_measured_by(
 
 
 def test_at_bptts_choice_takes_each_drawn_step_for_the_nearest_window(finished_run: Path) -> None:
-    snapshot = Snapshot(finished_run, 3, [], torch.device("cpu"))
+    snapshot = Snapshot(finished_run, 3, [], "", torch.device("cpu"))
     snapshot.probes = [[3.0, 2.0, 1.0, 1.0, 0.5, 0.5, 0.1, 0.1], [1.0] * 8]
     policy = snapshot.at_bptt[EARLY]
     chances, second = np.zeros(8), np.zeros(8)

@@ -82,7 +82,7 @@ POLICIES = {
 }
 
 RECOMMENDED = "rat-bptt"
-"""What ``--truncation auto`` stands for: see "What auto stands for" in docs/method.md."""
+"""What ``--truncation auto`` stands for: see "What auto stands for" in docs/windows.md."""
 
 
 def that(reads: str) -> tuple[str, ...]:

@@ -58,6 +58,7 @@ from framework.run.distributed import Comm, resolve_device
 from prospects import Choice, Moments, Prospect, prospect
 
 UNITS = ("seconds", "passes")
+RAT, POOL, WHOLE = "rat-bptt", "rat-pool, as if fresh", "bptt"  # names of policies
 
 
 @dataclass
@@ -221,19 +222,19 @@ class Snapshot:
         own = self.of_length(c.window)
         flat = Choice.uniform(own, count)
         found = {
-            "rat-bptt": replace(flat, held=held),
-            "rat-bptt --complete_random": flat,
+            RAT: replace(flat, held=held),
+            f"{RAT} --complete_random": flat,
             "rat-is": Choice.important(own, squares, self.passes, c.is_uniform),
             "rat-is --is_uniform 0": Choice.important(own, squares, self.passes, 0.0),
-            "rat-pool, as if fresh": flat,
+            POOL: flat,
         }
         for stage, policy in self.at_bptt.items():
             name = f"at-bptt-positions, {STAGES[stage]}"
             found[name] = replace(self._by_norms(policy, weighted=False), held=held)
             found[f"{name}, --reweight"] = replace(self._by_norms(policy, weighted=True), held=held)
         for length in dict.fromkeys(window.length for window in self.windows[:-1] if window.length != c.window):
-            found[f"rat-bptt --complete_random --window {length}"] = Choice.uniform(self.of_length(length), count)
-        return found | {"bptt": Choice.uniform([count - 1], count)}
+            found[f"{RAT} --complete_random --window {length}"] = Choice.uniform(self.of_length(length), count)
+        return found | {WHOLE: Choice.uniform([count - 1], count)}
 
     def _by_norms(self, policy: ATBPTT, weighted: bool) -> Choice:
         """AT-BPTT's choice among W's windows, each drawn one taken for the nearest that was measured."""
@@ -243,11 +244,11 @@ class Snapshot:
         sums = np.zeros((3, len(self.windows)))
         for norms in self.probes:
             policy.norms = norms
-            chances = policy.probabilities()
-            with np.errstate(divide="ignore", over="ignore"):  # a step that is never drawn leaves an infinite variance
-                weights = 1 / (steps * chances) if weighted else np.ones(steps)
-                second = 1 / (steps**2 * chances) if weighted else chances
-            first = np.full(steps, 1 / steps) if weighted else chances * weights
+            chances = first = second = policy.probabilities()
+            if weighted:
+                first = np.full(steps, 1 / steps)
+                with np.errstate(divide="ignore", over="ignore"):  # steps never drawn leave an infinite variance
+                    second = first**2 / chances
             for row, values in zip(sums, (chances, first, second), strict=True):
                 np.add.at(row, nearest, values)
         return Choice(*sums / len(self.probes))
@@ -262,31 +263,31 @@ class Snapshot:
              **{unit: float(costs[unit][index]) for unit in UNITS}}
             for index, w in enumerate(self.windows)
         ]  # fmt: skip
+        choices = self.choices(moments.squares)
         return {
             "run": self.name, "flags": self.flags, "outer steps": self.step, "samples": self.windows[0].count,
             "steps": steps, "window": self.config.window, "totwindow": self.config.totwindow, "windows": rows,
-            "policies": [self._policy(name, choice, moments, steps)
-                         for name, choice in self.choices(moments.squares).items()],
+            "policies": [self._policy(name, choices, moments, steps) for name in choices],
         }  # fmt: skip
 
-    def _policy(self, name: str, choice: Choice, moments: Moments, steps: int) -> dict[str, Any]:
+    def _policy(self, name: str, choices: dict[str, Choice], moments: Moments, steps: int) -> dict[str, Any]:
         """A row: what a policy's average is worth after the cost of so many steps of RaT-BPTT."""
+        choice, rat, whole = choices[name], choices[RAT], choices[WHOLE]
         row: dict[str, Any] = {"policy": name}
         for unit in UNITS:
-            costs = self.kept_costs(unit) if name.startswith("rat-pool") else self.costs(unit)
-            rat = Choice.uniform(self.of_length(self.config.window), len(self.windows), self.method.steps_per_epoch)
-            budget = steps * float(rat.chances @ self.costs(unit))
-            found = prospect(choice, rat.first, moments, costs, budget)
-            beside = prospect(rat, rat.first, moments, self.costs(unit), budget)
+            costs = self.costs(unit)
+            own = self.kept_costs(unit) if name == POOL else costs
+            budget = steps * float(rat.chances @ costs)
+            found = prospect(choice, rat.first, moments, own, budget)
+            beside = prospect(rat, rat.first, moments, costs, budget)
             gain = beside.variance / found.variance if found.variance > 0 else None
-            row[unit] = {**_rounded(found), "gain": gain}
+            row[unit] = {**_figures(found), "gain": gain}
             if unit == "seconds":
-                whole = Choice.uniform([len(self.windows) - 1], len(self.windows))
-                row["of the whole trajectory"] = _rounded(prospect(choice, whole.first, moments, costs, budget))
+                row["of the whole trajectory"] = _figures(prospect(choice, whole.first, moments, own, budget))
         return row
 
 
-def _rounded(found: Prospect) -> dict[str, float]:
+def _figures(found: Prospect) -> dict[str, float]:
     return {**asdict(found), "error": found.error}
 
 

@@ -85,6 +85,9 @@ class Advice:
     """By unit of cost: that of ``rat-is``, drawn by one half of the windows and judged by the other."""
     uneven: float
     """The largest over the smallest mean clip factor of a bin."""
+    first_step: float | None
+    """Mean square norm over all positions, times that without windows that hold Adam's first step; None: unknown, or
+    the run has no such windows."""
     changes: list[Change]
     flags: list[tuple[str, str]]
     """What to try, each with the reason."""
@@ -112,10 +115,10 @@ def advise(folder: RunFolder, since: int = 0) -> Advice:
     bins = [_bin(part, own, per_step, rest) for part, own in zip(parts, inside, strict=True)]
     gain, halves = _gains(c, folder, parts, inside, bins)
     uneven = max(b.factor for b in bins) / min(b.factor for b in bins)
-    passes = _passes(c, c.window, per_step, rest - 4 * per_step * c.window)
+    passes, first_step = _passes(c, c.window, per_step, rest - 4 * per_step * c.window), _first_step(c, points)
     return Advice(
         str(folder.path), c.window, c.totwindow, points[-1].step, len(points), bins, passes, gain, halves, uneven,
-        _changes(c, per_step, passes), _flags(c, halves, uneven),
+        first_step, _changes(c, per_step, passes), _flags(c, halves, uneven, first_step),
     )  # fmt: skip
 
 
@@ -205,6 +208,17 @@ def _gains(
     return gain, halves
 
 
+def _first_step(c: Config, points: list[WindowPoint]) -> float | None:
+    """``Advice.first_step``."""
+    squares = {at_0: [p.norm**2 for p in points if (p.start == 0) == at_0] for at_0 in (True, False)}
+    heavy = c.inner_optim == "Adam" and c.inner_eps_root == 0 and c.minwindow == 0
+    if not heavy or min(map(len, squares.values())) < LEAST:
+        return None
+    positions = c.totwindow - c.window + 1
+    at_0, later = np.mean(squares[True]), np.mean(squares[False])
+    return float((at_0 / later + positions - 1) / positions)
+
+
 def _passes(c: Config, window: int, per_step: float, real: float) -> dict[str, float]:
     """Of an outer step on average over uniform positions, with a window of so many steps."""
     prefix = (c.minwindow + c.totwindow - window) / 2
@@ -224,9 +238,12 @@ def _changes(c: Config, per_step: float, passes: dict[str, float]) -> list[Chang
     return changes + [Change(f"--meta_batch {k * c.meta_batch}", k * now, float(k), 1 / k) for k in (2, 4)]
 
 
-def _flags(c: Config, halves: dict[str, float], uneven: float) -> list[tuple[str, str]]:
+def _flags(c: Config, halves: dict[str, float], uneven: float, first_step: float | None) -> list[tuple[str, str]]:
     """What is worth trying."""
     found = []
+    if first_step is not None and first_step >= WORTH:
+        reason = f"windows that hold Adam's first step bring the mean square norm to {first_step:.2f} times the others'"
+        found.append(("--minwindow 1", f"{reason}, and that step tells nothing: docs/windows.md"))
     if (least := min(halves.values())) >= WORTH:
         found.append(("--truncation rat-is", f"predicted: the same error for 1/{least:.2f} of the cost"))
     if uneven >= UNEVEN and c.clip_by == "all":

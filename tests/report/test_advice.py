@@ -71,6 +71,21 @@ def test_it_ends_with_flags_to_try(tmp_path: Path, capsys: pytest.CaptureFixture
     assert told["bins"][0]["cut"] == 1
 
 
+def test_windows_that_hold_adams_first_step_are_told_apart(tmp_path: Path) -> None:
+    """The mean square over three positions is (16 + 1 + 1) / 3 times that of the last two."""
+    write_run(tmp_path, [4.0, 1.0, 1.0], inner_optim="Adam")
+    found = advise(RunFolder(tmp_path))
+    assert found.first_step == pytest.approx(6, rel=1e-12)
+    assert found.flags[0][0] == "--minwindow 1"
+    assert "6.00 times" in found.flags[0][1]
+    write_run(tmp_path, [1.0, 1.0, 1.0], inner_optim="Adam")
+    assert "--minwindow 1" not in dict(advise(RunFolder(tmp_path)).flags)
+    write_run(tmp_path, [4.0, 1.0, 1.0], inner_optim="SGD")
+    assert advise(RunFolder(tmp_path)).first_step is None
+    write_run(tmp_path, [4.0, 1.0, 1.0], inner_optim="Adam", inner_eps_root=1e-6)
+    assert advise(RunFolder(tmp_path)).first_step is None
+
+
 @pytest.mark.parametrize(
     ("norms", "flags", "end"),
     [

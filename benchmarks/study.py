@@ -267,6 +267,11 @@ class Study:
         return [result for job in jobs if (result := self.result(job)) is not None]
 
 
+def deadline_in(minutes: float) -> float:
+    """By ``time.monotonic``."""
+    return time.monotonic() + 60 * minutes
+
+
 def read_known(file: Path) -> list[Result]:
     """The runs of a study's ``results.json``.
 
@@ -302,7 +307,7 @@ def main() -> None:
         return [Job.of(out, name, seed, [*a.common, *flags.split()]) for seed in seeds for name, flags in a.variant]
 
     jobs = jobs_of(a.seeds)
-    study = Study(known, time.monotonic() + 60 * a.minutes, a.jobs)
+    study = Study(known, deadline_in(a.minutes), a.jobs)
     results = study.carry_out(jobs)
     if a.finalists and len(results) == len(jobs):
         chosen = finalists(results, a.finalists)

@@ -1,6 +1,6 @@
 # Sourced by the scripts of studies, ablation.sh for one: the settings of a data set, and the start.
 # Usage: [--dataset digits|mnist|...] [--ratio 2|5] [--out DIR] [--seeds 0 1 2] [--minutes M] [--jobs N] [-- FLAGS OF main.py]
-# --ratio is T/W, on digits and MNIST.
+# --ratio is T/W, on digits and the MNISTs.
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 
 dataset=digits ratio=2 out="" study=() extra=()
@@ -24,7 +24,7 @@ case "$dataset" in
   digits) # the quickstart's, but for rate and length
     inner+=(--depth 1 --width 64 --batch_size 400 --lr 0.005 --epochs 240 --test_freq 20
       --eval_steps 30 60 120) ;;
-  mnist) # grey 28x28 images: like digits with a deeper network, fewer and shorter passes over more data
+  mnist | fashion-mnist) # grey 28x28 images: like digits with a deeper network, fewer and shorter passes over more data
     inner+=(--depth 3 --width 16 --batch_size 500 --limit_train 5000 --lr 0.01 --epochs 15
       --test_freq 5 --eval_steps 30 60 120) ;; # the rate is RaT-BPTT's best of 0.002, 0.005, 0.01, 0.02, 0.05 (docs/method.md)
   *) # the AT-BPTT README's CIFAR-10 settings; override after --

@@ -62,8 +62,8 @@ def test_every_benchmark_parses_without_a_warning_and_takes_extra_flags(script: 
     assert config.policy == (folder.replace("_", "-") or "at-bptt")
 
 
-@pytest.mark.parametrize("dataset", ["digits", "cifar10"])
-@pytest.mark.parametrize("study", ["ablation", "ablation_pp", "sensitivity"])
+@pytest.mark.parametrize("dataset", ["digits", "fashion-mnist", "cifar10"])
+@pytest.mark.parametrize("study", ["ablation", "ablation_pp", "duel", "rates", "readings", "sensitivity"])
 def test_every_variant_of_a_study_is_understood_without_a_warning(study: str, dataset: str, tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text("#!/usr/bin/env bash\nprintf '%s\\n' \"$@\"\n")
@@ -72,10 +72,13 @@ def test_every_variant_of_a_study_is_understood_without_a_warning(study: str, da
     environment = {**os.environ, "PYTHON": str(python)}
     words = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
     common = words[words.index("--") + 1 :]
-    variants = {words[i + 1]: words[i + 2] for i, word in enumerate(words) if word == "--variant"}
-    assert len(variants) == words.count("--variant") >= 4
-    for name, flags in variants.items():
-        assert parse([*common, *flags.split()])[1] == [], name
+    kind = "--method" if study == "duel" else "--variant"
+    variants = {words[i + 1]: words[i + 2] for i, word in enumerate(words) if word == kind}
+    assert len(variants) == words.count(kind) >= 4
+    settings = [words[i + 1] for i, word in enumerate(words) if word == "--setting"] or [""]
+    for setting in settings:
+        for name, flags in variants.items():
+            assert parse([*common, *flags.split(), *setting.split()])[1] == [], name
 
 
 def test_every_distillation_of_continual_learning_is_understood_without_a_warning(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from common import Parser, at_least, markdown, ran_on, run, threads_each, write_results
+from common import Parser, at_least, markdown, portable, ran_on, run, threads_each, write_results
 from framework.assemble.common import data_spec
 from framework.config.bptt import Config, parse
 from framework.data.load import list_data, load_listed
@@ -173,7 +173,7 @@ def collect(s: Study) -> dict[str, Any]:
     steps = {job.variant: summary.outer_steps for job in s.jobs if (summary := job.summary)}
     seconds = {job.variant: summary.seconds for job in s.jobs if (summary := job.summary)}
     asked = {"block": s.block, "beta": s.beta, "epochs of a block": s.epochs, "draws": s.draws, "seeds": s.seeds}
-    return {**about, **asked, "outer steps": steps, "seconds": seconds, "flags": s.common, "sizes": sizes}
+    return {**about, **asked, "outer steps": steps, "seconds": seconds, "flags": portable(s.common), "sizes": sizes}
 
 
 def table(results: dict[str, Any]) -> str:

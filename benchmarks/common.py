@@ -85,6 +85,12 @@ def threads_each(jobs: int) -> int:
     return max(1, cores // jobs)
 
 
+def portable(words: Sequence[str]) -> list[str]:
+    """A command's words, with ROOT and DIR for the folders of data and results, which are others on every machine."""
+    places = {"--root": "ROOT", "--out": "DIR"}
+    return [places.get(before, word) for before, word in zip(["", *words], words, strict=False)]
+
+
 def ran_on(results: Mapping[str, Any]) -> str:
     """Device and version, for the line below a table; ``results`` hold ``framework.report.environment``."""
     return f"{results['device']}, torch {results['torch']}"

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import Parser, at_least, markdown, ran_on, run, threads_each, write_results
+from common import Parser, at_least, markdown, portable, ran_on, run, threads_each, write_results
 from framework.config.matching import FtdConfig
 from framework.errors import UserError
 from framework.files import make_folder, read_json, write_json
@@ -150,7 +150,7 @@ class TimedJob(Job):
     @property
     def commands(self) -> list[str]:
         """That make the set, for people: without its seed and folders."""
-        return [shlex.join(["python", "main.py", *words]) for words in (self.experts, self.flags) if words]
+        return [shlex.join(["python", "main.py", *portable(words)]) for words in (self.experts, self.flags) if words]
 
     @property
     def command(self) -> list[str]:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import markdown, ran_on, run, write_results
+from common import markdown, portable, ran_on, run, write_results
 from framework.evaluation.names import BASELINES
 from framework.files import make_folder
 from framework.records import Judgement, Results, Row
@@ -186,9 +186,8 @@ def table(results: dict[str, Any]) -> str:
 
 
 def command(words: Sequence[str]) -> str:
-    """The study's own, for people: its results' folder is DIR."""
-    shown = ["DIR" if before == "--out" else word for before, word in zip(["", *words], words, strict=False)]
-    return shlex.join(["bash", "scripts/scoreboard.sh", *shown])
+    """The study's own, for people."""
+    return shlex.join(["bash", "scripts/scoreboard.sh", *portable(words)])
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Self
 
-from common import ROOT, Parser, at_least, markdown, ran_on, run, threads_each, write_results
+from common import ROOT, Parser, at_least, markdown, portable, ran_on, run, threads_each, write_results
 from framework.config.bptt import Config
 from framework.errors import UserError
 from framework.files import make_folder, read_json
@@ -90,16 +90,21 @@ class Job:
         return Result(
             variant=self.variant,
             seed=self.seed,
-            flags=shlex.join(self.flags),
+            flags=self.text,
             accuracy=s.results["distilled"].top1,
             evaluations=[[e[clock], e["accuracy"]] for e in folder.records["evaluation"]],
             windows=shares_of_windows(folder),
             **{key: getattr(s, key) for key in ("dataset", "device", "torch", "python", "outer_steps", "epochs")},
         )
 
+    @property
+    def text(self) -> str:
+        """Its flags, as results have them."""
+        return shlex.join(portable(self.flags))
+
     def known_as(self, result: Result) -> bool:
         """Whether ``result`` is this run's."""
-        return (result.variant, result.seed, result.flags) == (self.variant, self.seed, shlex.join(self.flags))
+        return (result.variant, result.seed, result.flags) == (self.variant, self.seed, self.text)
 
 
 def shares_of_windows(folder: RunFolder) -> dict[str, float]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from cli import ROOT
 
-from common import Parser, at_least, markdown, run, to_json, write_results
+from common import Parser, at_least, markdown, portable, run, to_json, write_results
 from faults import FAULTS, Outcome, count, fault_of, outcomes
 from framework.errors import UserError
 from metagrad import pair
@@ -28,6 +28,12 @@ def test_a_tables_cells_stay_in_their_columns() -> None:
         "| two lines | None |",
         "| short |  |",
     ]
+
+
+def test_commands_for_people_name_no_folder_of_this_machine() -> None:
+    assert portable([]) == []
+    words = ["--root", "/a/b", "--out", "/c", "--width", "--root", "--root"]
+    assert portable(words) == ["--root", "ROOT", "--out", "DIR", "--width", "--root", "ROOT"]
 
 
 def test_a_table_without_rows_has_its_head() -> None:

@@ -28,7 +28,18 @@ from scipy.stats import binomtest
 
 from common import Parser, at_least, markdown, ran_on, run, write_results
 from framework.files import make_folder
-from study import Job, Result, Study, against, deadline_in, mean_and_deviation, percent, read_known
+from study import (
+    Job,
+    Result,
+    Study,
+    against,
+    deadline_in,
+    mean_and_deviation,
+    paired_gains,
+    percent,
+    read_known,
+    told_of,
+)
 
 STEPS, TIME = "test accuracy, equal outer steps", "validation accuracy, equal time"  # columns
 
@@ -73,11 +84,8 @@ def time_to(goal: float, seconds: np.ndarray, accuracy: np.ndarray) -> float | N
 
 def compared(values: dict[int, float], reference: dict[int, float]) -> dict[str, Any]:
     """Values by seed against others of the same seeds: points, how many are better, and p."""
-    gains = [value - reference[seed] for seed, value in values.items() if seed in reference]
-    if not gains:
-        return {}
-    better = sum(gain > 0 for gain in gains)
-    return {**mean_and_deviation(gains), "better": better, "pairs": len(gains), "p": sign_test(gains)}
+    gains = paired_gains(values, reference)
+    return {**told_of(gains), "p": sign_test(gains)} if gains else {}
 
 
 def collect(results: list[Result], chosen: dict[str, str]) -> dict[str, Any]:
@@ -85,7 +93,7 @@ def collect(results: list[Result], chosen: dict[str, str]) -> dict[str, Any]:
     runs = {m: [r for r in results if r.variant == variant(m, setting)] for m, setting in chosen.items()}
     runs = {method: own for method, own in runs.items() if own}
     if not runs:
-        return {"methods": {}, "runs": []}
+        return {"methods": {}}
     equal_time = min(r.seconds for own in runs.values() for r in own)
     columns: dict[str, Callable[[Result], float]] = {
         STEPS: lambda r: r.accuracy,
@@ -107,8 +115,7 @@ def collect(results: list[Result], chosen: dict[str, str]) -> dict[str, Any]:
         methods[method] = row
     about = asdict(runs[first][0])
     keys = ("dataset", "device", "torch", "python", "outer_steps", "epochs", "flags")
-    return {**{key: about[key] for key in keys}, "equal time, seconds": equal_time, "methods": methods,
-            "runs": [asdict(r) for r in results]}  # fmt: skip
+    return {**{key: about[key] for key in keys}, "equal time, seconds": equal_time, "methods": methods}
 
 
 def tuning(results: list[Result], methods: list[str], settings: list[str]) -> str:

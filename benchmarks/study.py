@@ -195,16 +195,24 @@ def means(rows: list[dict[str, float]]) -> dict[str, float]:
     return {key: fmean(row[key] for row in rows) for key in rows[0] if all(key in row for row in rows)}
 
 
+def paired_gains(values: dict[int, float], reference: dict[int, float]) -> list[float]:
+    """Values by seed over others of the same seeds."""
+    return [value - reference[seed] for seed, value in values.items() if seed in reference]
+
+
+def told_of(gains: list[float]) -> dict[str, Any]:
+    """Points, and in how many paired seeds they are above 0."""
+    return {**mean_and_deviation(gains), "better": sum(gain > 0 for gain in gains), "pairs": len(gains)}
+
+
 def compare(variants: dict[str, dict[str, Any]]) -> None:
     """Add to each variant but the first how much better it is, in points and in paired seeds, than the first."""
     first, *others = variants.values()
     reference = dict(zip(first["seeds"], first["per seed"], strict=True))
     for row in others:
         pairs = dict(zip(row["seeds"], row["per seed"], strict=True))
-        gains = [accuracy - reference[seed] for seed, accuracy in pairs.items() if seed in reference]
-        if gains:
-            better = sum(gain > 0 for gain in gains)
-            row["against the first"] = {**mean_and_deviation(gains), "better": better, "pairs": len(gains)}
+        if gains := paired_gains(pairs, reference):
+            row["against the first"] = told_of(gains)
 
 
 def finalists(results: list[Result], count: int) -> set[str]:

@@ -220,9 +220,7 @@ def main() -> None:
     parser.add_argument("--block_epochs", type=at_least(1), required=True, help="epochs of each block")
     parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2])
     parser.add_argument("--draws", type=at_least(1), default=5, help="random subsets of each size and seed")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop then; run again to continue")
-    parser.add_argument("--jobs", type=at_least(1), default=1, help="runs at a time; they share the cores")
-    parser.add_argument("common", nargs="*", help="flags of main.py for every run, after --")
+    parser.add_runs()
     a = parser.parse_args()
     sizes = sorted(set(a.sizes))
     if wrong := [size for size in sizes if size % a.block]:

@@ -36,6 +36,13 @@ class Parser(argparse.ArgumentParser):
         text = "folder of the results" + (f" (default: {default})" if default else "")
         self.add_argument("--out", type=Path, required=default is None, default=default, metavar="DIR", help=text)
 
+    def add_runs(self) -> None:
+        """``--minutes``, ``--jobs`` and, after ``--``, ``common``: how a study is carried out, and its runs' flags."""
+        inf = float("inf")
+        self.add_argument("--minutes", type=float, default=inf, help="stop after this time; run again to continue")
+        self.add_argument("--jobs", type=at_least(1), default=1, help="runs at a time; they share the cores")
+        self.add_argument("common", nargs="*", help="flags of main.py for every run, after --")
+
     def add_device(self) -> None:
         """``--device``, as main.py has it; ``resolve_device`` reads it."""
         self.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")

@@ -411,9 +411,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=at_least(1), nargs="+", default=[1, 10], help="images per class in the memory")
     parser.add_argument("--steps", type=at_least(1), default=120, help="of training on a memory")
     parser.add_argument("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2])
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop then; run again to continue")
-    parser.add_argument("--jobs", type=at_least(1), default=1, help="runs at a time; they share the cores")
-    parser.add_argument("common", nargs="*", help="flags of main.py for every run, after --")
+    parser.add_runs()
     a = parser.parse_args()
     deadline = time.monotonic() + 60 * a.minutes
     s = Study(a.out.resolve(), a.classes, sorted(set(a.sizes)), a.steps, a.seeds, a.common)

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from common import Parser, at_least, markdown, ran_on, run, write_results
+from common import Parser, markdown, ran_on, run, write_results
 from framework.files import make_folder
 from study import (
     Job,
@@ -166,9 +166,7 @@ def main() -> None:
     parser.add_argument("--tune_seeds", type=int, nargs="+", default=[100, 101], metavar="SEED")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), metavar="SEED")
     parser.add_argument("--known", type=Path, nargs="+", default=[], metavar="FILE", help="earlier results.json")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop then; run again to continue")
-    parser.add_argument("--jobs", type=at_least(1), default=1, help="runs at a time; they share the cores")
-    parser.add_argument("common", nargs="*", help="flags of main.py for every run, after --")
+    parser.add_runs()
     a = parser.parse_args()
     study = Study([result for file in a.known for result in read_known(file)], deadline_in(a.minutes), a.jobs)
     out = a.out.resolve()

@@ -306,11 +306,7 @@ def main() -> None:
     parser.add_argument("--finalists", type=at_least(0), default=0, metavar="N", help="see above (default: 0, nobody)")
     parser.add_argument("--final_seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--known", type=Path, nargs="+", default=[], metavar="FILE", help="earlier results, see above")
-    parser.add_argument(
-        "--minutes", type=float, default=float("inf"), help="stop after this time; run again to continue"
-    )
-    parser.add_argument("--jobs", type=at_least(1), default=1, help="runs at a time; they share the cores")
-    parser.add_argument("common", nargs="*", help="flags of main.py for every run, after --")
+    parser.add_runs()
     a = parser.parse_args()
     known = [result for file in a.known for result in read_known(file)]
     out = a.out.resolve()

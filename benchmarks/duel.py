@@ -1,10 +1,12 @@
 """Methods against one another, each with the setting that serves it best: paired seeds, equal steps and equal time.
 
     python benchmarks/duel.py --out DIR --method NAME "FLAGS" [--method ...] --setting "FLAGS" [--setting ...]
-        [--tune_seeds 100 101] [--seeds 0 1 2 3 4 5 6 7 8 9] [--known FILE ...] [--minutes M] -- COMMON FLAGS
+        [--tune_seeds 100 101] [--finalists N] [--seeds 0 1 2 3 4 5 6 7 8 9] [--known FILE ...] [--minutes M]
+        -- COMMON FLAGS
 
 Every method is tried with every setting, an outer learning rate for example, on seeds of their own; the one with the
-best validation accuracy goes on to ``--seeds``. There each method is compared with the first, seed by seed:
+best validation accuracy goes on to ``--seeds``, for the first method and the ``--finalists`` best others (for all, if
+not given). There each method is compared with the first, seed by seed:
 
 * test accuracy after all outer steps, of the snapshot that validation images chose;
 * validation accuracy of the best snapshot at the time that the fastest run took (processor time on a CPU);
@@ -26,7 +28,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from common import Parser, markdown, ran_on, run, write_results
+from common import Parser, at_least, markdown, ran_on, run, write_results
+from framework.errors import UserError
 from framework.files import make_folder
 from study import (
     Job,
@@ -49,13 +52,16 @@ def variant(method: str, setting: str) -> str:
     return f"{method}, {setting.replace('--', '')}" if setting else method
 
 
-def best_setting(results: list[Result], method: str, settings: list[str]) -> str:
-    """That with the best mean validation accuracy over the seeds."""
+def choose(tuned: list[Result], methods: list[str], settings: list[str], finalists: int | None) -> dict[str, str]:
+    """Each method's setting with the best mean validation accuracy, of the first and the ``finalists`` best others."""
 
-    def accuracy(setting: str) -> float:
-        return fmean(r.accuracy_at(float("inf")) for r in results if r.variant == variant(method, setting))
+    def accuracy(method: str, setting: str) -> float:
+        return fmean(r.accuracy_at(float("inf")) for r in tuned if r.variant == variant(method, setting))
 
-    return max(settings, key=accuracy)
+    best = {method: max(settings, key=lambda setting: accuracy(method, setting)) for method in methods}
+    first, *others = methods
+    ranked = sorted(others, key=lambda method: accuracy(method, best[method]), reverse=True)
+    return {method: best[method] for method in methods if method == first or method in ranked[:finalists]}
 
 
 def sign_test(gains: list[float]) -> float | None:
@@ -164,10 +170,13 @@ def main() -> None:
     parser.add_argument("--method", nargs=2, action="append", metavar=("NAME", "FLAGS"), required=True)
     parser.add_argument("--setting", action="append", metavar="FLAGS", required=True)
     parser.add_argument("--tune_seeds", type=int, nargs="+", default=[100, 101], metavar="SEED")
+    parser.add_argument("--finalists", type=at_least(1), metavar="N", help="see above (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), metavar="SEED")
     parser.add_argument("--known", type=Path, nargs="+", default=[], metavar="FILE", help="earlier results.json")
     parser.add_runs()
     a = parser.parse_args()
+    if a.finalists and len(a.setting) == 1:
+        raise UserError("--finalists: methods are ranked by what --setting is chosen by; give two settings or more")
     study = Study([result for file in a.known for result in read_known(file)], deadline_in(a.minutes), a.jobs)
     out = a.out.resolve()
     make_folder(out, "--out")
@@ -177,13 +186,14 @@ def main() -> None:
         words = [*a.common, *flags[method].split(), *setting.split()]
         return Job.of(out, variant(method, setting), seed, words)
 
-    trials = [job(method, setting, seed) for seed in a.tune_seeds for method in flags for setting in a.setting]
-    if len(a.setting) == 1:
-        trials = []
+    trials = []
+    if len(a.setting) > 1:
+        trials = [job(method, setting, seed) for seed in a.tune_seeds for method in flags for setting in a.setting]
     tuned = study.carry_out(trials)
-    finals, results, chosen = [], [], {}
+    finals, results = [], []
+    chosen: dict[str, str] = {}
     if len(tuned) == len(trials):
-        chosen = {m: best_setting(tuned, m, a.setting) if trials else a.setting[0] for m in flags}
+        chosen = choose(tuned, list(flags), a.setting, a.finalists) if trials else dict.fromkeys(flags, a.setting[0])
         finals = [job(method, setting, seed) for seed in a.seeds for method, setting in chosen.items()]
         results = study.carry_out(finals)
     found = collect(results, chosen)

@@ -9,7 +9,7 @@ import pytest
 from cli import ROOT
 from studies import finished
 
-from duel import best_so_far, sign_test, time_to
+from duel import best_so_far, choose, sign_test, time_to
 from framework.files import read_json
 from study import Job, Result
 
@@ -69,3 +69,25 @@ def test_each_method_goes_on_with_its_own_best_setting(tmp_path: Path) -> None:
     assert "| m | 30.00 | 40.00 |" in told
     missing = subprocess.run([*command, "4", "--minutes", "0"], cwd=ROOT, check=True, capture_output=True, text=True)
     assert "2 runs are not finished: start" in missing.stdout
+
+
+def test_finalists_are_the_first_and_the_best_others(tmp_path: Path) -> None:
+    accuracies = {"m,_lr_1": 0.1, "m,_lr_2": 0.2, "a,_lr_1": 0.6, "a,_lr_2": 0.3, "b,_lr_1": 0.1, "b,_lr_2": 0.5}
+    tuned = []
+    for name, accuracy in accuracies.items():
+        finished(tmp_path / name, 0.9, [(1, accuracy), (2, 0.0)])
+        found = Job(name.replace("_", " "), 100, [], tmp_path / name).result
+        assert found is not None
+        tuned.append(found)
+    methods, settings = ["m", "b", "a"], ["--lr 1", "--lr 2"]
+    assert choose(tuned, methods, settings, None) == {"m": "--lr 2", "b": "--lr 2", "a": "--lr 1"}
+    assert choose(tuned, methods, settings, 1) == {"m": "--lr 2", "a": "--lr 1"}
+
+
+def test_finalists_without_settings_to_choose_by_are_refused(tmp_path: Path) -> None:
+    one = ["--method", "m", "", "--setting", "", "--finalists", "2"]
+    command = [sys.executable, "benchmarks/duel.py", "--out", str(tmp_path / "out"), *one]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("duel.py: error: --finalists: ")
+    assert not (tmp_path / "out").exists()

@@ -39,7 +39,7 @@ def _run(arguments: Sequence[str]) -> int:
 
             return launch(train_experts.main_worker, config)
         from framework import base
-        from framework.config.common import Distilling
+        from framework.config.distilling import Distilling
 
         assert isinstance(config, Distilling), "all others are told apart above"
         return launch(base.main_worker, config)

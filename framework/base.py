@@ -11,7 +11,7 @@ from torch import Tensor
 
 from framework import files
 from framework.assemble.registry import assemble
-from framework.config.common import Distilling
+from framework.config.distilling import Distilling
 from framework.distilled.labels import match_classes
 from framework.errors import UserError
 from framework.evaluation.selection import Assessor, select_best

@@ -20,7 +20,8 @@ from framework.assemble.common import (
 from framework.assemble.experts import expert_execution, expert_recipe, side_by_side
 from framework.assemble.matching import network_for, open_experts
 from framework.config.bptt import Config
-from framework.config.common import Common, Distilling
+from framework.config.common import Common
+from framework.config.distilling import Distilling
 from framework.config.matching import BufferConfig, FtdConfig
 from framework.data.load import list_data, streams
 from framework.data.registry import DatasetInfo, at_hand, describe

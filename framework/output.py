@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 _PLAIN = {"±": "+/-", "–": "-"}
@@ -75,8 +76,8 @@ def lasting_output() -> Iterator[None]:
     finally:
         out.flush()
         if out.failure is not None and not isinstance(out.failure, BrokenPipeError):
-            reason = out.failure.strerror
-            err.write(f"main.py: warning: standard output cannot be written ({reason}); what was printed is lost\n")
+            program, reason = Path(sys.argv[0]).name, out.failure.strerror
+            err.write(f"{program}: warning: standard output cannot be written ({reason}); what was printed is lost\n")
         err.flush()
         sys.stdout, sys.stderr = before
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from framework.config.common import Distilling
+from framework.config.distilling import Distilling
 from framework.outer.blocks import Blocks
 from framework.outer.boosting import Boosting, Growing
 from framework.outer.method import Method

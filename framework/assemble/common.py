@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from framework.config.common import Common, Distilling
+from framework.config.common import Common
+from framework.config.distilling import Distilling
 from framework.data.load import DataSpec, Listing, list_data, load_listed
 from framework.data.registry import Reading
 from framework.data.splits import RealData, Split, require_random_real

@@ -6,7 +6,7 @@ from framework.assemble.bptt import assemble_bptt
 from framework.assemble.common import Parts
 from framework.assemble.matching import assemble_matching
 from framework.config.bptt import Config
-from framework.config.common import Distilling
+from framework.config.distilling import Distilling
 from framework.config.matching import FtdConfig
 from framework.run.distributed import Comm
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
-from framework.config.common import Distilling, check_strategy, parse_as
+from framework.config.common import parse_as
+from framework.config.distilling import Distilling, check_strategy
 from framework.errors import UserError
 from framework.flags import flag, switch
 from framework.inner.counts import Asked, numbers_of

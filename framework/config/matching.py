@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from framework.config.common import Common, Distilling, check_strategy
+from framework.config.common import Common
+from framework.config.distilling import Distilling, check_strategy
 from framework.data.registry import NAMES, Names, is_own, known
 from framework.data.subsets import SUBSETS
 from framework.errors import UserError

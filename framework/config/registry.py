@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from framework.config.bptt import Config
-from framework.config.common import Common, Distilling, parse_as
+from framework.config.common import Common, parse_as
+from framework.config.distilling import Distilling
 from framework.config.matching import BufferConfig, FtdConfig
 from framework.errors import UserError
 

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from framework.config.common import Distilling
+from framework.config.distilling import Distilling
 from framework.config.registry import read_config
 from framework.data.preprocess import Preprocess
 from framework.distilled import formats

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from framework.config.common import Distilling
+from framework.config.distilling import Distilling
 from framework.data.preprocess import Preprocess, Zca, ZcaPixels
 from framework.distilled.formats import Stored
 from framework.errors import UserError

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from framework.assemble.common import data_spec
 from framework.config.bptt import Config
-from framework.config.common import Distilling
+from framework.config.distilling import Distilling
 from framework.data.load import Listing, list_data, load_listed
 from framework.data.preprocess import Preprocess, Standardise
 from framework.data.registry import DatasetInfo, known

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from framework import files
 from framework.assemble.common import Parts
-from framework.config.common import Distilling
+from framework.config.distilling import Distilling
 from framework.config.matching import FtdConfig
 from framework.distilled.pictures import image_grid, natural_images
 from framework.evaluation.evaluator import Candidate, Evaluator, TrainingSet

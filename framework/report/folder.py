@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from framework.config.common import Common, Distilling
+from framework.config.common import Common
+from framework.config.distilling import Distilling
 from framework.config.registry import read_config
 from framework.errors import UserError, printable
 from framework.files import CONFIG, EVALUATION, METRICS, SET, SUMMARY, read_json

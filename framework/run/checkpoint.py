@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from framework.config.common import Distilling
+from framework.config.distilling import Distilling
 from framework.config.registry import read_config
 from framework.errors import UserError
 from framework.files import LAST, PREVIOUS, write_atomically

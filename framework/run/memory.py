@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from framework.config.bptt import Config
-from framework.config.common import Distilling
+from framework.config.distilling import Distilling
 from framework.config.matching import FtdConfig
 from framework.errors import UserError
 from framework.flags import option

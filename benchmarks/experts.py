@@ -37,7 +37,7 @@ from framework.inner.kernels import Execution
 from framework.machine import environment
 from framework.networks.flat import FlatNetwork
 from framework.networks.registry import build
-from framework.outer.experts import EPS, ExpertRecipe, ExpertTrainer, Sharpness
+from framework.outer.matching.experts import EPS, ExpertRecipe, ExpertTrainer, Sharpness
 from framework.rng import generator
 from framework.run.distributed import resolve_device
 from metagrad import return_freed_memory

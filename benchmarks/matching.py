@@ -52,10 +52,10 @@ from framework.inner.plan import Plan, ShuffledSampler
 from framework.machine import environment
 from framework.networks.flat import FlatNetwork, activation_floats
 from framework.networks.registry import build
-from framework.outer.experts import ExpertRecipe, ExpertTrainer, Sharpness
-from framework.outer.ftd import Matched, match
-from framework.outer.lowrank import LowRank, Recipe
-from framework.outer.replay import Replay
+from framework.outer.engines.lowrank import LowRank, Recipe
+from framework.outer.engines.replay import Replay
+from framework.outer.matching.experts import ExpertRecipe, ExpertTrainer, Sharpness
+from framework.outer.matching.ftd import Matched, match
 from framework.outer.synthetic import Grads, Synthetic, one_hot_labels
 from framework.rng import generator
 from framework.run.distributed import resolve_device
@@ -85,7 +85,7 @@ WARM_UP = 2  # steps of the run that loads libraries and compiles
 
 @dataclass(frozen=True)
 class Problem:
-    """One iteration's ingredients: see ``framework.outer.ftd.match``."""
+    """One iteration's ingredients: see ``framework.outer.matching.ftd.match``."""
 
     network: FlatNetwork
     start: Tensor

@@ -27,7 +27,7 @@ from framework.inner.plan import ClassSampler
 from framework.machine import environment
 from framework.networks.flat import FlatNetwork
 from framework.networks.registry import build
-from framework.outer.engine import RealBatch
+from framework.outer.engines.engine import RealBatch
 from framework.outer.synthetic import Synthetic, noise_images, one_hot_labels
 from framework.rng import generator
 from framework.run.memory import window_bytes

@@ -49,10 +49,10 @@ from framework.inner.plan import ClassSampler, Plan
 from framework.machine import environment, free_memory
 from framework.networks.flat import FlatNetwork, activation_floats
 from framework.networks.registry import build
-from framework.outer.engine import Engine, Mark, RealBatch, no_mark
-from framework.outer.lowrank import LowRank, Recipe
+from framework.outer.engines.engine import Engine, Mark, RealBatch, no_mark
+from framework.outer.engines.lowrank import LowRank, Recipe
+from framework.outer.engines.replay import Replay
 from framework.outer.policies.policy import Window
-from framework.outer.replay import Replay
 from framework.outer.synthetic import Synthetic, noise_images, one_hot_labels
 from framework.report.plots import save_figure
 from framework.rng import generator

@@ -29,8 +29,8 @@ from framework.inner.plan import ClassSampler
 from framework.machine import environment
 from framework.networks.flat import FlatNetwork
 from framework.networks.registry import build
-from framework.outer.engine import RealBatch
-from framework.outer.replay import Replay
+from framework.outer.engines.engine import RealBatch
+from framework.outer.engines.replay import Replay
 from framework.outer.synthetic import Synthetic, one_hot_labels
 from framework.rng import generator
 from framework.run.distributed import resolve_device

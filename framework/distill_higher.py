@@ -23,15 +23,15 @@ from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import Optimizer, State, apart, side_by_side
 from framework.inner.plan import ClassSampler, Plan
 from framework.networks.flat import FlatNetwork
-from framework.outer.engine import Cost, Engine, Lags, Mark, MetaGradient, RealBatch, no_mark
+from framework.outer.engines.engine import Cost, Engine, Lags, Mark, MetaGradient, RealBatch, no_mark
+from framework.outer.engines.kept_factors import KeptFactors, KeptHessian, LowRankSteps
+from framework.outer.engines.lowrank import LowRank, Recipe
+from framework.outer.engines.replay import Replay
 from framework.outer.importance import bin_of
-from framework.outer.kept_factors import KeptFactors, KeptHessian, LowRankSteps
-from framework.outer.lowrank import LowRank, Recipe
 from framework.outer.method import Peers, Proposal
 from framework.outer.patches import PatchAlignment
 from framework.outer.policies.policy import Policy, Window
 from framework.outer.pool import NetworkPool
-from framework.outer.replay import Replay
 from framework.outer.synthetic import Grads, Synthetic, SyntheticSet
 from framework.rng import generator
 

@@ -37,9 +37,9 @@ from framework.inner.optimizers import PlainSGD
 from framework.inner.plan import ShuffledSampler
 from framework.networks.flat import FlatNetwork, activation_floats
 from framework.outer.buffers.layout import file_name
-from framework.outer.experts import ExpertTrainer
-from framework.outer.ftd import match
-from framework.outer.replay import Replay
+from framework.outer.engines.replay import Replay
+from framework.outer.matching.experts import ExpertTrainer
+from framework.outer.matching.ftd import match
 from framework.outer.synthetic import Synthetic, one_hot_labels
 from framework.rng import generator
 from framework.run.checkpoint import find_run

@@ -250,7 +250,7 @@ class ExpertSource:
 
 @dataclass(frozen=True)
 class ExpertTraining:
-    """How experts were trained; see ``outer.experts.ExpertRecipe``."""
+    """How experts were trained; see ``outer.matching.experts.ExpertRecipe``."""
 
     lr: float
     momentum: float

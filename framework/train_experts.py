@@ -12,7 +12,7 @@ from framework.assemble.experts import expert_execution, expert_recipe, side_by_
 from framework.assemble.matching import expert_source, network_for
 from framework.config.matching import BufferConfig
 from framework.outer.buffers.writer import BufferWriter, keep
-from framework.outer.experts import Expert, ExpertTrainer
+from framework.outer.matching.experts import Expert, ExpertTrainer
 from framework.report.tables import duration
 from framework.run.distributed import Comm, PeerLost
 from framework.run.interrupt import Interrupted, StopRequest

@@ -22,9 +22,9 @@ from framework.inner.plan import ClassSampler
 from framework.networks.flat import FlatNetwork, activation_floats
 from framework.networks.registry import build
 from framework.outer.blocks import block_seed
+from framework.outer.engines.kept_factors import KeptFactors, KeptRecipe
+from framework.outer.engines.lowrank import Recipe
 from framework.outer.importance import costs_in_passes, position_bins
-from framework.outer.kept_factors import KeptFactors, KeptRecipe
-from framework.outer.lowrank import Recipe
 from framework.outer.method import Method
 from framework.outer.patches import PatchAlignment
 from framework.outer.policies.policy import Policy

@@ -8,7 +8,7 @@ from framework.assemble.common import execution_for
 from framework.config.matching import BufferConfig, Matching
 from framework.inner.augment import Augmentation, Augmenter, CondensationAugmentation
 from framework.inner.kernels import Execution
-from framework.outer.experts import ExpertRecipe, Sharpness
+from framework.outer.matching.experts import ExpertRecipe, Sharpness
 
 SIDE_BY_SIDE = {"cuda": 4}
 """Experts that are trained at once where no flag says it; elsewhere one (benchmarks/experts.py)."""

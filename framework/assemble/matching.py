@@ -20,10 +20,10 @@ from framework.networks.registry import build, same_maker, specify
 from framework.outer.blocks import block_seed
 from framework.outer.buffers.reader import Buffer
 from framework.outer.buffers.record import compare, rows_checksum, weighted_norms
-from framework.outer.ftd import Starts, TrajectoryMatching
-from framework.outer.lowrank import LowRank, Recipe
-from framework.outer.matched import MatchedSet
-from framework.outer.replay import Replay
+from framework.outer.engines.lowrank import LowRank, Recipe
+from framework.outer.engines.replay import Replay
+from framework.outer.matching.ftd import Starts, TrajectoryMatching
+from framework.outer.matching.matched import MatchedSet
 from framework.outer.synthetic import one_hot_labels
 from framework.records import ExpertSource
 from framework.rng import generator

@@ -14,7 +14,7 @@ from framework.errors import UserError
 from framework.flags import option
 from framework.inner.kernels import Execution
 from framework.networks.flat import activation_floats
-from framework.outer.replay import kept_vectors, segment
+from framework.outer.engines.replay import kept_vectors, segment
 
 # Measured by benchmarks/memory_estimate.py, as multiples of the floats that one forward pass writes.
 WINDOW_GRAPH = 1.5  # higher: kept for every differentiated step and image

@@ -27,8 +27,8 @@ from framework.inner.names import AUGMENTATIONS
 from framework.inner.optimizers import SGD, Adam, State
 from framework.networks.flat import FlatNetwork
 from framework.networks.registry import build
+from framework.outer.engines.replay import Replay
 from framework.outer.policies.policy import Window
-from framework.outer.replay import Replay
 from framework.rng import generator
 
 needs_compiler = pytest.mark.skipif(not has_compiler(CPU), reason="torch.compile needs a C++ compiler")

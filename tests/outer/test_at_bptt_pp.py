@@ -14,7 +14,7 @@ from test_method import STEPS, at, epoch, method
 from torch import Tensor
 
 from framework.errors import UserError
-from framework.outer.kept_factors import KeptFactors
+from framework.outer.engines.kept_factors import KeptFactors
 from framework.outer.policies.at_bptt_pp import ATBPTTPP
 from framework.outer.policies.policy import Window
 from framework.rng import generator

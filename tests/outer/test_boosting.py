@@ -13,7 +13,7 @@ from torch import Tensor
 from framework.inner.counts import Counts
 from framework.outer.blocks import Blocks, Parameters, block_seed, prefix_rows
 from framework.outer.boosting import Boosting
-from framework.outer.matched import EMA, MatchedSet
+from framework.outer.matching.matched import EMA, MatchedSet
 from framework.outer.method import Proposal, Snapshot
 from framework.outer.synthetic import AVERAGE, RAW, SyntheticSet, noise_images, one_hot_labels
 from framework.rng import generator

@@ -25,7 +25,7 @@ from framework.outer.buffers.layout import file_name, layout
 from framework.outer.buffers.reader import Buffer
 from framework.outer.buffers.record import FLAGS, TOLERANCE, compare, read_experts, rows_checksum, weighted_norms
 from framework.outer.buffers.writer import BufferWriter
-from framework.outer.experts import Expert, ExpertRecipe, Sharpness
+from framework.outer.matching.experts import Expert, ExpertRecipe, Sharpness
 from framework.records import Experts, ExpertSource, read_record
 from framework.rng import generator
 

@@ -11,7 +11,7 @@ from framework.distill_higher import Higher, outer_gradient
 from framework.inner.augment import apply
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import SGD, Adam, Optimizer, State
-from framework.outer.engine import MetaGradient
+from framework.outer.engines.engine import MetaGradient
 from framework.outer.policies.policy import Window
 from framework.rng import generator
 

@@ -11,9 +11,9 @@ from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import SGD, Adam, Optimizer, State
 from framework.networks.registry import ARCHITECTURES
 from framework.networks.spec import NORMS
-from framework.outer.engine import Engine, MetaGradient
+from framework.outer.engines.engine import Engine, MetaGradient
+from framework.outer.engines.replay import Replay
 from framework.outer.policies.policy import Window
-from framework.outer.replay import Replay
 from framework.rng import generator
 
 RULES = [Adam(1e-2), SGD(0.1)]

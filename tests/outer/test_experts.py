@@ -19,7 +19,7 @@ from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import SGD, State
 from framework.networks.flat import FlatNetwork
 from framework.networks.registry import build
-from framework.outer.experts import Expert, ExpertRecipe, ExpertTrainer, Sharpness, sharp_direction
+from framework.outer.matching.experts import Expert, ExpertRecipe, ExpertTrainer, Sharpness, sharp_direction
 from framework.rng import generator
 
 CLASSES, SIDE, IMAGES = 3, 8, 22  # batches of 8: the last has 6

@@ -16,11 +16,11 @@ from framework.inner.kernels import Execution
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import PlainSGD
 from framework.inner.plan import Plan, ShuffledSampler
-from framework.outer.ftd import Matched, Starts, TrajectoryMatching, match
-from framework.outer.lowrank import LowRank, Recipe
-from framework.outer.matched import EMA, MatchedSet
+from framework.outer.engines.lowrank import LowRank, Recipe
+from framework.outer.engines.replay import Replay
+from framework.outer.matching.ftd import Matched, Starts, TrajectoryMatching, match
+from framework.outer.matching.matched import EMA, MatchedSet
 from framework.outer.method import Rejected
-from framework.outer.replay import Replay
 from framework.outer.synthetic import RAW, Grads, one_hot_labels
 from framework.rng import generator
 from framework.run.distributed import Comm

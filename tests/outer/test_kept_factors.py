@@ -15,9 +15,9 @@ from framework.distill_higher import BackpropThroughTime, Higher, make_engine, o
 from framework.inner.augment import apply
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import SGD, Adam, Optimizer, State, Transformed
-from framework.outer.engine import MetaGradient
-from framework.outer.kept_factors import KeptFactors, KeptHessian, KeptRecipe, LowRankSteps, reshaped
-from framework.outer.lowrank import Factors, Recipe
+from framework.outer.engines.engine import MetaGradient
+from framework.outer.engines.kept_factors import KeptFactors, KeptHessian, KeptRecipe, LowRankSteps, reshaped
+from framework.outer.engines.lowrank import Factors, Recipe
 from framework.outer.policies.policy import Window
 from framework.rng import generator
 from framework.run import checkpoint

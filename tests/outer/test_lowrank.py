@@ -11,10 +11,10 @@ from torch import Tensor
 from framework.distill_higher import Higher, outer_gradient
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import SGD, Adam, State
-from framework.outer.engine import MetaGradient
-from framework.outer.lowrank import LowRank, Recipe, factorise
+from framework.outer.engines.engine import MetaGradient
+from framework.outer.engines.lowrank import LowRank, Recipe, factorise
+from framework.outer.engines.replay import Replay
 from framework.outer.policies.policy import Window
-from framework.outer.replay import Replay
 from framework.rng import generator
 
 GEN = "low-rank tests"

@@ -16,12 +16,12 @@ from framework.inner.counts import Counts
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import Adam
 from framework.inner.plan import ClassSampler
-from framework.outer.engine import RealBatch
+from framework.outer.engines.engine import RealBatch
+from framework.outer.engines.replay import Replay
 from framework.outer.method import Proposal
 from framework.outer.patches import PatchAlignment
 from framework.outer.policies.policy import Policy, Window
 from framework.outer.policies.registry import Settings, make
-from framework.outer.replay import Replay
 from framework.outer.synthetic import Synthetic, SyntheticSet, joint_norm
 from framework.rng import generator
 from framework.run.distributed import Comm

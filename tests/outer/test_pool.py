@@ -21,16 +21,16 @@ from framework.distill_higher import BackpropThroughTime, Higher, outer_gradient
 from framework.inner.kernels import Execution
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import SGD, Adam, State, apart
-from framework.outer.engine import RealBatch
+from framework.outer.engines.engine import RealBatch
+from framework.outer.engines.lowrank import LowRank, Recipe
+from framework.outer.engines.replay import Replay
 from framework.outer.importance import bin_of, pool_prefix
-from framework.outer.lowrank import LowRank, Recipe
 from framework.outer.method import Proposal
 from framework.outer.policies import rat_pool
 from framework.outer.policies.policy import Window
 from framework.outer.policies.rat_is import ImportanceSampled
 from framework.outer.policies.rat_pool import Pool
 from framework.outer.pool import NetworkPool
-from framework.outer.replay import Replay
 from framework.outer.synthetic import Synthetic, joint_norm
 from framework.rng import generator
 from framework.run.distributed import Comm

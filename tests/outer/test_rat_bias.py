@@ -24,14 +24,14 @@ from framework.inner.graphs import Captured
 from framework.inner.kernels import Execution
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import SGD, Adam, Optimizer, State
-from framework.outer.engine import Engine, Lags
-from framework.outer.kept_factors import KeptFactors, KeptHessian, KeptRecipe, LowRankSteps
-from framework.outer.lowrank import LowRank, Recipe
+from framework.outer.engines.engine import Engine, Lags
+from framework.outer.engines.kept_factors import KeptFactors, KeptHessian, KeptRecipe, LowRankSteps
+from framework.outer.engines.lowrank import LowRank, Recipe
+from framework.outer.engines.replay import Replay
 from framework.outer.method import Proposal
 from framework.outer.policies.policy import Window
 from framework.outer.policies.rat_bias import REFRESH, LengthByBias
 from framework.outer.policies.rat_bptt import RaTBPTT
-from framework.outer.replay import Replay
 from framework.outer.synthetic import joint_norm
 from framework.run.distributed import Comm
 

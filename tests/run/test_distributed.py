@@ -23,9 +23,9 @@ from framework.distill_higher import outer_gradient
 from framework.errors import UserError
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import Adam
-from framework.outer.engine import MetaGradient
+from framework.outer.engines.engine import MetaGradient
+from framework.outer.engines.replay import Replay
 from framework.outer.policies.policy import Window
-from framework.outer.replay import Replay
 from framework.outer.synthetic import Grads, SyntheticSet
 from framework.run import checkpoint
 from framework.run.distributed import Comm, resolve_device

@@ -26,7 +26,7 @@ from framework.config.bptt import parse
 from framework.errors import UserError
 from framework.files import FolderLock
 from framework.inner.augment import sample_bilinearly
-from framework.outer.engine import MetaGradient
+from framework.outer.engines.engine import MetaGradient
 from framework.outer.synthetic import Grads
 from framework.run import checkpoint
 from framework.run.checkpoint import find_run, save_run

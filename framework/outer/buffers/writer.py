@@ -11,7 +11,7 @@ from framework.machine import environment
 from framework.networks.flat import FlatNetwork
 from framework.outer.buffers.layout import FOLDER, file_name, to_file
 from framework.outer.buffers.record import differences, read_experts
-from framework.outer.experts import Expert
+from framework.outer.matching.experts import Expert
 from framework.records import ExpertCurve, ExpertFile, Experts, ExpertSource, ExpertTraining
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from framework.inner.loop import InnerLoop, Step
 from framework.inner.optimizers import State
 from framework.inner.plan import Plan
-from framework.outer.engine import Cost, Lags, Mark, MetaGradient, RealBatch, no_mark
+from framework.outer.engines.engine import Cost, Lags, Mark, MetaGradient, RealBatch, no_mark
 from framework.outer.synthetic import Grads, Synthetic
 
 

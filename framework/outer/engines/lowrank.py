@@ -14,8 +14,8 @@ from torch import Tensor
 
 from framework.inner.loop import InnerLoop, Step
 from framework.inner.optimizers import State
-from framework.outer.engine import Cost
-from framework.outer.replay import Replay
+from framework.outer.engines.engine import Cost
+from framework.outer.engines.replay import Replay
 from framework.rng import generator
 
 

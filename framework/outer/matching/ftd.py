@@ -21,9 +21,9 @@ from torch import Tensor
 from framework.inner.optimizers import PlainSGD, State
 from framework.inner.plan import Plan, ShuffledSampler
 from framework.networks.flat import FlatNetwork
-from framework.outer.matched import MatchedSet
+from framework.outer.engines.replay import Replay
+from framework.outer.matching.matched import MatchedSet
 from framework.outer.method import Peers, Proposal
-from framework.outer.replay import Replay
 from framework.outer.synthetic import Grads, Synthetic
 from framework.rng import generator
 

@@ -1,8 +1,8 @@
 """Cache-and-refresh low-rank Hessians (CR-LRHA, AT-BPTT++): factors that are kept across outer steps.
 
-They are those of ``outer.lowrank``, of the Hessian at the first step of a window, and are rebuilt when there are none,
-when the policy's drift reaches ``delta``, and at every outer step whose number ``period`` divides. In between they
-serve other networks than the one that they were made from: that is the method. What they are used for differs:
+They are those of ``outer.engines.lowrank``, of the Hessian at the first step of a window, and are rebuilt when there
+are none, when the policy's drift reaches ``delta``, and at every outer step whose number ``period`` divides. In between
+they serve other networks than the one that they were made from: that is the method. What they are used for differs:
 
 * ``hessian``: H_t w of the backward recursion is replaced, as in AT-BPTT's paper; the inner steps stay as they are.
 * ``gradient``: what the authors' public code does. The inner gradient of every differentiated step is replaced by its
@@ -25,10 +25,10 @@ from torch import Tensor
 from framework.inner.loop import InnerLoop, Step
 from framework.inner.optimizers import State, Transformed
 from framework.inner.plan import Plan
-from framework.outer.engine import Cost, Lags, Mark, MetaGradient, RealBatch, no_mark
-from framework.outer.lowrank import Factors, Recipe, factorise
+from framework.outer.engines.engine import Cost, Lags, Mark, MetaGradient, RealBatch, no_mark
+from framework.outer.engines.lowrank import Factors, Recipe, factorise
+from framework.outer.engines.replay import Replay
 from framework.outer.method import Peers
-from framework.outer.replay import Replay
 from framework.outer.synthetic import Synthetic
 from framework.rng import generator
 

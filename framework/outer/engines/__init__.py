@@ -1,0 +1,1 @@
+"""How the real loss is differentiated through a window of inner steps: replay, low-rank factors."""

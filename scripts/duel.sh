@@ -15,8 +15,10 @@ for rate in "${rates[@]}"; do settings+=(--setting "--lr $rate"); done
 start_study duel "${settings[@]}" \
   --method "rat-bptt" "--truncation rat-bptt" \
   --method "rat-bptt, every step, from 1" "--truncation rat-bptt --complete_random --minwindow 1" \
+  --method "rat-bptt, robust clip" "--truncation rat-bptt --clip_norms applied" \
   --method "rat-is" "--truncation rat-is" \
   --method "rat-pool" "--truncation rat-pool" \
   --method "at-bptt, tau 10" "--truncation at-bptt -d $radius --tau 10" \
+  --method "at-bptt, tau 10, robust clip" "--truncation at-bptt -d $radius --tau 10 --clip_norms applied" \
   --method "early positions, root" "--truncation at-bptt-positions --early_gain -1000 --inner_eps_root 1e-6" \
   --method "WTPO" "--truncation at-bptt-pp --window_radius $radius --disable_cr_lrha --no_normalize_syn"

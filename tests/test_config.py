@@ -34,7 +34,7 @@ OURS = """
 --norm --act --pool --psp_patches --psp_lambda --meta_batch --chunk --precision --channels_last --accelerate
 --lowrank_rank --lowrank_oversampling --lowrank_power_iters --lowrank_refresh --lowrank_metric --lowrank_random
 --data_cache --cache_dir --zca_pixels --pixel_range --hf_image --hf_label --init --patience --trial
---max_bad_steps --deterministic --track --inner_eps_root --iterate_average
+--max_bad_steps --deterministic --track --inner_eps_root --iterate_average --clip_norms
 --boost_block --boost_beta --boost_epochs
 """
 AUTOMATIC = """

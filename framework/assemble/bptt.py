@@ -236,6 +236,7 @@ def _new_set(c: Config, real: RealData, given: _Given | None, device: torch.devi
         eps=c.eps,
         weight_decay=c.wd,
         ema_decay=c.clip_coef,
+        robust=c.clip_norms == "applied",
         learn_images=not c.freeze_data,
         normalise=c.normalises,
         blocks=blocks_of(c, real.num_classes),

@@ -245,6 +245,9 @@ class Config(Distilling):
     clip_coef: float = flag(0.9, "outer loop",
         "decay of the moving average of the meta-gradient's norm; the meta-gradient is clipped to twice that average",
         minimum=0, maximum=1)
+    clip_norms: str = flag("raw", "outer loop", "what enters that average: norms as they are, the step's own before it "
+        "sets the clip (raw, as published), or norms as applied, after that (applied: an outlier raises neither)",
+        choices=("raw", "applied"))
     clip_by: str = flag("all", "outer loop", "that average is one over all windows, or one for each of --is_bins bins "
         "of window positions (position); of norms with the policy's weight, as they are clipped",
         choices=("all", "position"), read_by="policies that move windows", reads=lambda c: c.policy not in STILL)

@@ -48,6 +48,7 @@ class SyntheticSet:
         eps: Adam's.
         weight_decay: of images and labels.
         ema_decay: of the moving average of the meta-gradient's norm that sets the clip.
+        robust: norms enter that average as they are applied, after it has set the clip.
         learn_images: also update ``images``; one of both is learnt.
         normalise: scale every image that a step has moved back to Euclidean norm 1 (AT-BPTT++'s public code).
         blocks: how the set is to ``grow``, where it does; it starts with one block.
@@ -67,6 +68,7 @@ class SyntheticSet:
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         ema_decay: float = 0.9,
+        robust: bool = False,
         learn_images: bool = True,
         normalise: bool = False,
         blocks: Blocks | None = None,
@@ -75,7 +77,7 @@ class SyntheticSet:
         assert learn_images or learn_labels, "validated with the flags"
         self.learn_images, self.learn_labels = learn_images, learn_labels
         self.normalise = normalise and learn_images
-        self.ema_decay = ema_decay
+        self.ema_decay, self.robust = ema_decay, robust
         self.blocks = blocks
         self.average = average
         self.lr = {"images": {"lr": lr}, "labels": {"lr": label_lr}}
@@ -138,7 +140,9 @@ class SyntheticSet:
         without a gradient.
 
         The norm is that of images' and labels' gradient together, as it is given, with a policy's weight; the average
-        includes it before it sets the clip, and starts at the first norm. Nothing here waits for the device.
+        starts at the first norm, and includes each before it sets the clip, so that 2 (1 - ``ema_decay``) of an outlier
+        are left, however large it is. Where ``robust``, the clip is twice the average of the steps before, which then
+        takes note of the norm that was applied. Nothing here waits for the device.
 
         Args:
             grads: towards each tensor of ``learnt``, by its name.
@@ -150,9 +154,12 @@ class SyntheticSet:
         """
         norm, decay = joint_norm(grads), self.ema_decay
         earlier = self.norm_emas.get(clip)
-        average = norm.clone() if earlier is None else decay * earlier + (1 - decay) * norm
+        known = earlier if self.robust else None
+        counted = norm if known is None else norm.minimum(2 * known)
+        average = norm.clone() if earlier is None else decay * earlier + (1 - decay) * counted
         self.norm_emas[clip] = average
-        factor = (2 * average / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1.0)
+        limit = 2 * (average if known is None else known)
+        factor = (limit / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1.0)
         self.parameters.set_grads({name: gradient * factor for name, gradient in grads.items()})
         before = self.images.detach().clone() if mask is not None else self.images
         self.optimizer.step()

@@ -218,6 +218,30 @@ def test_the_clip_is_twice_the_moving_average_of_the_norm(learn_labels: bool, em
     assert (min(factors) < 0.5) == (ema > 0)
 
 
+def test_an_outlier_raises_neither_the_robust_clip_nor_its_average() -> None:
+    """The clip is twice the average of what was applied before, however large the norm is."""
+    s, published = make_set(robust=True), make_set()
+    average: float | None = None
+    factors, lefts = [], []
+    for step, grads in enumerate(gradients(10)):
+        grads = {name: gradient * (1e6 if step == 4 else 1) for name, gradient in grads.items()}
+        norm = joint_norm(grads).item()
+        limit = math.inf if average is None else 2 * average
+        factor = s.update(grads)["clip_factor"].item()
+        left = published.update(grads)["clip_factor"].item()
+        assert factor == pytest.approx(min(1.0, limit / norm), rel=1e-13)
+        applied = min(norm, limit)
+        average = applied if average is None else 0.9 * average + 0.1 * applied
+        assert s.norm_emas[0].item() == pytest.approx(average, rel=1e-13)
+        if step == 4:
+            assert left == pytest.approx(0.2, rel=1e-4)
+            assert factor < 1e-5
+        factors.append(factor)
+        lefts.append(left)
+    assert min(factors[5:]) < 1, "large gradients are still cut"
+    assert set(lefts[5:]) == {1.0}, "by the published clip none is for a while"
+
+
 def test_every_clip_has_an_average_of_its_own() -> None:
     """Of an average of its own, not of all, clip 2 cuts its large gradients less."""
     apart, together, averages, less = make_set(), make_set(), {}, []

@@ -17,6 +17,7 @@ start_study duel "${settings[@]}" \
   --method "rat-bptt, every step, from 1" "--truncation rat-bptt --complete_random --minwindow 1" \
   --method "rat-bptt, robust clip" "--truncation rat-bptt --clip_norms applied" \
   --method "rat-is" "--truncation rat-is" \
+  --method "rat-is, robust clip" "--truncation rat-is --clip_norms applied" \
   --method "rat-pool" "--truncation rat-pool" \
   --method "at-bptt, tau 10" "--truncation at-bptt -d $radius --tau 10" \
   --method "at-bptt, tau 10, robust clip" "--truncation at-bptt -d $radius --tau 10 --clip_norms applied" \

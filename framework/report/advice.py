@@ -22,6 +22,8 @@ from framework.report.tables import markdown_table
 
 LEAST = 4  # recorded windows of a bin: two for each half
 WORTH = 1.1  # a gain from which on a change is advised
+AROUND = 10  # recorded steps before and after one that its norm is compared with
+OUTLIER = 10.0  # times their median, after the clip, from which on a clip is advised that outliers do not move
 UNEVEN = 1.25  # largest over smallest mean clip factor of a bin from which on the clip is said to weigh positions
 POLICIES = {"rat-is": "rat-is", "by norm": "rat-is if it knew no cost", "best": "bound, without a uniform share"}
 LIMITS = """\
@@ -88,6 +90,8 @@ class Advice:
     first_step: float | None
     """Mean square norm over all positions, times that without windows that hold Adam's first step; None: unknown, or
     the run has no such windows."""
+    outlier: float
+    """The largest norm after the clip, times the median norm of the recorded steps around it."""
     changes: list[Change]
     flags: list[tuple[str, str]]
     """What to try, each with the reason."""
@@ -116,9 +120,10 @@ def advise(folder: RunFolder, since: int = 0) -> Advice:
     gain, halves = _gains(c, folder, parts, inside, bins)
     uneven = max(b.factor for b in bins) / min(b.factor for b in bins)
     passes, first_step = _passes(c, c.window, per_step, rest - 4 * per_step * c.window), _first_step(c, points)
+    outlier = _outlier(points)
     return Advice(
         str(folder.path), c.window, c.totwindow, points[-1].step, len(points), bins, passes, gain, halves, uneven,
-        first_step, _changes(c, per_step, passes), _flags(c, halves, uneven, first_step),
+        first_step, outlier, _changes(c, per_step, passes), _flags(c, halves, uneven, first_step, outlier),
     )  # fmt: skip
 
 
@@ -219,6 +224,14 @@ def _first_step(c: Config, points: list[WindowPoint]) -> float | None:
     return float((at_0 / later + positions - 1) / positions)
 
 
+def _outlier(points: list[WindowPoint]) -> float:
+    """``Advice.outlier``."""
+    norms = np.array([point.norm for point in points])
+    medians = [np.median(norms[max(0, i - AROUND) : i + AROUND + 1]) for i in range(len(points))]
+    applied = (point.norm * point.clip_factor for point in points)
+    return float(max((norm / median for norm, median in zip(applied, medians, strict=True) if median), default=0.0))
+
+
 def _passes(c: Config, window: int, per_step: float, real: float) -> dict[str, float]:
     """Of an outer step on average over uniform positions, with a window of so many steps."""
     prefix = (c.minwindow + c.totwindow - window) / 2
@@ -238,12 +251,17 @@ def _changes(c: Config, per_step: float, passes: dict[str, float]) -> list[Chang
     return changes + [Change(f"--meta_batch {k * c.meta_batch}", k * now, float(k), 1 / k) for k in (2, 4)]
 
 
-def _flags(c: Config, halves: dict[str, float], uneven: float, first_step: float | None) -> list[tuple[str, str]]:
+def _flags(
+    c: Config, halves: dict[str, float], uneven: float, first_step: float | None, outlier: float
+) -> list[tuple[str, str]]:
     """What is worth trying."""
     found = []
     if first_step is not None and first_step >= WORTH:
         reason = f"windows that hold Adam's first step bring the mean square norm to {first_step:.2f} times the others'"
         found.append(("--minwindow 1", f"{reason}, and that step tells nothing: docs/windows.md"))
+    if outlier >= OUTLIER and c.clip_norms == "raw":
+        reason = f"clipped as it was, a meta-gradient was {outlier:.0f} times its neighbours' median"
+        found.append(("--clip_norms applied", f"{reason}, and the outer optimiser remembers it"))
     if (least := min(halves.values())) >= WORTH:
         found.append(("--truncation rat-is", f"predicted: the same error for 1/{least:.2f} of the cost"))
     if uneven >= UNEVEN and c.clip_by == "all":

@@ -86,6 +86,20 @@ def test_windows_that_hold_adams_first_step_are_told_apart(tmp_path: Path) -> No
     assert advise(RunFolder(tmp_path)).first_step is None
 
 
+def test_an_outlier_is_told_by_its_neighbours_after_the_clip(tmp_path: Path) -> None:
+    """Norms of 100 at first, then of 1; the outlier of 30 times those around it is the one that starts at 1."""
+    norms = [100.0] * 30 + [1.0] * 30
+    norms[43] = 60.0
+    write_run(tmp_path, norms, rounds=1, factors={1: 0.5})
+    found = advise(RunFolder(tmp_path))
+    assert found.outlier == pytest.approx(30, rel=1e-12)
+    assert "was 30 times" in dict(found.flags)["--clip_norms applied"]
+    write_run(tmp_path, norms, rounds=1, factors={1: 0.1})
+    assert "--clip_norms applied" not in dict(advise(RunFolder(tmp_path)).flags)
+    write_run(tmp_path, norms, rounds=1, factors={1: 0.5}, clip_norms="applied")
+    assert "--clip_norms applied" not in dict(advise(RunFolder(tmp_path)).flags)
+
+
 @pytest.mark.parametrize(
     ("norms", "flags", "end"),
     [

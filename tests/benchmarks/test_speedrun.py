@@ -204,7 +204,8 @@ def test_what_is_no_flag_is_one_line(flags: str, tmp_path: Path, capsys: pytest.
     assert f"unrecognized arguments: {flags}" in line
 
 
-def test_an_open_track_is_refused_unless_a_goal_is_tried(tmp_path: Path) -> None:
+def test_an_open_track_is_refused_unless_a_goal_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TRACKS, "mnist_ipc1", replace(TRACKS["mnist_ipc1"], goal=None))
     assert refusal(tmp_path / "out", track="mnist_ipc1").startswith("--track mnist_ipc1 is open: no goal is known yet")
     assert not (tmp_path / "out").exists()
     assert verify(tmp_path / "out", "--goal", "50", "--minutes", "0", track="mnist_ipc1") == 0

@@ -37,6 +37,7 @@ from study import (
     Study,
     against,
     deadline_in,
+    first_and_best,
     mean_and_deviation,
     paired_gains,
     percent,
@@ -59,9 +60,8 @@ def choose(tuned: list[Result], methods: list[str], settings: list[str], finalis
         return fmean(r.accuracy_at(float("inf")) for r in tuned if r.variant == variant(method, setting))
 
     best = {method: max(settings, key=lambda setting: accuracy(method, setting)) for method in methods}
-    first, *others = methods
-    ranked = sorted(others, key=lambda method: accuracy(method, best[method]), reverse=True)
-    return {method: best[method] for method in methods if method == first or method in ranked[:finalists]}
+    going_on = first_and_best({method: accuracy(method, setting) for method, setting in best.items()}, finalists)
+    return {method: setting for method, setting in best.items() if method in going_on}
 
 
 def sign_test(gains: list[float]) -> float | None:

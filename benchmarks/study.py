@@ -218,9 +218,14 @@ def compare(variants: dict[str, dict[str, Any]]) -> None:
 def finalists(results: list[Result], count: int) -> set[str]:
     """The first variant, and the best others by test accuracy."""
     variants = collect(results)["variants"]
-    first, *others = variants
-    best = sorted(others, key=lambda name: -variants[name]["test accuracy, equal outer steps"]["mean"])
-    return {first, *best[:count]}
+    column = "test accuracy, equal outer steps"
+    return first_and_best({name: row[column]["mean"] for name, row in variants.items()}, count)
+
+
+def first_and_best(scores: dict[str, float], count: int | None) -> set[str]:
+    """The first name, and the ``count`` others with the highest scores; None: all of them."""
+    first, *others = scores
+    return {first, *sorted(others, key=lambda name: -scores[name])[:count]}
 
 
 def table(results: dict[str, Any]) -> str:

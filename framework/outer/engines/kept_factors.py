@@ -27,7 +27,7 @@ from framework.inner.optimizers import State, Transformed
 from framework.inner.plan import Plan
 from framework.outer.engines.engine import Cost, Lags, Mark, MetaGradient, RealBatch, no_mark
 from framework.outer.engines.lowrank import Factors, Recipe, factorise
-from framework.outer.engines.replay import Replay
+from framework.outer.engines.replay import Replay, Trail
 from framework.outer.method import Peers
 from framework.outer.synthetic import Synthetic
 from framework.rng import generator
@@ -143,20 +143,12 @@ class KeptHessian(Replay):
         self.kept = kept
         self.rebuilt = False  # in the last window
 
-    def __call__(
-        self,
-        state: State,
-        synthetic: Synthetic,
-        plan: Plan,
-        real: RealBatch,
-        mark: Mark = no_mark,
-        lags: Lags | None = None,
-    ) -> MetaGradient:
-        """See ``Engine``."""
+    def forward(self, state: State, synthetic: Synthetic, plan: Plan) -> Trail:
+        """See ``Replay``; before it, the factors are rebuilt where they are due."""
         self.rebuilt = self.kept.due
         make = partial(window_factors, self.loop, self.kept.recipe.factors, state, synthetic, plan)
         self.kept.current(make, state.theta)
-        return super().__call__(state, synthetic, plan, real, mark, lags)
+        return super().forward(state, synthetic, plan)
 
     def _step_back(self, learn_labels: bool) -> Callable[..., tuple[State, Tensor, Any]]:
         loop, factors, blend = self.loop, self.kept.factors, self.kept.recipe.blend

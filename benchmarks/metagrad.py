@@ -245,8 +245,8 @@ def print_memory(variant: str, a: argparse.Namespace) -> None:
     print(resident_mib("VmHWM") - before)
 
 
-def case(images: int, window: int, a: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Time, memory and error of every variant on one problem."""
+def case(images: int, window: int, a: argparse.Namespace, device: torch.device, deadline: float) -> dict[str, Any]:
+    """Time, memory and error of every variant on one problem; those not warmed up by the deadline are left out."""
     problem = make(images, window, a.real, a.width, device, torch.float32)
     needed, free = needed_mib(images, window, a.width), available_mib(device)
     entry: dict[str, Any] = {"images": images, "window": window, "real": a.real, "width": a.width,
@@ -257,22 +257,28 @@ def case(images: int, window: int, a: argparse.Namespace, device: torch.device) 
             entry["left out"][variant] = f"needs about {needed / 1024:.0f} GiB, {free / 1024:.0f} are free"
         else:
             chosen.append(variant)
+    peaks = {}
     for variant in chosen:
-        entry["variants"][variant] = {} if a.no_memory else {"peak MiB": memory(problem, variant, images, window, a)}
-    runs = {}
+        if not a.no_memory and time.monotonic() < deadline:
+            peaks[variant] = {"peak MiB": memory(problem, variant, images, window, a)}
+    runs: dict[str, Runner] = {}
     for variant in chosen:
+        if runs and time.monotonic() > deadline:
+            entry["left out"][variant] = "no time was left for it"
+            continue
         began = time.perf_counter()
         runs[variant] = problem.runner(variant)
         runs[variant](WARM_UP, no_mark)
-        entry["variants"][variant]["warm-up seconds"] = time.perf_counter() - began
+        seconds = {"warm-up seconds": time.perf_counter() - began}
+        entry["variants"][variant] = {**peaks.get(variant, {}), **seconds}
     times: dict[str, list[dict[str, float]]] = {variant: [] for variant in runs}
     gradients = {}
-    deadline = time.monotonic() + a.case_seconds
+    enough = time.monotonic() + a.case_seconds
     for _ in range(a.repeats):
         for variant, runner in runs.items():
-            seconds, gradients[variant] = timed(runner, window, device)
-            times[variant].append(seconds)
-        if time.monotonic() > deadline:
+            taken, gradients[variant] = timed(runner, window, device)
+            times[variant].append(taken)
+        if time.monotonic() > enough:
             break
     exact = None
     if images * window <= a.error_limit:
@@ -367,7 +373,8 @@ def main() -> None:
     parser.add_argument("--real", type=at_least(10), default=500, help="real images")
     parser.add_argument("--repeats", type=at_least(1), default=3)
     parser.add_argument("--case_seconds", type=float, default=math.inf, help="repeat no case after this time")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="start no case after this time")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="start no case, and no further variant of "
+                        "one, after this time")  # fmt: skip
     parser.add_argument("--error_limit", type=int, default=2000, help="images x window up to which errors are measured")
     parser.add_argument("--no_memory", action="store_true")
     parser.add_device()
@@ -395,7 +402,7 @@ def main() -> None:
         if time.monotonic() > deadline:
             results["skipped"].append(f"{images} images, window {window}, width {a.width}")
             continue
-        results["cases"].append(case(images, window, a, device))
+        results["cases"].append(case(images, window, a, device, deadline))
         write_results(a.out, a.name, results, table(results))
     print(table(results))
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Within 10 minutes on one GPU: engines side by side, trajectory matching beside the originals' way, then a timed
 # distillation of CIFAR-10 (10 images per class, the AT-BPTT README's settings) with our default and with the reference
-# engine, each for half of the time that is left.
+# engine, each for half of the time that is left, and in the rest the engines for other windows and batches.
 # Writes JSON and Markdown to OUT_DIR.
 # Usage: bash scripts/gpu_bench.sh OUT_DIR [CIFAR_ROOT [FLAGS OF main.py]]
 #   CIFAR_ROOT holds cifar-10-batches-py; or train/ and test/ class folders, then give --dataset imagefolder as a flag.
@@ -37,22 +37,18 @@ compare() {
 }
 mkdir -p "$out"
 say "engines side by side: 100 images, window 40"
-compare $((total / 5)) --cases 100,40
-say "engines side by side: the others"
-compare $((total / 4)) --name metagrad_sweep --images 10 100 500 --windows 20 60 100 --case_seconds 10 \
-  --seconds $((total / 5))
+compare $((total / 5)) --cases 100,40 --seconds $((total / 8))
 if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   say "compiled kernels inside of graphs"
-  compare $((total / 5)) --name metagrad_compiled --cases 100,40 --variants ancestor "ancestor, tf32" \
-    "replay, graphs" "replay, graphs, compile" "replay, graphs, compile, tf32"
+  compare $((total / 4)) --name metagrad_compiled --cases 100,40 --seconds $((total / 8)) --no_memory --variants \
+    ancestor "ancestor, tf32" "replay, graphs" "replay, graphs, tf32" "replay, graphs, compile, tf32"
   say "trajectory matching"
   within $((total / 10)) "$PYTHON" benchmarks/matching.py --out "$out" --steps 20 80 --device cuda
 fi
 for engine in auto higher; do
   say "distilling with --engine $engine"
   run="$out/run_$engine"
-  limit=$(left)
-  [ "$engine" = higher ] || limit=$((limit / 2))
+  limit=$(($(left) / 2))
   within "$limit" "$PYTHON" main.py --dataset cifar10 --root "$root" --zca \
     --num_per_class 10 --batch_per_class 10 --batch_size 5000 --ddtype curriculum --cctype 2 -d 10 --window 40 \
     --totwindow 200 --inner_optim Adam --inner_lr 0.001 --lr 0.001 --arch convnet --test_freq 2 --eval_steps 300 \
@@ -65,3 +61,6 @@ for engine in auto higher; do
   fi
 done
 "$PYTHON" benchmarks/timed_distillation.py "$out"
+say "engines side by side: the others"
+compare "$(left)" --name metagrad_sweep --images 10 100 500 --windows 20 60 100 --case_seconds 10 \
+  --seconds $(($(left) / 2))

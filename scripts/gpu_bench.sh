@@ -43,7 +43,7 @@ if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; th
   compare $((total / 4)) --name metagrad_compiled --cases 100,40 --seconds $((total / 8)) --no_memory --variants \
     ancestor "ancestor, tf32" "replay, graphs" "replay, graphs, tf32" "replay, graphs, compile, tf32"
   say "trajectory matching"
-  within $((total / 10)) "$PYTHON" benchmarks/matching.py --out "$out" --steps 20 80 --device cuda
+  within $((total / 6)) "$PYTHON" benchmarks/matching.py --out "$out" --steps 20 80 --device cuda
 fi
 for engine in auto higher; do
   say "distilling with --engine $engine"

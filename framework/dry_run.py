@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from framework.assemble.common import (
     check_packages,
     data_spec,
     execution_for,
+    work_of,
 )
 from framework.assemble.experts import expert_execution, expert_recipe, side_by_side
 from framework.assemble.matching import network_for, open_experts
@@ -31,11 +31,12 @@ from framework.errors import UserError
 from framework.files import cache_folder, can_hold
 from framework.inner.augment import Augmentation
 from framework.inner.counts import Counts, numbers_of, text_of
+from framework.inner.execution import Work
 from framework.inner.kernels import Execution
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import PlainSGD
 from framework.inner.plan import ShuffledSampler
-from framework.networks.flat import FlatNetwork, activation_floats
+from framework.networks.flat import FlatNetwork
 from framework.outer.buffers.layout import file_name
 from framework.outer.engines.replay import Replay
 from framework.outer.matching.experts import ExpertTrainer
@@ -59,10 +60,9 @@ class _Outlook:
     module: nn.Module  # on ``meta``
     train: int | None  # real images that are trained on, if they can be told
 
-    @cached_property
-    def floats(self) -> int:
-        """Numbers that one image's forward pass writes."""
-        return activation_floats(self.module, self.info.channels, self.info.image_size)
+    def work(self, steps: int = 0, images: int = 0) -> Work:
+        """What so many differentiated steps of so many images are."""
+        return work_of(self.module, self.info.channels, self.info.image_size, steps, images)
 
     @property
     def parameters(self) -> int:
@@ -136,7 +136,8 @@ def _bptt(c: Config, o: _Outlook, data: float) -> list[str]:
         total = steps * (c.total_epochs - c.start_epoch)
         about = f"{o.train:,} real images, {real_batch} per step"
         lines.append(f"steps per epoch: about {steps} ({about}), {total:,} in all")
-    execution = execution_for(c, o.device, o.floats, c.image_steps(o.classes, steps), c.engine_name != "higher")
+    work = o.work(c.differentiated_steps(steps), c.inner_batch(o.classes, c.block_size))
+    execution = execution_for(c, o.device, work, c.engine_name != "higher")
     lines.append(f"engine: {c.engine_text} ({execution})")
     problem = Problem(o.module, o.info.channels, o.info.image_size, o.classes, real_batch, execution)
     window, real = step_bytes(c, problem)
@@ -165,7 +166,7 @@ def _ftd(c: FtdConfig, o: _Outlook, data: float) -> list[str]:
         lines.append(f"experts: {len(experts)} of {experts.epochs} epochs in {experts.folder}")
     else:
         lines.append(f"experts: none yet in {c.buffer_folder}; main.py buffer trains them")
-    execution = execution_for(c, o.device, o.floats, c.image_steps(o.classes))
+    execution = execution_for(c, o.device, o.work(c.differentiated_steps, c.student_batch(o.classes, c.block_size)))
     lines.append(f"engine: replay ({execution})")
     problem = Problem(o.module, o.info.channels, o.info.image_size, o.classes, 0, execution)
     student, _ = step_bytes(c, problem)
@@ -197,7 +198,8 @@ def _buffer(c: BufferConfig, o: _Outlook, data: float) -> list[str]:
     disk = 4.0 * o.parameters * (c.train_epochs + 1)
     lines.append(f"disk: {size_text(disk)} an expert, {size_text(disk * c.num_experts)} in all, in {c.folder}")
     batch = min(c.batch_train, o.train or c.batch_train)
-    lines.append(_memory({"experts": beside * 4 * REAL_GRAPH * min(batch, execution.chunk) * o.floats, "data": data}))
+    floats = min(batch, execution.chunk) * o.work().activations
+    lines.append(_memory({"experts": beside * 4 * REAL_GRAPH * floats, "data": data}))
     if o.train is None:
         return [*lines, "time: unknown until --root is here"]
     seconds = _expert_step_seconds(c, o, batch, beside, replace(execution, compile=False, graphs=False))

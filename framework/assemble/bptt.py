@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from framework.assemble.boosting import blocks_of, boosted
-from framework.assemble.common import Parts, bare_network, check_packages, execution_for, listed, read_data
+from framework.assemble.common import Parts, bare_network, check_packages, execution_for, listed, read_data, work_of
 from framework.config.bptt import LEARNING, Config, resolve_patience
 from framework.data.load import Listing
 from framework.data.splits import RealData, draw_per_class
@@ -19,7 +19,7 @@ from framework.inner.kernels import Execution
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import make_optimizer
 from framework.inner.plan import ClassSampler
-from framework.networks.flat import FlatNetwork, activation_floats
+from framework.networks.flat import FlatNetwork
 from framework.networks.registry import build
 from framework.outer.blocks import block_seed
 from framework.outer.engines.kept_factors import KeptFactors, KeptRecipe
@@ -121,8 +121,9 @@ def _description(c: Config, real: RealData, loop: InnerLoop, method: Method) -> 
 
 def _execution(c: Config, real: RealData, bare: nn.Module, batch_size: int, device: torch.device) -> Execution:
     channels, side, _ = real.image_shape
-    image_steps = c.image_steps(real.num_classes, len(real.train) // batch_size)
-    return execution_for(c, device, activation_floats(bare, channels, side), image_steps, c.engine_name != "higher")
+    steps = c.differentiated_steps(len(real.train) // batch_size)
+    work = work_of(bare, channels, side, steps, c.inner_batch(real.num_classes, c.block_size))
+    return execution_for(c, device, work, c.engine_name != "higher")
 
 
 def lowrank_recipe(c: Config) -> Recipe:

@@ -15,11 +15,11 @@ from framework.data.registry import Reading
 from framework.data.splits import RealData, Split, require_random_real
 from framework.errors import UserError
 from framework.inner.counts import counts_of
-from framework.inner.execution import choose
+from framework.inner.execution import Work, choose
 from framework.inner.kernels import Execution
 from framework.inner.loop import InnerLoop
 from framework.inner.plan import Sampler
-from framework.networks.flat import FlatNetwork
+from framework.networks.flat import FlatNetwork, activation_floats, layer_count
 from framework.networks.registry import build_bare
 from framework.outer.method import LearntSet, Method
 from framework.run.distributed import Comm
@@ -55,24 +55,26 @@ def bare_network(c: Common, channels: int, side: int, classes: int) -> nn.Module
     return build_bare(c.arch, channels, side, classes, **c.network)
 
 
-def execution_for(
-    c: Common, device: torch.device, activations: int, image_steps: float, replayed: bool = True
-) -> Execution:
+def work_of(bare: nn.Module, channels: int, side: int, steps: int, images: int) -> Work:
+    """What so many differentiated steps of so many images are for a network."""
+    return Work(steps, images, activation_floats(bare, channels, side), layer_count(bare))
+
+
+def execution_for(c: Common, device: torch.device, work: Work, replayed: bool = True) -> Execution:
     """How to compute, which may depend on how much there is to compute.
 
     Args:
         c: the flags.
         device: where the run will be.
-        activations: numbers that one image's forward pass writes.
-        image_steps: differentiated inner steps of the whole run, times images per step.
+        work: what there is to compute.
         replayed: each step is differentiated by itself.
 
     Raises:
         UserError: what the flags ask for does not exist on the device.
     """
     return choose(
-        c.accelerate, device, activations=activations, image_steps=image_steps, per_sample=c.norm != "batch",
-        replayed=replayed, chunk=c.chunk, precision=c.precision, channels_last=c.channels_last,
+        c.accelerate, device, work, per_sample=c.norm != "batch", replayed=replayed, chunk=c.chunk,
+        precision=c.precision, channels_last=c.channels_last,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import torch
 from framework.assemble.common import execution_for
 from framework.config.matching import BufferConfig, Matching
 from framework.inner.augment import Augmentation, Augmenter, CondensationAugmentation
+from framework.inner.execution import Work
 from framework.inner.kernels import Execution
 from framework.outer.matching.experts import ExpertRecipe, Sharpness
 
@@ -41,7 +42,7 @@ def expert_execution(c: BufferConfig, device: torch.device) -> Execution:
     Raises:
         UserError: what the flags ask for does not exist on the device.
     """
-    execution = execution_for(c, device, activations=0, image_steps=0)
+    execution = execution_for(c, device, Work())
     return execution if c.chunk else replace(execution, chunk=c.batch_train)
 
 

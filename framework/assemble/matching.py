@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from framework.assemble.boosting import blocks_of, boosted
-from framework.assemble.common import Parts, bare_network, check_packages, execution_for, listed, read_data
+from framework.assemble.common import Parts, bare_network, check_packages, execution_for, listed, read_data, work_of
 from framework.config.matching import FtdConfig, Matching
 from framework.data.load import Listing
 from framework.data.registry import DatasetInfo
@@ -15,7 +15,7 @@ from framework.inner.counts import Counts
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import PlainSGD
 from framework.inner.plan import ShuffledSampler
-from framework.networks.flat import FlatNetwork, activation_floats
+from framework.networks.flat import FlatNetwork
 from framework.networks.registry import build, same_maker, specify
 from framework.outer.blocks import block_seed
 from framework.outer.buffers.reader import Buffer
@@ -47,7 +47,8 @@ def assemble_matching(c: FtdConfig, comm: Comm, device: torch.device) -> Parts:
     classes, (channels, side, _) = real.num_classes, real.image_shape
     learnt = _new_set(c, classes, starts[0], device)
     bare = bare_network(c, channels, side, classes)
-    execution = execution_for(c, device, activation_floats(bare, channels, side), c.image_steps(classes))
+    work = work_of(bare, channels, side, c.differentiated_steps, c.student_batch(classes, c.block_size))
+    execution = execution_for(c, device, work)
     loop = InnerLoop(network, PlainSGD(), execution)
     augmentation = Augmentation("none" if c.no_aug else c.strategy, False, side)
 

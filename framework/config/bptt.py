@@ -346,13 +346,12 @@ class Config(Distilling):
         """See ``Distilling``."""
         return replace(super().of_size(per_class), batch_per_class=min(self.batch_per_class, per_class))
 
-    def image_steps(self, num_classes: int, steps_per_epoch: int) -> int:
-        """Differentiated inner steps of the run, of a boosted one in its first block, times images per step.
+    def differentiated_steps(self, steps_per_epoch: int) -> int:
+        """Inner steps that are differentiated in the run, of a boosted one in its first block, at most.
 
         Of the first block, as how to compute must not depend on how many blocks follow: see ``outer.boosting``.
         """
-        steps = (self.block_epochs[0] - self.start_epoch) * steps_per_epoch * self.longest_window * self.meta_batch
-        return steps * self.inner_batch(num_classes, self.block_size)
+        return (self.block_epochs[0] - self.start_epoch) * steps_per_epoch * self.longest_window * self.meta_batch
 
     @property
     def keeps_factors(self) -> bool:

@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from dataclasses import dataclass
 
 import torch
 
@@ -9,11 +10,28 @@ from framework.errors import UserError
 from framework.inner.kernels import Execution, has_compiler
 from framework.inner.names import CHUNK
 
-# benchmarks/metagrad.py on two cores: compiling takes half a minute, and saves this much of each image's step.
-SAVED_SECONDS = 5e-9  # per number that one forward pass writes
+# Compiling takes half a minute on a CPU. What it saves of a differentiated step was measured with ConvNets on digits
+# and MNIST (scripts/study.sh's settings) and at the CIFAR-10 shape (benchmarks/metagrad.py).
+SAVED_PER_NUMBER = 5e-9  # seconds, for each number that the forward pass writes
+SAVED_PER_LAYER = 5e-4  # and for each layer, however little it has to do
 WORTH_SECONDS = 180.0  # compile where more than this would be saved
 # Numbers that a chunk's forward pass writes on a CPU: more of them take no less time (docs/engines.md), but memory.
 CHUNK_NUMBERS = 14e6
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run differentiates, as far as it is known beforehand."""
+
+    steps: int = 0  # inner steps that are differentiated, in the whole run
+    images: int = 0  # of each of them
+    activations: int = 0  # numbers that one image's forward pass writes
+    layers: int = 0  # that write them
+
+    @property
+    def saved_by_compiling(self) -> float:
+        """About how many seconds compiled programs save on one core."""
+        return self.steps * (self.images * self.activations * SAVED_PER_NUMBER + self.layers * SAVED_PER_LAYER)
 
 
 def auto_chunk(device: torch.device, activations: int) -> int:
@@ -31,9 +49,8 @@ def auto_chunk(device: torch.device, activations: int) -> int:
 def choose(
     accelerate: str,
     device: torch.device,
+    work: Work,
     *,
-    activations: int,
-    image_steps: float,
     per_sample: bool = True,
     replayed: bool = True,
     chunk: int | None = None,
@@ -45,8 +62,7 @@ def choose(
     Args:
         accelerate: ``auto``, ``none``, ``compile``, ``graphs`` or ``both``.
         device: where the run will be.
-        activations: numbers that one image's forward pass writes.
-        image_steps: differentiated inner steps of the whole run, times images per step.
+        work: what there is to compute.
         per_sample: in training, the network's output for an image does not depend on the others in its batch.
         replayed: the engine runs each step by itself, not in a graph of the whole window.
         chunk, precision, channels_last: see ``Execution``; ``chunk`` None: see ``auto_chunk``.
@@ -67,9 +83,9 @@ def choose(
         raise UserError(f"--accelerate {accelerate}: torch.compile {why}; give auto or none")
     if accelerate == "auto" and replayed:
         graphs = cuda
-        compiled = device.type == "cpu" and compilable and image_steps * activations * SAVED_SECONDS > WORTH_SECONDS
+        compiled = device.type == "cpu" and compilable and work.saved_by_compiling > WORTH_SECONDS
     return Execution(
-        chunk=chunk or auto_chunk(device, activations),
+        chunk=chunk or auto_chunk(device, work.activations),
         precision=precision,
         channels_last=channels_last,
         compile=compiled,

@@ -142,6 +142,11 @@ class FlatNetwork:
         )
 
 
+def layer_count(module: nn.Module) -> int:
+    """Modules that have no others inside."""
+    return sum(not list(layer.children()) for layer in module.modules())
+
+
 def activation_floats(module: nn.Module, channels: int, side: int) -> int:
     """Numbers that one image's forward pass writes, summed over layers. ``module`` may be on ``meta``."""
     total = 0

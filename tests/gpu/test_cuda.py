@@ -16,7 +16,7 @@ from problems import Problem, make_problem, relative_error
 from torch import Tensor
 
 from framework.distill_higher import Higher, outer_gradient
-from framework.inner.execution import choose, set_device_precision
+from framework.inner.execution import Work, choose, set_device_precision
 from framework.inner.graphs import Captured
 from framework.inner.kernels import Execution, has_compiler
 from framework.inner.loop import InnerLoop
@@ -162,7 +162,7 @@ def in_float32(p: Problem) -> Problem:
 def direction(p: Problem, precision: str) -> Tensor:
     set_device_precision(precision)
     try:
-        execution = choose("auto", CUDA, activations=1, image_steps=1.0, precision=precision)
+        execution = choose("auto", CUDA, Work(), precision=precision)
         return solve(Replay(InnerLoop(p.network, SGD(0.1), execution)), Window(22, 8), p).grads.images.double().cpu()
     finally:
         set_device_precision("float32")

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from framework.distill_higher import Higher, outer_gradient
-from framework.inner.execution import auto_chunk
+from framework.inner.execution import Work, auto_chunk, choose
 from framework.inner.graphs import WARM_UP, Captured, Recorder
 from framework.inner.kernels import Execution, Kernels, has_compiler
 from framework.inner.loop import LOW_PRECISION_FROM, InnerLoop
@@ -146,6 +146,24 @@ def test_a_compiled_meta_gradient_is_exact(execution: Execution) -> None:
         outer_gradient(engine, [p.theta], p.synthetic, [p.plan], Window(2, 4), p.real) for engine in (compiled, plain)
     ]
     assert relative_error(results[0].grads.images, results[1].grads.images) < 1e-9
+
+
+MNIST = {"images": 10, "activations": 53_466, "layers": 13}  # of scripts/study.sh's network
+DIGITS = {"images": 10, "activations": 13_322, "layers": 5}
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("work", "worth"),
+    [(Work(15 * 4000, **MNIST), True), (Work(15 * 150, **MNIST), False), (Work(15 * 450, **DIGITS), False),
+     (Work(15 * 1200, 100, 53_466, 13), True), (Work(), False)],
+)  # fmt: skip
+def test_runs_are_compiled_where_that_saves_minutes(work: Work, worth: bool) -> None:
+    """Few images too: each of many small layers takes some time of its own."""
+    assert choose("auto", CPU, work).compile == worth
+    assert not choose("auto", CPU, work, replayed=False).compile
+    assert not choose("none", CPU, work).compile
+    assert choose("compile", CPU, work).compile
 
 
 # ---- static buffers, with a stand-in for the GPU's graphs ------------------------------------------------

@@ -152,14 +152,15 @@ def table(found: dict[str, Any]) -> str:
 
 
 def text_of(found: dict[str, Any], tuned: str) -> str:
-    """Both tables, and what they are of."""
+    """Both tables, and what they are of; ``tuned`` is empty where there was nothing to choose."""
     if not found["methods"]:
         return tuned
+    choice = f"\n\nSettings were chosen on other seeds:\n\n{tuned}" if tuned else ""
     of_processor = " of processor time" if found["device"].startswith("cpu") else ""
     return (
         f"{table(found)}\n\n± is the deviation over seeds, p of a two-sided sign test. {found['dataset']}, "
         f"{found['outer_steps']} outer steps, equal time after {found['equal time, seconds']:.0f} s{of_processor}; "
-        f"{ran_on(found)}.\n\nSettings were chosen on other seeds:\n\n{tuned}"
+        f"{ran_on(found)}.{choice}"
     )
 
 
@@ -198,7 +199,7 @@ def main() -> None:
         results = study.carry_out(finals)
     found = collect(results, chosen)
     found["runs"] = [asdict(r) for r in [*tuned, *results]]
-    text = text_of(found, tuning(tuned, list(flags), a.setting))
+    text = text_of(found, tuning(tuned, list(flags), a.setting) if trials else "")
     write_results(out, "results", found, text)
     print(text)
     if missing := len(trials) + len(finals) - len(tuned) - len(results):

@@ -71,6 +71,17 @@ def test_each_method_goes_on_with_its_own_best_setting(tmp_path: Path) -> None:
     assert "2 runs are not finished: start" in missing.stdout
 
 
+def test_one_setting_needs_no_seeds_to_be_chosen_by(tmp_path: Path) -> None:
+    for name, accuracy in {"m": 0.5, "other": 0.6}.items():
+        finished(tmp_path / name / "seed0", accuracy, [(10, accuracy)])
+    methods = ["--method", "m", "--a 1", "--method", "other", "--b 2", "--setting", "", "--seeds", "0"]
+    command = [sys.executable, "benchmarks/duel.py", "--out", str(tmp_path), *methods]
+    told = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert "+10.00 (1 of 1)" in told
+    assert "not finished" not in told
+    assert "other seeds" not in told
+
+
 def test_finalists_are_the_first_and_the_best_others(tmp_path: Path) -> None:
     accuracies = {"m,_lr_1": 0.1, "m,_lr_2": 0.2, "a,_lr_1": 0.6, "a,_lr_2": 0.3, "b,_lr_1": 0.1, "b,_lr_2": 0.5}
     tuned = []

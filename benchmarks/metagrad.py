@@ -257,7 +257,7 @@ def case(images: int, window: int, a: argparse.Namespace, device: torch.device, 
             entry["left out"][variant] = f"needs about {needed / 1024:.0f} GiB, {free / 1024:.0f} are free"
         else:
             chosen.append(variant)
-    peaks = {}
+    peaks: dict[str, dict[str, float]] = {}
     for variant in chosen:
         if not a.no_memory and time.monotonic() < deadline:
             peaks[variant] = {"peak MiB": memory(problem, variant, images, window, a)}
@@ -269,15 +269,14 @@ def case(images: int, window: int, a: argparse.Namespace, device: torch.device, 
         began = time.perf_counter()
         runs[variant] = problem.runner(variant)
         runs[variant](WARM_UP, no_mark)
-        seconds = {"warm-up seconds": time.perf_counter() - began}
-        entry["variants"][variant] = {**peaks.get(variant, {}), **seconds}
+        entry["variants"][variant] = {**peaks.get(variant, {}), "warm-up seconds": time.perf_counter() - began}
     times: dict[str, list[dict[str, float]]] = {variant: [] for variant in runs}
     gradients = {}
     enough = time.monotonic() + a.case_seconds
     for _ in range(a.repeats):
         for variant, runner in runs.items():
-            taken, gradients[variant] = timed(runner, window, device)
-            times[variant].append(taken)
+            seconds, gradients[variant] = timed(runner, window, device)
+            times[variant].append(seconds)
         if time.monotonic() > enough:
             break
     exact = None

@@ -36,7 +36,7 @@ from framework.inner.kernels import Execution
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import PlainSGD
 from framework.inner.plan import ShuffledSampler
-from framework.networks.flat import FlatNetwork
+from framework.networks.flat import FlatNetwork, activation_floats
 from framework.outer.buffers.layout import file_name
 from framework.outer.engines.replay import Replay
 from framework.outer.matching.experts import ExpertTrainer
@@ -60,7 +60,7 @@ class _Outlook:
     module: nn.Module  # on ``meta``
     train: int | None  # real images that are trained on, if they can be told
 
-    def work(self, steps: int = 0, images: int = 0) -> Work:
+    def work(self, steps: int, images: int) -> Work:
         """What so many differentiated steps of so many images are."""
         return work_of(self.module, self.info.channels, self.info.image_size, steps, images)
 
@@ -136,7 +136,7 @@ def _bptt(c: Config, o: _Outlook, data: float) -> list[str]:
         total = steps * (c.total_epochs - c.start_epoch)
         about = f"{o.train:,} real images, {real_batch} per step"
         lines.append(f"steps per epoch: about {steps} ({about}), {total:,} in all")
-    work = o.work(c.differentiated_steps(steps), c.inner_batch(o.classes, c.block_size))
+    work = o.work(*c.differentiated(o.classes, steps))
     execution = execution_for(c, o.device, work, c.engine_name != "higher")
     lines.append(f"engine: {c.engine_text} ({execution})")
     problem = Problem(o.module, o.info.channels, o.info.image_size, o.classes, real_batch, execution)
@@ -166,7 +166,7 @@ def _ftd(c: FtdConfig, o: _Outlook, data: float) -> list[str]:
         lines.append(f"experts: {len(experts)} of {experts.epochs} epochs in {experts.folder}")
     else:
         lines.append(f"experts: none yet in {c.buffer_folder}; main.py buffer trains them")
-    execution = execution_for(c, o.device, o.work(c.differentiated_steps, c.student_batch(o.classes, c.block_size)))
+    execution = execution_for(c, o.device, o.work(*c.differentiated(o.classes)))
     lines.append(f"engine: replay ({execution})")
     problem = Problem(o.module, o.info.channels, o.info.image_size, o.classes, 0, execution)
     student, _ = step_bytes(c, problem)
@@ -198,8 +198,8 @@ def _buffer(c: BufferConfig, o: _Outlook, data: float) -> list[str]:
     disk = 4.0 * o.parameters * (c.train_epochs + 1)
     lines.append(f"disk: {size_text(disk)} an expert, {size_text(disk * c.num_experts)} in all, in {c.folder}")
     batch = min(c.batch_train, o.train or c.batch_train)
-    floats = min(batch, execution.chunk) * o.work().activations
-    lines.append(_memory({"experts": beside * 4 * REAL_GRAPH * floats, "data": data}))
+    floats = activation_floats(o.module, o.info.channels, o.info.image_size)
+    lines.append(_memory({"experts": beside * 4 * REAL_GRAPH * min(batch, execution.chunk) * floats, "data": data}))
     if o.train is None:
         return [*lines, "time: unknown until --root is here"]
     seconds = _expert_step_seconds(c, o, batch, beside, replace(execution, compile=False, graphs=False))

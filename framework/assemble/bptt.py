@@ -121,8 +121,7 @@ def _description(c: Config, real: RealData, loop: InnerLoop, method: Method) -> 
 
 def _execution(c: Config, real: RealData, bare: nn.Module, batch_size: int, device: torch.device) -> Execution:
     channels, side, _ = real.image_shape
-    steps = c.differentiated_steps(len(real.train) // batch_size)
-    work = work_of(bare, channels, side, steps, c.inner_batch(real.num_classes, c.block_size))
+    work = work_of(bare, channels, side, *c.differentiated(real.num_classes, len(real.train) // batch_size))
     return execution_for(c, device, work, c.engine_name != "higher")
 
 

@@ -19,7 +19,7 @@ from framework.inner.execution import Work, choose
 from framework.inner.kernels import Execution
 from framework.inner.loop import InnerLoop
 from framework.inner.plan import Sampler
-from framework.networks.flat import FlatNetwork, activation_floats, layer_count
+from framework.networks.flat import FlatNetwork, activation_floats, layers
 from framework.networks.registry import build_bare
 from framework.outer.method import LearntSet, Method
 from framework.run.distributed import Comm
@@ -57,7 +57,7 @@ def bare_network(c: Common, channels: int, side: int, classes: int) -> nn.Module
 
 def work_of(bare: nn.Module, channels: int, side: int, steps: int, images: int) -> Work:
     """What so many differentiated steps of so many images are for a network."""
-    return Work(steps, images, activation_floats(bare, channels, side), layer_count(bare))
+    return Work(steps, images, activation_floats(bare, channels, side), len(layers(bare)))
 
 
 def execution_for(c: Common, device: torch.device, work: Work, replayed: bool = True) -> Execution:

@@ -47,8 +47,7 @@ def assemble_matching(c: FtdConfig, comm: Comm, device: torch.device) -> Parts:
     classes, (channels, side, _) = real.num_classes, real.image_shape
     learnt = _new_set(c, classes, starts[0], device)
     bare = bare_network(c, channels, side, classes)
-    work = work_of(bare, channels, side, c.differentiated_steps, c.student_batch(classes, c.block_size))
-    execution = execution_for(c, device, work)
+    execution = execution_for(c, device, work_of(bare, channels, side, *c.differentiated(classes)))
     loop = InnerLoop(network, PlainSGD(), execution)
     augmentation = Augmentation("none" if c.no_aug else c.strategy, False, side)
 

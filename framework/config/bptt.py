@@ -346,12 +346,13 @@ class Config(Distilling):
         """See ``Distilling``."""
         return replace(super().of_size(per_class), batch_per_class=min(self.batch_per_class, per_class))
 
-    def differentiated_steps(self, steps_per_epoch: int) -> int:
-        """Inner steps that are differentiated in the run, of a boosted one in its first block, at most.
+    def differentiated(self, num_classes: int, steps_per_epoch: int) -> tuple[int, int]:
+        """Inner steps that are differentiated in the run, of a boosted one in its first block, at most; images of each.
 
         Of the first block, as how to compute must not depend on how many blocks follow: see ``outer.boosting``.
         """
-        return (self.block_epochs[0] - self.start_epoch) * steps_per_epoch * self.longest_window * self.meta_batch
+        steps = (self.block_epochs[0] - self.start_epoch) * steps_per_epoch * self.longest_window * self.meta_batch
+        return steps, self.inner_batch(num_classes, self.block_size)
 
     @property
     def keeps_factors(self) -> bool:

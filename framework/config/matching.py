@@ -373,10 +373,10 @@ class FtdConfig(Matching, Distilling):
         images = num_classes * (per_class or self.num_per_class)
         return min(self.batch_syn or images, images)
 
-    @property
-    def differentiated_steps(self) -> int:
-        """Student steps of the run, of a boosted one in its first block; see ``Config``."""
-        return self.block_epochs[0] * self.iterations_per_epoch * self.syn_steps
+    def differentiated(self, num_classes: int) -> tuple[int, int]:
+        """Student steps of the run, of a boosted one in its first block, and images of each; see ``Config``."""
+        steps = self.block_epochs[0] * self.iterations_per_epoch * self.syn_steps
+        return steps, self.student_batch(num_classes, self.block_size)
 
     def validate(self) -> list[str]:
         """See ``Common``."""

@@ -142,9 +142,9 @@ class FlatNetwork:
         )
 
 
-def layer_count(module: nn.Module) -> int:
+def layers(module: nn.Module) -> list[nn.Module]:
     """Modules that have no others inside."""
-    return sum(not list(layer.children()) for layer in module.modules())
+    return [layer for layer in module.modules() if not list(layer.children())]
 
 
 def activation_floats(module: nn.Module, channels: int, side: int) -> int:
@@ -157,9 +157,8 @@ def activation_floats(module: nn.Module, channels: int, side: int) -> int:
 
     # With memory, whatever is in it: the first norm on ``meta`` takes seconds, for what it imports.
     module = deepcopy(module).to_empty(device="cpu").float()
-    for layer in module.modules():
-        if not list(layer.children()):
-            layer.register_forward_hook(count)
+    for layer in layers(module):
+        layer.register_forward_hook(count)
     with torch.no_grad():
         module(torch.empty(1, channels, side, side))
     return total

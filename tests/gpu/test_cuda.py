@@ -4,18 +4,17 @@
 """
 
 import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from cli import HANGS, ROOT, TINY, difference, state_of
-from problems import Problem, make_problem, relative_error
+from cli import HANGS, TINY, difference, state_of, torchrun
+from problems import CPU, Problem, assert_same, make_problem, relative_error, solve
 from torch import Tensor
 
-from framework.distill_higher import Higher, outer_gradient
+from framework.distill_higher import Higher
 from framework.inner.execution import Work, choose, set_device_precision
 from framework.inner.graphs import Captured
 from framework.inner.kernels import Execution, has_compiler
@@ -23,7 +22,7 @@ from framework.inner.loop import InnerLoop
 from framework.inner.names import AUGMENTATIONS
 from framework.inner.optimizers import SGD, Adam, Optimizer, PlainSGD
 from framework.networks.flat import FlatNetwork
-from framework.outer.engines.engine import Engine, MetaGradient
+from framework.outer.engines.engine import MetaGradient
 from framework.outer.engines.lowrank import LowRank, Recipe
 from framework.outer.engines.replay import Replay
 from framework.outer.matching.ftd import match
@@ -39,29 +38,13 @@ GRAPHS = Execution(chunk=2, graphs=True, together=True)
 ON_CUDA = ["--device", "cuda"]
 
 
-def both_devices(steps: int, *arguments: object, **options: object) -> tuple[Problem, Problem]:
-    """The same numbers on the CPU and on the GPU."""
-    one, other = (make_problem(steps, *arguments, **options, device=device) for device in (torch.device("cpu"), CUDA))  # type: ignore[arg-type]
-    return one, other
-
-
-def solve(engine: Engine, window: Window, *problems: Problem) -> MetaGradient:
-    first = problems[0]
-    return outer_gradient(
-        engine, [p.theta for p in problems], first.synthetic, [p.plan for p in problems], window, first.real
-    )
+def both_devices(*arguments: Any, **options: Any) -> tuple[Problem, Problem]:
+    """``make_problem``'s, the same numbers on the CPU and on the GPU."""
+    return make_problem(*arguments, **options, device=CPU), make_problem(*arguments, **options, device=CUDA)
 
 
 def reference(rule: Optimizer, window: Window, *problems: Problem) -> MetaGradient:
     return solve(Higher(InnerLoop(problems[0].network, rule)), window, *problems)
-
-
-def assert_same(found: MetaGradient, expected: MetaGradient, tolerance: float = 1e-9) -> None:
-    assert relative_error(found.loss.cpu(), expected.loss) < 1e-10
-    assert relative_error(found.grads.images.cpu(), expected.grads.images) < tolerance
-    assert (found.grads.labels is None) == (expected.grads.labels is None)
-    if found.grads.labels is not None and expected.grads.labels is not None:
-        assert relative_error(found.grads.labels.cpu(), expected.grads.labels) < tolerance
 
 
 # ---- meta-gradients ------------------------------------------------------------------------------------
@@ -134,8 +117,8 @@ def test_matching_gradients_are_the_cpus(graphs: bool) -> None:
         engine = Replay(InnerLoop(p.network, PlainSGD(), execution))
         results.append(match(engine, p.theta, 1.1 * p.theta, p.synthetic, step_size, p.plan))
     expected, found = results
-    assert relative_error(found.grads.images.cpu(), expected.grads.images) < 1e-9
-    assert relative_error(found.step_size.cpu(), expected.step_size) < 1e-9
+    assert relative_error(found.grads.images, expected.grads.images) < 1e-9
+    assert relative_error(found.step_size, expected.step_size) < 1e-9
 
 
 @pytest.mark.skipif(not has_compiler(CUDA), reason="torch.compile needs Triton and a C++ compiler")
@@ -242,13 +225,6 @@ def test_processes_of_a_group(backend: str, tmp_path: Path) -> None:
     """NCCL lets no two processes share a device: one alone by NCCL, two by gloo."""
     flags = [*TINY, "--device", "cuda:0", "--train_y", "--deterministic", "--dist_backend", backend]
     count = {"nccl": 1, "gloo": 2}[backend]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), "main.py"]
-    ended = subprocess.run(
-        [*command, *flags, "--save_dir", str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=HANGS,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
+    process = torchrun("--standalone", "--nproc-per-node", str(count), "main.py", *flags, "--save_dir", tmp_path)
+    _, err = process.communicate(timeout=HANGS)
+    assert process.returncode == 0, err

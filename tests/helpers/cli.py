@@ -43,6 +43,12 @@ def start(*arguments: str | Path, **options: Any) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
+def torchrun(*arguments: str | Path) -> "subprocess.Popen[str]":
+    """Start processes of a group by PyTorch's own launcher."""
+    command = [sys.executable, "-m", "torch.distributed.run", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
 def run_signalled(event: str, when: str, step: int, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     """Run main.py so that ``event`` of ``signalled.EVENTS`` comes "before" or "after" outer step ``step`` is saved."""
     program = Path(__file__).with_name("signalled.py")

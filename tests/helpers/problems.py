@@ -4,16 +4,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from framework.distill_higher import outer_gradient
 from framework.inner.augment import Augmentation
 from framework.inner.counts import Counts
 from framework.inner.plan import ClassSampler, Plan
 from framework.networks.flat import FlatNetwork
 from framework.networks.registry import build
-from framework.outer.engines.engine import RealBatch
+from framework.outer.engines.engine import Engine, MetaGradient, RealBatch
+from framework.outer.policies.policy import Window
 from framework.outer.synthetic import Synthetic, noise_images, one_hot_labels
 from framework.rng import generator
 
@@ -84,7 +87,24 @@ def make_problem(
 
 
 def relative_error(value: Tensor, reference: Tensor) -> float:
-    return float((value - reference).norm() / reference.norm())
+    """Of a value on any device, where the reference is."""
+    return float((value.to(reference.device) - reference).norm() / reference.norm())
+
+
+def solve(engine: Engine, window: Window, *problems: Problem) -> MetaGradient:
+    """The mean meta-gradient of the problems' networks on the first one's images."""
+    first = problems[0]
+    thetas, plans = [p.theta for p in problems], [p.plan for p in problems]
+    return outer_gradient(engine, thetas, first.synthetic, plans, window, first.real)
+
+
+def assert_same(result: MetaGradient, reference: MetaGradient, tolerance: float = 1e-9) -> None:
+    assert relative_error(result.loss, reference.loss) < 1e-10
+    assert float(result.accuracy) == pytest.approx(float(reference.accuracy), abs=1e-12)
+    assert relative_error(result.grads.images, reference.grads.images) < tolerance
+    assert (result.grads.labels is None) == (reference.grads.labels is None)
+    if result.grads.labels is not None and reference.grads.labels is not None:
+        assert relative_error(result.grads.labels, reference.grads.labels) < tolerance
 
 
 def emulate(call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from problems import Problem, make_problem, relative_error
+from problems import Problem, assert_same, make_problem, relative_error, solve
 from torch import Tensor
 
 from framework.distill_higher import Higher, outer_gradient
@@ -11,7 +11,7 @@ from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import SGD, Adam, Optimizer, State
 from framework.networks.registry import ARCHITECTURES
 from framework.networks.spec import NORMS
-from framework.outer.engines.engine import Engine, MetaGradient
+from framework.outer.engines.engine import MetaGradient
 from framework.outer.engines.replay import Replay
 from framework.outer.policies.policy import Window
 from framework.rng import generator
@@ -21,24 +21,11 @@ ROOTED = Adam(1e-2, eps_root=1e-4)
 STRATEGIES = ["none", "flip", "rotate", "scale", "crop", "color", "cutout", "mixup", "flip_rotate_scale_crop_mixup"]
 
 
-def assert_same(result: MetaGradient, reference: MetaGradient, tolerance: float = 1e-9) -> None:
-    assert relative_error(result.loss, reference.loss) < 1e-10
-    assert float(result.accuracy) == pytest.approx(float(reference.accuracy), abs=1e-12)
-    assert relative_error(result.grads.images, reference.grads.images) < tolerance
-    assert (result.grads.labels is None) == (reference.grads.labels is None)
-    if result.grads.labels is not None and reference.grads.labels is not None:
-        assert relative_error(result.grads.labels, reference.grads.labels) < tolerance
-
-
-def solve(engine: Engine, p: Problem, window: Window) -> MetaGradient:
-    return outer_gradient(engine, [p.theta], p.synthetic, [p.plan], window, p.real)
-
-
 def both(
     p: Problem, rule: Optimizer, window: Window, execution: Execution | None = None
 ) -> tuple[MetaGradient, MetaGradient]:
     loop = InnerLoop(p.network, rule, execution)
-    return solve(Replay(loop), p, window), solve(Higher(loop), p, window)
+    return solve(Replay(loop), window, p), solve(Higher(loop), window, p)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
@@ -80,14 +67,14 @@ def test_chunks_of_the_batch_change_nothing(chunk: int, rule: Optimizer) -> None
 def test_states_had_again_from_gradients_change_not_a_bit(rule: Optimizer, every: int) -> None:
     p = make_problem(11)
     loop = InnerLoop(p.network, rule)
-    results = [solve(Replay(loop, every), p, Window(3, 8)), solve(Replay(loop, 1), p, Window(3, 8))]
+    results = [solve(Replay(loop, every), Window(3, 8), p), solve(Replay(loop, 1), Window(3, 8), p)]
     assert torch.equal(results[0].grads.images, results[1].grads.images)
 
 
 def test_the_default_segments_keep_few_vectors() -> None:
     p = make_problem(42, width=2, depth=1)
     loop = InnerLoop(p.network, Adam(1e-2))
-    kept = {every: solve(Replay(loop, every), p, Window(2, 40)).cost.vectors for every in (None, 1, 3, 13, 40)}
+    kept = {every: solve(Replay(loop, every), Window(2, 40), p).cost.vectors for every in (None, 1, 3, 13, 40)}
     assert kept[None] == 40 + 3 * (6 + 7)  # 40 gradients, 6 states of three vectors, one segment of 7
     assert kept[None] == min(kept.values())
 

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from cli import HANGS, ROOT, TINY, difference, reserved_port, run_signalled, start
+from cli import HANGS, ROOT, TINY, difference, reserved_port, run_signalled, start, torchrun
 from problems import make_problem
 from torch.multiprocessing.spawn import start_processes
 from tries import tried
@@ -231,11 +231,6 @@ leave(3)
 """
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (3, "last words")
-
-
-def torchrun(*arguments: str | Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "torch.distributed.run", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def test_torchrun_on_one_node(tmp_path: Path) -> None:

@@ -21,6 +21,17 @@ VARIANTS = {
     "replay, compile": "replay, compiled",
     "replay, compile, bf16": "replay, compiled, bf16",
 }
+GPU_SOURCES = ("metagrad_h100.json", "metagrad_h100_compiled.json", "metagrad_h100_10.json")
+GPU_VARIANTS = {
+    "ancestor": "ancestors' way, float32",
+    "ancestor, tf32": "the same in TF32, as PyTorch's defaults have it",
+    "higher": "`higher`",
+    "replay": "replay, `--accelerate none`",
+    "replay, graphs": "replay, `--accelerate graphs`",
+    "replay, graphs, tf32": "the same, `--precision tf32`",
+    "replay, graphs, bf16": "the same, `--precision bf16`",
+    "replay, graphs, compile, tf32": "`--accelerate both --precision tf32`",
+}
 
 
 def cell(case: dict[str, Any], variant: str) -> str:
@@ -28,11 +39,14 @@ def cell(case: dict[str, Any], variant: str) -> str:
     measured, base = case["variants"].get(variant), case["variants"].get("ancestor")
     if measured is None:
         return str(case["left out"].get(variant, "not run"))
-    seconds, mib = f"{measured['all']:.1f} s", f"{measured['peak MiB']:,.0f} MiB"
+    seconds, mib = f"{measured['all']:.{1 if measured['all'] >= 2 else 2}f} s", ""
+    if "peak MiB" in measured:
+        mib = f", {measured['peak MiB']:,.0f} MiB"
     if base is None or variant == "ancestor":
-        return f"{seconds}, {mib}"
-    share = 100 * measured["peak MiB"] / base["peak MiB"]
-    return f"{seconds} ({base['all'] / measured['all']:.2f}x), {mib} ({share:.1f} %)"
+        return f"{seconds}{mib}"
+    if mib:
+        mib += f" ({100 * measured['peak MiB'] / base['peak MiB']:.1f} %)"
+    return f"{seconds} ({base['all'] / measured['all']:.2f}x){mib}"
 
 
 def metagrad() -> str:
@@ -49,6 +63,15 @@ def metagrad() -> str:
     return f"{table}\n\n{ran_on(files[0])}. Medians of runs in turn: {runs}."
 
 
+def gpu() -> str:
+    """The same on a GPU, a column for each comparison."""
+    files = [read_json(RESULTS / name) for name in GPU_SOURCES]
+    cases = [case for results in files for case in results["cases"]]
+    rows = [[title, *(cell(case, variant) for case in cases)] for variant, title in GPU_VARIANTS.items()]
+    table = markdown(["images per step, window", *(f"{c['images']}, {c['window']}" for c in cases)], rows)
+    return f"{table}\n\n{ran_on(files[0])}. Medians of runs in turn, a column each: {', '.join(GPU_SOURCES)}."
+
+
 def zoo_table() -> str:
     """The zoo's sets, as ``main.py zoo`` lists them."""
     return zoo.table({name: cards.read_card(name) for name in cards.names()})
@@ -56,6 +79,7 @@ def zoo_table() -> str:
 
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "metagrad": ("docs/engines.md", metagrad),
+    "gpu": ("docs/engines.md", gpu),
     "tracks": ("docs/speedrun.md", speedrun.tracks_table),
     "records": ("docs/speedrun.md", lambda: speedrun.table(speedrun.read_records())),
     "zoo": ("README.md", zoo_table),

@@ -21,8 +21,9 @@ types=$(mktemp)
 checker=$! failed=0
 # Tests are many tiny problems: one thread each and one process per core beat one process with all cores. Whoever has none
 # left takes some of the other's.
+export OMP_NUM_THREADS=1
 # They are about the CPU; those of tests/gpu follow where there is a device.
-CUDA_VISIBLE_DEVICES="" OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist worksteal --ignore tests/gpu "$@" ||
+CUDA_VISIBLE_DEVICES="" .venv/bin/python -m pytest -n auto --dist worksteal --ignore tests/gpu "$@" ||
   failed=$?
 if [ $# = 0 ] && .venv/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   .venv/bin/python -m pytest -n 4 tests/gpu || failed=$?

@@ -202,7 +202,8 @@ def check(a: argparse.Namespace) -> tuple[Distilled, Summary]:
             raise UserError(f"--before {command}: give a whole command, python main.py ...")
         parse(shlex.split(command)[2:])
     check_experts(run.distilled, a.before, a.before_seconds)
-    return run.distilled, run.summary
+    # The set's own flags are those of the attempt that took its snapshot; a later one may have set another end.
+    return replace(run.distilled, config=run.config), run.summary
 
 
 def add(a: argparse.Namespace) -> list[Path]:

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Generator
 from pathlib import Path
 
@@ -35,6 +37,17 @@ def real_data() -> Path:
     if not (folder / "MNIST" / "raw").is_dir():
         pytest.skip(f"no real images in {folder}: set ATBPTT_DATA to a folder with MNIST/raw")
     return folder
+
+
+@pytest.fixture(scope="session")
+def jpeg_cifar10(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``cifar10-jpeg.npz``: CIFAR-10 re-encoded as JPEG, every test image and 1,000 for training."""
+    if not (real_data / "cifar10_jpeg.tar.xz").exists():
+        pytest.skip(f"no cifar10_jpeg.tar.xz in {real_data}")
+    path = tmp_path_factory.mktemp("jpeg") / "cifar10-jpeg.npz"
+    few = ["--per-class", "100", "--npz", str(path)]
+    subprocess.run([sys.executable, str(real_data / "unpack.py"), "cifar10", *few], check=True)
+    return path
 
 
 @pytest.fixture(scope="session")

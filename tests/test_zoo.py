@@ -21,9 +21,11 @@ from torch import Tensor, nn
 from framework import load_distilled
 from framework.config.registry import parse
 from framework.data.readers import DEBIAN_FASHION
+from framework.distilled.formats import write_safetensors
 from framework.errors import UserError
 from framework.files import read_json, write_json
 from framework.records import Judgement, read_record
+from framework.report import zoo
 from framework.zoo import cards
 from main import main
 from scripts import zoo_add
@@ -63,7 +65,7 @@ def test_a_card_says_what_its_file_holds(name: str) -> None:
     c = distilled.config
     assert distilled.source == Path(f"zoo:{name}")
     assert (card.images, card.per_class) == (len(distilled.images), distilled.per_class)
-    assert name == f"{card.dataset}-ipc{card.per_class}{'-ftd' if card.recipe == 'mtt' else ''}"
+    assert name == f"{card.dataset.removeprefix('npz-')}-ipc{card.per_class}{'-ftd' if card.recipe == 'mtt' else ''}"
     assert (card.dataset, card.method, card.arch, card.seed) == (c.dataset_label, distilled.method, c.arch, c.seed)
     assert (card.recipe, card.select, card.best_epoch) == (c.recipe, c.select, distilled.provenance["epoch"])
     assert set(card.scores) == {card.recipe, "dc"}
@@ -99,7 +101,9 @@ def test_networks_trained_again_are_as_good_as_the_card_says(
     """
     card = cards.read_card(name)
     own, networks, flags = card.scores[card.recipe], 3 if name == OWN else 1, []
-    if card.dataset == "fashion-mnist":
+    if card.dataset == "npz-cifar10-jpeg":
+        flags = ["--root", str(request.getfixturevalue("jpeg_cifar10").parent)]
+    elif card.dataset == "fashion-mnist":
         if not DEBIAN_FASHION.is_dir():
             pytest.skip(f"no {DEBIAN_FASHION}: install Debian's package dataset-fashion-mnist")
     elif card.dataset != "digits":
@@ -124,6 +128,13 @@ def test_the_list_has_every_set_with_its_accuracies(capsys: pytest.CaptureFixtur
         (row,) = (line for line in table.splitlines() if f"`zoo:{name}`" in line)
         for score in cards.read_card(name).scores.values():
             assert f" {100 * score.accuracy:.1f} ± " in row
+
+
+def test_the_list_names_the_device_of_a_set_that_was_made_elsewhere() -> None:
+    here = replace(cards.read_card(OWN), device="a processor")
+    lines = zoo.table({"a": here, "b": replace(here, device="a GPU"), "c": here}).splitlines()
+    assert [" on a GPU |" in line for line in lines[2:5]] == [False, True, False]
+    assert "time on a processor, where no other is named" in lines[-1]
 
 
 def test_a_card_is_shown_and_its_commands_alone(capsys: pytest.CaptureFixture[str]) -> None:
@@ -323,6 +334,22 @@ def test_a_finished_run_becomes_a_set_of_the_zoo(
     )  # fmt: skip
     assert (score.random, score.random_deviation, score.hard) == (random.top1, random.top1_std, None)
     assert list(Path().iterdir()) == []
+
+
+def test_a_runs_end_is_the_one_that_it_came_to(
+    finished_run: Path, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run without end that is resumed with one: the card's command ends there too."""
+    monkeypatch.setattr("framework.evaluation.recipes.DC_EPOCHS", 3)
+    endless = tmp_path / "endless"
+    shutil.copytree(finished_run, endless)
+    distilled = load_distilled(endless)
+    flags = json.loads(replace(distilled.config, epochs=10**9).to_json())
+    earlier = replace(distilled, provenance={**distilled.provenance, "config": flags})
+    write_safetensors(earlier.stored(numbers=False), endless / "distilled.safetensors")
+    assert add([str(endless), "tiny", "--folder", str(shelf)], monkeypatch) == 0
+    assert parse(shlex.split(cards.read_card("tiny").commands[0])[2:])[0].epochs == 2
+    assert load_distilled("zoo:tiny").config.epochs == 2
 
 
 def test_learnt_labels_have_a_figure_of_hard_ones(run: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,8 +120,8 @@ class Common(ABC):
         "are many)", kind=number_or_auto, minimum=1, metavar="IMAGES", resume="free")
     channels_last: bool = flag(False, "arithmetic", "store images and activations channels-last", resume="free")
     accelerate: str = flag("auto", "arithmetic",
-        "compile (torch.compile), graphs (CUDA graphs), both, none, or auto (CUDA: graphs; CPU: compile where a run is "
-        "long enough to gain by it)", choices=("auto", "none", "compile", "graphs", "both"), resume="free")
+        "compile (torch.compile), graphs (CUDA graphs), both, none, or auto (graphs on CUDA; compile where a run is "
+        "long enough to gain minutes by it)", choices=("auto", "none", "compile", "graphs", "both"), resume="free")
 
     # Output
     dry_run: bool = flag(False, "output", "validate everything, print what would run and stop; writes nothing",

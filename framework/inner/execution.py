@@ -10,10 +10,11 @@ from framework.errors import UserError
 from framework.inner.kernels import Execution, has_compiler
 from framework.inner.names import CHUNK
 
-# Compiling takes half a minute on a CPU. What it saves of a differentiated step was measured with ConvNets on digits
-# and MNIST (scripts/study.sh's settings) and at the CIFAR-10 shape (benchmarks/metagrad.py).
-SAVED_PER_NUMBER = 5e-9  # seconds, for each number that the forward pass writes
-SAVED_PER_LAYER = 5e-4  # and for each layer, however little it has to do
+# Compiling takes half a minute on a CPU, a minute on a GPU. What it saves of a differentiated step was measured with
+# ConvNets on digits and MNIST (scripts/study.sh's settings) and at the CIFAR-10 shape (benchmarks/metagrad.py); on a
+# GPU inside of graphs, where a layer costs nothing by itself.
+SAVED_PER_NUMBER = {"cpu": 5e-9, "cuda": 7.5e-11}  # seconds, for each number that the forward pass writes
+SAVED_PER_LAYER = {"cpu": 5e-4, "cuda": 0.0}  # and for each layer, however little it has to do
 WORTH_SECONDS = 180.0  # compile where more than this would be saved
 # Numbers that a chunk's forward pass writes on a CPU: more of them take no less time (docs/engines.md), but memory.
 CHUNK_NUMBERS = 14e6
@@ -28,10 +29,10 @@ class Work:
     activations: int = 0  # numbers that one image's forward pass writes
     layers: int = 0  # that write them
 
-    @property
-    def saved_by_compiling(self) -> float:
-        """About how many seconds compiled programs save on one core."""
-        return self.steps * (self.images * self.activations * SAVED_PER_NUMBER + self.layers * SAVED_PER_LAYER)
+    def saved_by_compiling(self, device: torch.device) -> float:
+        """About how many seconds compiled programs save, on one core or one GPU."""
+        numbers, layers = SAVED_PER_NUMBER[device.type], SAVED_PER_LAYER[device.type]
+        return self.steps * (self.images * self.activations * numbers + self.layers * layers)
 
 
 def auto_chunk(device: torch.device, activations: int) -> int:
@@ -79,11 +80,12 @@ def choose(
         raise UserError(f"--accelerate {accelerate}: CUDA graphs need a CUDA device, this run is on {device.type}; "
                         "give auto, compile or none")  # fmt: skip
     if compiled and not compilable:
-        why = "needs a C++ compiler (and Triton on CUDA)" if per_sample else "does not support --norm batch"
+        needs = "needs a C++ compiler and Python.h (python3-dev), on CUDA Triton and a device of capability 7.0 too"
+        why = needs if per_sample else "does not support --norm batch"
         raise UserError(f"--accelerate {accelerate}: torch.compile {why}; give auto or none")
     if accelerate == "auto" and replayed:
         graphs = cuda
-        compiled = device.type == "cpu" and compilable and work.saved_by_compiling > WORTH_SECONDS
+        compiled = compilable and work.saved_by_compiling(device) > WORTH_SECONDS
     return Execution(
         chunk=chunk or auto_chunk(device, work.activations),
         precision=precision,

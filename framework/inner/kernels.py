@@ -10,8 +10,10 @@ those of one network.
 import itertools
 import os
 import shutil
+import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -54,12 +56,17 @@ class Execution:
 
 
 def has_compiler(device: torch.device) -> bool:
-    """Whether ``torch.compile`` can generate code here: it needs a C++ compiler, on CUDA Triton too."""
+    """Whether ``torch.compile`` can generate code here.
+
+    It needs a C++ compiler and Python's header, on CUDA also Triton, which knows devices from capability 7.0 on.
+    """
     if device.type == "cuda":
         import importlib.util
 
-        if importlib.util.find_spec("triton") is None:
+        if importlib.util.find_spec("triton") is None or torch.cuda.get_device_capability(device) < (7, 0):
             return False
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return False
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
 
 

@@ -1,6 +1,7 @@
 """What a person sees of the zoo: a table of its sets, and one set's card."""
 
 from collections.abc import Mapping
+from statistics import mode
 
 from framework.records import Card, CardScore
 from framework.report.tables import bits, duration, markdown_table, percent_if_known
@@ -14,7 +15,7 @@ CHOSEN = {
 NOTE = (
     "Accuracy on the real test images, ± one standard deviation over networks: by the set's own recipe; by that with "
     "labels made one-hot, which is the same where they are so anyway; by that of as many random real images; by the "
-    "recipe of dataset condensation. Made in: time on {devices}."
+    "recipe of dataset condensation. Made in: time on {device}, where no other is named."
 )
 
 
@@ -27,8 +28,8 @@ def _hard(card: Card, score: CardScore) -> str:
     )
 
 
-def row(name: str, card: Card) -> list[str]:
-    """A set under ``COLUMNS``."""
+def row(name: str, card: Card, usual: str) -> list[str]:
+    """A set under ``COLUMNS``; its device is named if it is not the usual one."""
     own, dc = card.scores[card.recipe], card.scores["dc"]
     return [
         f"`zoo:{name}`",
@@ -39,15 +40,15 @@ def row(name: str, card: Card) -> list[str]:
         percent_if_known(own.random, own.random_deviation),
         percent_if_known(dc.accuracy, dc.deviation),
         bits(card.bits_per_class),
-        duration(3600 * card.hours),
+        duration(3600 * card.hours) + ("" if card.device == usual else f" on {card.device}"),
     ]
 
 
 def table(cards: Mapping[str, Card]) -> str:
     """Markdown: a row for each set, and what the columns are."""
-    devices = " and ".join(dict.fromkeys(card.device for card in cards.values()))
-    lines = markdown_table(COLUMNS, [row(name, card) for name, card in cards.items()])
-    return "\n".join([*lines, "", NOTE.format(devices=devices)])
+    device = mode(card.device for card in cards.values())
+    lines = markdown_table(COLUMNS, [row(name, card, device) for name, card in cards.items()])
+    return "\n".join([*lines, "", NOTE.format(device=device)])
 
 
 def text(name: str, card: Card) -> str:

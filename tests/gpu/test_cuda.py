@@ -121,13 +121,16 @@ def test_matching_gradients_are_the_cpus(graphs: bool) -> None:
     assert relative_error(found.step_size, expected.step_size) < 1e-9
 
 
-@pytest.mark.skipif(not has_compiler(CUDA), reason="torch.compile needs Triton and a C++ compiler")
-@pytest.mark.parametrize("graphs", [False, True])
-def test_compiled_kernels_are_exact(graphs: bool) -> None:
-    cpu, cuda = both_devices(6, "flip_rotate", width=2, depth=1, ipc=3, batch_per_class=2, soft=False)
+@pytest.mark.parametrize(("graphs", "networks"), [(False, 1), (True, 1), (True, 2)])
+def test_compiled_kernels_are_exact(graphs: bool, networks: int) -> None:
+    if not has_compiler(CUDA):
+        pytest.skip("torch.compile needs Triton, a device that it knows, a C++ compiler and Python.h")
+    size = {"width": 2, "depth": 1, "ipc": 3, "batch_per_class": 2}
+    pairs = [both_devices(6, "flip_rotate", **size, soft=False, seed=seed) for seed in range(networks)]
     window = Window(2, 4)
-    loop = InnerLoop(cuda.network, RULES[0], Execution(4, compile=True, graphs=graphs))
-    assert_same(solve(Replay(loop), window, cuda), reference(RULES[0], window, cpu))
+    loop = InnerLoop(pairs[0][1].network, RULES[0], Execution(4, compile=True, graphs=graphs, together=True))
+    found = solve(Replay(loop), window, *(cuda for _, cuda in pairs))
+    assert_same(found, reference(RULES[0], window, *(cpu for cpu, _ in pairs)))
 
 
 # ---- precision -----------------------------------------------------------------------------------------

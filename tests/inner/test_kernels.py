@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 import torch.utils._pytree as pytree
 from cli import ROOT
-from problems import CPU, emulate, make_problem, relative_error
+from problems import CPU, assert_same, emulate, make_problem, relative_error, solve
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -31,7 +32,7 @@ from framework.outer.engines.replay import Replay
 from framework.outer.policies.policy import Window
 from framework.rng import generator
 
-needs_compiler = pytest.mark.skipif(not has_compiler(CPU), reason="torch.compile needs a C++ compiler")
+needs_compiler = pytest.mark.skipif(not has_compiler(CPU), reason="torch.compile needs a C++ compiler and Python.h")
 
 
 def batch(size: int, dtype: torch.dtype = torch.float64) -> tuple[FlatNetwork, Tensor, Tensor, Tensor, Tensor]:
@@ -136,34 +137,52 @@ def test_bfloat16_is_for_later_steps_of_runs_that_ask_for_it(precision: str) -> 
 
 
 @needs_compiler
-@pytest.mark.parametrize("execution", [Execution(4, compile=True), Execution(6, compile=True, whole=True)], ids=str)
-def test_a_compiled_meta_gradient_is_exact(execution: Execution) -> None:
+@pytest.mark.parametrize(
+    ("execution", "networks"),
+    [(Execution(4, compile=True), 1), (Execution(6, compile=True, whole=True), 1),
+     (Execution(4, compile=True, together=True), 2)],
+    ids=str,
+)  # fmt: skip
+def test_a_compiled_meta_gradient_is_exact(execution: Execution, networks: int) -> None:
     """Compiling is slow: this test is for all compiled kernels. 6 images: the last chunk of 4 is filled up."""
-    p = make_problem(6, "flip_rotate", width=2, depth=1, ipc=3, batch_per_class=2, soft=False)
-    compiled = Replay(InnerLoop(p.network, Adam(1e-2), execution))
-    plain = Higher(InnerLoop(p.network, Adam(1e-2)))
-    results = [
-        outer_gradient(engine, [p.theta], p.synthetic, [p.plan], Window(2, 4), p.real) for engine in (compiled, plain)
+    problems = [
+        make_problem(6, "flip_rotate", width=2, depth=1, ipc=3, batch_per_class=2, soft=False, seed=seed)
+        for seed in range(networks)
     ]
-    assert relative_error(results[0].grads.images, results[1].grads.images) < 1e-9
+    network, rule = problems[0].network, Adam(1e-2)
+    expected = solve(Higher(InnerLoop(network, rule)), Window(2, 4), *problems)
+    assert_same(solve(Replay(InnerLoop(network, rule, execution)), Window(2, 4), *problems), expected)
 
 
 MNIST = {"images": 10, "activations": 53_466, "layers": 13}  # of scripts/study.sh's network
 DIGITS = {"images": 10, "activations": 13_322, "layers": 5}
+CIFAR10 = {"images": 100, "activations": 559_114, "layers": 13}  # ConvNet of width 128
+
+
+@pytest.mark.parametrize(
+    ("device", "work", "worth"),
+    [("cpu", Work(15 * 4000, **MNIST), True), ("cpu", Work(15 * 150, **MNIST), False),
+     ("cpu", Work(15 * 450, **DIGITS), False), ("cpu", Work(15 * 1200, 100, 53_466, 13), True), ("cpu", Work(), False),
+     ("cuda", Work(40 * 2000, **CIFAR10), True), ("cuda", Work(40 * 400, **CIFAR10), False),
+     ("cuda", Work(15 * 4000, **MNIST), False), ("mps", Work(40 * 2000, **CIFAR10), False)],
+)  # fmt: skip
+def test_runs_are_compiled_where_that_saves_minutes(
+    device: str, work: Work, worth: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU few images too: each of many small layers takes some time of its own."""
+    monkeypatch.setattr("framework.inner.execution.has_compiler", lambda device: True)
+    there = torch.device(device)
+    assert choose("auto", there, work).compile == worth
+    assert not choose("auto", there, work, replayed=False).compile
+    assert not choose("none", there, work).compile
+    if device != "mps":
+        assert choose("compile", there, work).compile
 
 
 @needs_compiler
-@pytest.mark.parametrize(
-    ("work", "worth"),
-    [(Work(15 * 4000, **MNIST), True), (Work(15 * 150, **MNIST), False), (Work(15 * 450, **DIGITS), False),
-     (Work(15 * 1200, 100, 53_466, 13), True), (Work(), False)],
-)  # fmt: skip
-def test_runs_are_compiled_where_that_saves_minutes(work: Work, worth: bool) -> None:
-    """Few images too: each of many small layers takes some time of its own."""
-    assert choose("auto", CPU, work).compile == worth
-    assert not choose("auto", CPU, work, replayed=False).compile
-    assert not choose("none", CPU, work).compile
-    assert choose("compile", CPU, work).compile
+def test_without_pythons_header_nothing_can_be_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    assert not has_compiler(CPU)
 
 
 # ---- static buffers, with a stand-in for the GPU's graphs ------------------------------------------------

@@ -114,7 +114,8 @@ def _evaluate_parser() -> Parser:
         "zoo-NAME.evaluation)")  # fmt: skip
     foreign = parser.add_argument_group("what files of other programs do not say")
     add = foreign.add_argument
-    add("--dataset", choices=DATASETS, help="real data set that the set was made from")
+    add("--dataset", choices=DATASETS, help="real data set that the set was made from; of a set of this program, "
+        "other real images of the same classes to judge it on")  # fmt: skip
     add("--preprocess", choices=("standardise", "zca", "zca_pixels", "pixels"),
         help="how its images were made: standardised per channel (with the training images' mean and deviation, or "
         "--mean and --std), whitened by the ZCA of RaT-BPTT and AT-BPTT (zca) or that of MTT, FTD and DATM "

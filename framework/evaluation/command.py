@@ -16,7 +16,7 @@ from framework.config.bptt import Config
 from framework.config.distilling import Distilling
 from framework.data.load import Listing, list_data, load_listed
 from framework.data.preprocess import Preprocess, Standardise
-from framework.data.registry import DatasetInfo, known
+from framework.data.registry import DatasetInfo, known, label_of
 from framework.data.splits import RealData, require_random_real
 from framework.distilled.foreign import Target, from_foreign, preprocessed
 from framework.distilled.formats import Stored
@@ -45,6 +45,9 @@ FOREIGN = ("dataset", "preprocess", "pixel_range", "mean", "std", "zca_reg", "im
            "hf_image", "hf_label")  # fmt: skip
 """Flags about files of other programs."""
 
+OTHER_DATA = ("dataset", "hf_image", "hf_label")
+"""Those that a set of this program takes too, to be judged on other real images of its classes."""
+
 PLACES = ("root", "data_cache", "cache_dir")
 """Flags about the real images, which take the place of a run's own."""
 
@@ -67,7 +70,9 @@ def evaluate(args: argparse.Namespace) -> None:
     _check_baselines(_part(opened, sizes[-1]), listing, args.baselines)
     if opened.lacks:
         print(opened.lacks, file=sys.stderr, flush=True)
-    with folder_for(_output(args)) as folder:  # before images are decoded and networks trained, not after
+    with folder_for(
+        _output(args, opened, listing)
+    ) as folder:  # before images are decoded and networks trained, not after
         real = load_listed(listing, device, preprocess=preprocess)
         distilled = preprocessed(opened, real.preprocess)
         runs = args.num_train_eval or distilled.config.num_train_eval
@@ -195,10 +200,13 @@ def _origin(opened: Distilled, args: argparse.Namespace) -> Origin:
     return Origin(opened.config.arch, opened.method, opened.per_class, hard, args.line, spread)
 
 
-def _output(args: argparse.Namespace) -> Path:
+def _output(args: argparse.Namespace, opened: Distilled, listing: Listing) -> Path:
+    """Where the tables go: those on the data that the set was made from, and those on each other, are kept apart."""
     run = (args.set / SET).exists()  # not within an image folder, where every folder is a class
-    beside: Path = args.set / EVALUATION if run else Path(f"{stand_in(args.set)}.evaluation")
-    return args.output or beside
+    beside = str(args.set / EVALUATION if run else f"{stand_in(args.set)}.evaluation")
+    judged_on = label_of(listing.name)
+    other = "" if judged_on == opened.config.dataset_label else f"-on-{judged_on}"
+    return args.output or Path(beside + other)
 
 
 def _open(args: argparse.Namespace) -> tuple[Distilled, Listing, Preprocess | None]:
@@ -206,16 +214,41 @@ def _open(args: argparse.Namespace) -> tuple[Distilled, Listing, Preprocess | No
     stored = open_stored(args.set, args.labels)
     if not stored.ours:
         return _open_foreign(stored, args)
-    if given := [name for name in FOREIGN if getattr(args, name) is not None]:
-        raise UserError(f"--{given[0]}: {args.set} is a file of this program and says that itself; leave it out")
+    given = [name for name in FOREIGN if getattr(args, name) is not None]
+    if known_too := [name for name in given if args.dataset is None or name not in OTHER_DATA]:
+        raise UserError(f"--{known_too[0]}: {args.set} is a file of this program and says that itself; leave it out")
     distilled = from_stored(stored, args.set)
-    listing = _listed(distilled.config, args)
-    if (shape := tuple(distilled.images.shape[1:])) != listing.image_shape:
-        raise UserError(
-            f"{args.set}: images are {' x '.join(map(str, shape))}, those of {listing.name} "
-            f"{' x '.join(map(str, listing.image_shape))}; restore it from a copy"
-        )
+    shape, config, advice = tuple(distilled.images.shape[1:]), distilled.config, "restore it from a copy"
+    if given:
+        other, advice = {name: getattr(args, name) for name in OTHER_DATA}, "give another --dataset"
+        config = replace(config, im_size=shape[-1], **other)
+        config.validate()
+        if (target := _before_download(known(args.dataset), shape[-1], stored)) is not None:
+            _check_shape(args.set, shape, target.name, target.shape, advice)
+    listing = _listed(config, args)
+    _check_shape(args.set, shape, listing.name, listing.image_shape, advice)
+    if given:
+        distilled = _numbered(distilled, listing)
     return with_classes_of(distilled, listing.class_names), listing, distilled.preprocess
+
+
+def _numbered(distilled: Distilled, listing: Listing) -> Distilled:
+    """The set under the data's class names, where one of both has mere numbers for them; a line on stderr says so."""
+    theirs, data = distilled.class_names, listing.class_names
+    numbers = tuple(map(str, range(len(data))))
+    if sorted(theirs) == sorted(data) or len(theirs) != len(data) or numbers not in (theirs, data):
+        return distilled
+    who, names = (distilled.source, data) if theirs == numbers else (listing.name, theirs)
+    print(
+        f"{who}: its classes are numbers; 0 is taken for {names[0]!r}, and so on in order", file=sys.stderr, flush=True
+    )
+    return replace(distilled, class_names=data)
+
+
+def _check_shape(source: Path, shape: tuple[int, ...], name: str, wanted: tuple[int, ...], advice: str) -> None:
+    if shape != wanted:
+        sizes = [" x ".join(map(str, each)) for each in (shape, wanted)]
+        raise UserError(f"{source}: images are {sizes[0]}, those of {name} {sizes[1]}; {advice}")
 
 
 def _listed(config: Distilling, args: argparse.Namespace) -> Listing:

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from cli import TINY, refused
+from cli import ROOT, TINY, refused
 from loading import loaded
 from PIL import Image
 from problems import CPU
@@ -411,6 +411,43 @@ def test_images_and_labels_may_be_two_files(run: Path, tmp_path: Path) -> None:
     assert torch.equal(found.tensors["labels"], original.hard_labels)
 
 
+@pytest.fixture
+def other_digits(tmp_path: Path) -> Callable[[list[str]], str]:
+    """What writes the digits into a file, with their classes in another order and under these names: ``npz:FILE``."""
+    with np.load(ROOT / "framework" / "data" / "digits.npz") as file:
+        pixels, numbers = np.rint(file["pixels"] * (255 / 16)).astype(np.uint8), 9 - file["labels"]
+        halves = {half: file[half] for half in ("train", "test")}
+    arrays = {f"x_{half}": pixels[rows] for half, rows in halves.items()}
+    arrays |= {f"y_{half}": numbers[rows] for half, rows in halves.items()}
+
+    def write(names: list[str]) -> str:
+        np.savez(tmp_path / "other.npz", **arrays, class_names=names)
+        return f"npz:{tmp_path / 'other.npz'}"
+
+    return write
+
+
+def test_a_set_of_this_program_is_judged_on_other_real_images_of_its_classes(
+    other_digits: Callable[[list[str]], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Classes are found by their names: by their numbers no answer would be right. In a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    flags = ["--dataset", other_digits(list("9876543210")), "--num_train_eval", "1", "--eval_steps", "120"]
+    assert main(["evaluate", "zoo:digits-ipc1", *flags, "--device", "cpu"]) == 0
+    assert [path.name for path in tmp_path.glob("zoo*")] == ["zoo-digits-ipc1.evaluation-on-npz-other"]
+    found = json.loads((tmp_path / "zoo-digits-ipc1.evaluation-on-npz-other" / "inner.json").read_text())
+    assert found["dataset"] == "npz-other"
+    assert found["results"]["convnet"]["distilled"]["top1"] > 0.8
+
+
+def test_classes_that_one_of_both_only_numbers_are_taken_in_order(
+    run: Path, other_digits: Callable[[list[str]], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*EVALUATE, "--dataset", other_digits(list("abcdefghij"))]
+    assert main(["evaluate", str(run), *flags]) == 0
+    assert f"{run}: its classes are numbers; 0 is taken for 'a', and so on in order" in capsys.readouterr().err
+
+
 MISTAKES = {
     "no data set": (["{pt}"], "set.pt: a file of another program does not say its dataset; give --dataset"),
     "no preprocessing": (["{pt}", "--dataset", "digits"], "give --preprocess"),
@@ -425,7 +462,20 @@ MISTAKES = {
         "with --preprocess standardise",
     ),
     "too many statistics": (["{pt}", *FOREIGN, "--mean", "0", "0", "--std", "1", "1"], "digits has 1 channel(s)"),
-    "a flag that is known": (["{run}", "--dataset", "digits"], "is a file of this program and says that itself"),
+    "a flag that is known": (["{run}", "--zca_reg", "0.2"], "--zca_reg: {run} is a file of this program and says that"),
+    "another flag that is known": (
+        ["{run}", "--dataset", "mnist", "--preprocess", "zca"],
+        "--preprocess: {run} is a file of this program",
+    ),
+    "a column of no table": (["{run}", "--hf_image", "image"], "--hf_image: {run} is a file of this program"),
+    "other real images of other channels": (
+        ["{run}", "--dataset", "cifar10", "--root", "{root}"],
+        "images are 1 x 8 x 8, those of cifar10 3 x 8 x 8; give another --dataset",
+    ),
+    "other real images of other classes": (
+        ["{run}", "--dataset", "npz:{pets}"],
+        "its classes are not the data's (only there: '0', ",
+    ),
     "a regularisation for nothing": (["{pt}", *FOREIGN, "--zca_reg", "0.2"], "--zca_reg is not read by"),
     "a negative seed": (["{run}", "--seed", "-1"], "--seed: '-1' is not a whole number"),
     "an output that is a file": (["{run}", "--output", "{run}/config.json"], "config.json: cannot make this folder"),
@@ -461,15 +511,17 @@ def test_mistakes_are_told_in_one_line(
     torch.save((images, labels + 1), tmp_path / "range.pt")
     (tmp_path / "folder" / "0").mkdir(parents=True)
     (tmp_path / "empty").mkdir()
+    few, pets = np.zeros((20, 8, 8), np.uint8), np.arange(20) % 2
+    np.savez(tmp_path / "pets.npz", x_train=few, y_train=pets, x_test=few, y_test=pets, class_names=["cat", "dog"])
     (tmp_path / "empty" / "config.json").write_text("{}")
     names = {name: tmp_path / f"{name}.pt" for name in ("lonely", "pickle", "unequal", "range")}
     arguments, message = MISTAKES[mistake]
     given = {**names, **{name: tmp_path / name for name in ("empty", "folder")}}
-    given |= {"pt": tmp_path / "set.pt", "run": run, "root": tmp_path / "nowhere"}
+    given |= {"pt": tmp_path / "set.pt", "run": run, "root": tmp_path / "nowhere", "pets": tmp_path / "pets.npz"}
     before = sorted(path for path in tmp_path.rglob("*"))
     monkeypatch.setattr("torchvision.datasets.mnist.MNIST.download", _no_network)
     error = refused(["evaluate", *(argument.format(**given) for argument in arguments)], capsys)
-    assert message in error
+    assert message.format(**given) in error
     assert error.startswith("main.py")
     assert error.count("\n") == 1
     assert sorted(path for path in tmp_path.rglob("*")) == before

@@ -1,18 +1,22 @@
-"""Draw the figures of README and docs: the method, and the accuracy and the images of a run. See scripts/figures.sh."""
+"""Draw the figures of README and docs: the method, the zoo, accuracy and images of a run. See scripts/figures.sh."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from torch import Tensor
 
 from common import Parser, run
+from framework import load_distilled
 from framework.errors import UserError
 from framework.files import make_folder
 from framework.report.folder import RunFolder
 from framework.report.plots import save_figure
 from framework.report.tables import percent
+from framework.zoo import cards
 
 GREY, BLUE, ORANGE, GREEN = "#9aa1ab", "#1f77b4", "#ff7f0e", "#2ca02c"
 
@@ -105,6 +109,28 @@ def accuracy(folder: RunFolder, path: Path) -> None:
     save_figure(figure, path)
 
 
+def _show(axes: Iterable[Axes], pictures: Tensor) -> None:
+    """Pictures (N, H, W, C) in as many axes."""
+    for ax, picture in zip(axes, pictures, strict=True):
+        ax.imshow(picture.expand(-1, -1, 3).numpy(), interpolation="nearest")
+        ax.axis("off")
+
+
+def zoo(path: Path) -> None:
+    """The sets of one image per class, a row each, with their accuracy on real test images."""
+    found = {name: card for name in cards.names() if (card := cards.read_card(name)).per_class == 1}
+    figure = Figure(figsize=(11.2, 0.93 * len(found)))
+    for part, (name, card) in zip(figure.subfigures(len(found), 1, squeeze=False).flat, found.items(), strict=True):
+        own = card.scores[card.recipe]
+        axes = part.subplots(1, card.images, gridspec_kw={"left": 0.2, "right": 1, "bottom": 0.02, "top": 0.98})
+        _show(axes.flat, load_distilled(f"{cards.PREFIX}{name}").pictures.permute(0, 2, 3, 1))
+        assert own.random is not None
+        lines = [f"zoo:{name}", f"test accuracy {percent(own.accuracy, own.deviation)} %",
+                 f"random real images {percent(own.random, own.random_deviation)} %"]  # fmt: skip
+        part.text(0.005, 0.5, "\n".join(lines), va="center", fontsize=8.5)
+    save_figure(figure, path)
+
+
 def images(folder: RunFolder, path: Path) -> None:
     """The first images of the first classes, one column per class."""
     distilled = folder.distilled
@@ -112,9 +138,7 @@ def images(folder: RunFolder, path: Path) -> None:
     by_class = distilled.pictures.unflatten(0, (distilled.num_classes, -1))[:10, :5].permute(1, 0, 3, 4, 2)
     rows, columns = by_class.shape[:2]
     figure = Figure(figsize=(columns, rows + 0.3))
-    for ax, picture in zip(figure.subplots(rows, columns, squeeze=False).flat, by_class.flatten(0, 1), strict=True):
-        ax.imshow(picture.expand(-1, -1, 3).numpy(), interpolation="nearest")
-        ax.axis("off")
+    _show(figure.subplots(rows, columns, squeeze=False).flat, by_class.flatten(0, 1))
     for ax, name in zip(figure.axes, distilled.class_names, strict=False):
         ax.set_title(name, fontsize=10, parse_math=False)
     save_figure(figure, path)
@@ -132,9 +156,10 @@ def main() -> None:
         raise UserError(f"{a.run}: not a finished run; continue it with main.py --resume")
     make_folder(a.out, "--out")
     method(a.out / "method.png")
+    zoo(a.out / "zoo.png")
     accuracy(folder, a.out / f"accuracy_{name}.png")
     images(folder, a.out / f"distilled_{name}.png")
-    for picture in ("method", f"accuracy_{name}", f"distilled_{name}"):
+    for picture in ("method", "zoo", f"accuracy_{name}", f"distilled_{name}"):
         print(a.out / f"{picture}.png")
 
 

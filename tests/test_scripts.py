@@ -147,7 +147,7 @@ def test_figures_are_drawn_from_a_run(finished_run: Path, tmp_path: Path) -> Non
     done = subprocess.run(
         command, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True, check=True
     )
-    names = ["method.png", "accuracy_digits.png", "distilled_digits.png"]
+    names = ["method.png", "zoo.png", "accuracy_digits.png", "distilled_digits.png"]
     assert [Path(line).name for line in done.stdout.splitlines()] == names
     for name in names:
         with Image.open(tmp_path / name) as picture:

@@ -39,14 +39,15 @@ def cell(case: dict[str, Any], variant: str) -> str:
     measured, base = case["variants"].get(variant), case["variants"].get("ancestor")
     if measured is None:
         return str(case["left out"].get(variant, "not run"))
-    seconds, mib = f"{measured['all']:.{1 if measured['all'] >= 2 else 2}f} s", ""
+    digits = 1 if measured["all"] >= 2 else 2
+    parts = {"all": f"{measured['all']:.{digits}f} s"}
     if "peak MiB" in measured:
-        mib = f", {measured['peak MiB']:,.0f} MiB"
-    if base is None or variant == "ancestor":
-        return f"{seconds}{mib}"
-    if mib:
-        mib += f" ({100 * measured['peak MiB'] / base['peak MiB']:.1f} %)"
-    return f"{seconds} ({base['all'] / measured['all']:.2f}x){mib}"
+        parts["peak MiB"] = f"{measured['peak MiB']:,.0f} MiB"
+    if base is not None and variant != "ancestor":
+        parts["all"] += f" ({base['all'] / measured['all']:.2f}x)"
+        if "peak MiB" in measured:
+            parts["peak MiB"] += f" ({100 * measured['peak MiB'] / base['peak MiB']:.1f} %)"
+    return ", ".join(parts.values())
 
 
 def metagrad() -> str:
@@ -72,6 +73,47 @@ def gpu() -> str:
     return f"{table}\n\n{ran_on(files[0])}. Medians of runs in turn, a column each: {', '.join(GPU_SOURCES)}."
 
 
+SCOREBOARDS = ("digits", "mnist", "fashion")
+LABELS = ("learnt", "hard", "teacher")
+
+
+def scoreboard(name: str) -> str:
+    """One study of methods at equal time: a row for each method and each choice of real images, a column for labels."""
+    file = f"scoreboard_methods_{name}"
+    results = read_json(RESULTS / f"{file}.json")
+    found: dict[str, dict[str, Any]] = {}
+    for row in results["rows"]:
+        found.setdefault(row["method"], {})[row["labels"]] = row
+    lines = []
+    for method, by_labels in found.items():
+        own = by_labels[next(kind for kind in LABELS if kind in by_labels)]
+        title = method if "seconds" in own else own["name"].partition(" (")[0]
+        if own.get("experts, seconds"):
+            title += f" (experts: {own['experts, seconds']:.0f} s)"
+        figures = {kind: one_decimal(row["test accuracy"]) for kind, row in by_labels.items()}
+        hard = figures.get("hard", "") if "learnt" in by_labels else "the same"
+        cells = [title, one_decimal(own["test accuracy"]), hard, figures.get("teacher", "")]
+        lines.append((not own.get("seconds"), method == "full", -own["test accuracy"]["mean"], cells))
+    most = max(row["n"] for row in results["rows"])
+    what = f"{results['dataset']}, {results['images per class']} per class, {results['seconds']} s"
+    table = markdown(
+        [what, "their own labels", "hard labels", "a teacher's labels"], [line[-1] for line in sorted(lines)]
+    )
+    seeds = f"{most} seeds" + (", a probe" if most < 3 else "")
+    return f"{table}\n\n{seeds}; {ran_on(results)}; `{file}.json`: `{results['command']}`"
+
+
+def one_decimal(figure: dict[str, float | None]) -> str:
+    """A mean and its deviation, in percent."""
+    deviation = figure["deviation"]
+    return f"{figure['mean']:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
+
+
+def scoreboards() -> str:
+    """Every such study that is there."""
+    return "\n\n".join(scoreboard(name) for name in SCOREBOARDS)
+
+
 def zoo_table() -> str:
     """The zoo's sets, as ``main.py zoo`` lists them."""
     return zoo.table({name: cards.read_card(name) for name in cards.names()})
@@ -82,6 +124,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "gpu": ("docs/engines.md", gpu),
     "tracks": ("docs/speedrun.md", speedrun.tracks_table),
     "records": ("docs/speedrun.md", lambda: speedrun.table(speedrun.read_records())),
+    "scoreboards": ("docs/scoreboard.md", scoreboards),
     "zoo": ("README.md", zoo_table),
 }
 """By the name in its markers: the page, and what makes the table."""

@@ -70,9 +70,8 @@ def evaluate(args: argparse.Namespace) -> None:
     _check_baselines(_part(opened, sizes[-1]), listing, args.baselines)
     if opened.lacks:
         print(opened.lacks, file=sys.stderr, flush=True)
-    with folder_for(
-        _output(args, opened, listing)
-    ) as folder:  # before images are decoded and networks trained, not after
+    output = _output(args, opened, listing)
+    with folder_for(output) as folder:  # before images are decoded and networks trained, not after
         real = load_listed(listing, device, preprocess=preprocess)
         distilled = preprocessed(opened, real.preprocess)
         runs = args.num_train_eval or distilled.config.num_train_eval
@@ -218,18 +217,25 @@ def _open(args: argparse.Namespace) -> tuple[Distilled, Listing, Preprocess | No
     if known_too := [name for name in given if args.dataset is None or name not in OTHER_DATA]:
         raise UserError(f"--{known_too[0]}: {args.set} is a file of this program and says that itself; leave it out")
     distilled = from_stored(stored, args.set)
-    shape, config, advice = tuple(distilled.images.shape[1:]), distilled.config, "restore it from a copy"
     if given:
-        other, advice = {name: getattr(args, name) for name in OTHER_DATA}, "give another --dataset"
-        config = replace(config, im_size=shape[-1], **other)
-        config.validate()
-        if (target := _before_download(known(args.dataset), shape[-1], stored)) is not None:
-            _check_shape(args.set, shape, target.name, target.shape, advice)
-    listing = _listed(config, args)
-    _check_shape(args.set, shape, listing.name, listing.image_shape, advice)
-    if given:
+        listing = _other_data(distilled, stored, args)
         distilled = _numbered(distilled, listing)
+    else:
+        listing = _listed(distilled.config, args)
+        _check_shape(distilled, listing.name, listing.image_shape, "restore it from a copy")
     return with_classes_of(distilled, listing.class_names), listing, distilled.preprocess
+
+
+def _other_data(distilled: Distilled, stored: Stored, args: argparse.Namespace) -> Listing:
+    """Of other real images than the set was made from, resized to its own."""
+    side, advice = distilled.images.shape[-1], "give another --dataset"
+    config = replace(distilled.config, im_size=side, **{name: getattr(args, name) for name in OTHER_DATA})
+    config.validate()
+    if (target := _before_download(known(args.dataset), side, stored)) is not None:
+        _check_shape(distilled, target.name, target.shape, advice)
+    listing = _listed(config, args)
+    _check_shape(distilled, listing.name, listing.image_shape, advice)
+    return listing
 
 
 def _numbered(distilled: Distilled, listing: Listing) -> Distilled:
@@ -239,16 +245,16 @@ def _numbered(distilled: Distilled, listing: Listing) -> Distilled:
     if sorted(theirs) == sorted(data) or len(theirs) != len(data) or numbers not in (theirs, data):
         return distilled
     who, names = (distilled.source, data) if theirs == numbers else (listing.name, theirs)
-    print(
-        f"{who}: its classes are numbers; 0 is taken for {names[0]!r}, and so on in order", file=sys.stderr, flush=True
-    )
+    told = f"{who}: its classes are numbers; 0 is taken for {names[0]!r}, and so on in order"
+    print(told, file=sys.stderr, flush=True)
     return replace(distilled, class_names=data)
 
 
-def _check_shape(source: Path, shape: tuple[int, ...], name: str, wanted: tuple[int, ...], advice: str) -> None:
+def _check_shape(distilled: Distilled, name: str, wanted: tuple[int, ...], advice: str) -> None:
+    shape = tuple(distilled.images.shape[1:])
     if shape != wanted:
         sizes = [" x ".join(map(str, each)) for each in (shape, wanted)]
-        raise UserError(f"{source}: images are {sizes[0]}, those of {name} {sizes[1]}; {advice}")
+        raise UserError(f"{distilled.source}: images are {sizes[0]}, those of {name} {sizes[1]}; {advice}")
 
 
 def _listed(config: Distilling, args: argparse.Namespace) -> Listing:

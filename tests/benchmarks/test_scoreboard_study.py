@@ -89,7 +89,9 @@ def test_the_script_starts_the_study() -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout == f"benchmarks/scoreboard.py {' '.join(words)}\n"
-    assert command(words) == "bash scripts/scoreboard.sh --dataset mnist --ipc 10 --out DIR --seconds 9"
+    for attempt in ([], ["--minutes", "5"]):
+        shown = command([*words[:2], *attempt, *words[2:]])
+        assert shown == "bash scripts/scoreboard.sh --dataset mnist --ipc 10 --out DIR --seconds 9"
 
 
 def test_a_finished_set_is_evaluated_once(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -208,16 +209,13 @@ def serve(variant: str, folder: Path, steps: int, a: argparse.Namespace, device:
 
 
 class Server:
-    """A process that runs ``serve``, and waits for it to be ready.
+    """A process that runs ``serve``.
 
     Args:
         variant: of which.
         folder: of ``train_expert``.
         steps: N.
         a: the benchmark's flags.
-
-    Raises:
-        UserError: it ended.
     """
 
     def __init__(self, variant: str, folder: Path, steps: int, a: argparse.Namespace) -> None:
@@ -228,7 +226,15 @@ class Server:
         self.process = subprocess.Popen(
             [*command, "--device", a.device], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self.ready = self._answer()
+
+    @cached_property
+    def ready(self) -> dict[str, Any]:
+        """What it has found before it is asked for times; waits for it.
+
+        Raises:
+            UserError: it ended.
+        """
+        return self._answer()
 
     def __enter__(self) -> Self:
         return self
@@ -237,7 +243,7 @@ class Server:
         self.process.communicate()  # the end of its input ends it
 
     def seconds(self) -> float:
-        """Of one more iteration."""
+        """Of one more iteration; of one that is ``ready``."""
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
@@ -267,17 +273,18 @@ def case(folder: Path, steps: int, a: argparse.Namespace, device: torch.device) 
         chosen.remove(GRAPH)
         entry["left out"][GRAPH] = f"needs about {needed / 1024:.0f} GiB, {free / 1024:.0f} are free"
     with ExitStack() as stack:
+        # They start at the same time: importing and compiling take longer than all that is measured.
         servers = [stack.enter_context(Server(variant, folder, steps, a)) for variant in chosen]
+        known = {server.variant: server.ready for server in servers}
         times: dict[str, list[float]] = {variant: [] for variant in chosen}
         for _ in range(a.repeats):
             for server in servers:
                 times[server.variant].append(server.seconds())
     reference = next((name for name in (GRAPH, "replay") if name in chosen), None)
-    for server in servers:
-        name = server.variant
+    for name in chosen:
         errors = compare(folder, name, reference) if reference else {}
         entry["variants"][name] = {
-            "seconds": statistics.median(times[name]), "runs": times[name], **server.ready, **errors
+            "seconds": statistics.median(times[name]), "runs": times[name], **known[name], **errors
         }  # fmt: skip
     return entry
 

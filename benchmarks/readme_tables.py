@@ -73,12 +73,20 @@ def gpu() -> str:
     return f"{table}\n\n{ran_on(files[0])}. Medians of runs in turn, a column each: {', '.join(GPU_SOURCES)}."
 
 
-SCOREBOARDS = ("digits", "mnist", "fashion")
+SCOREBOARDS = {
+    "digits": "digits", "mnist": "MNIST", "mnist_10": "MNIST", "fashion": "Fashion-MNIST",
+    "cifar10": "CIFAR-10 as JPEG",
+}  # fmt: skip
 LABELS = ("learnt", "hard", "teacher")
 
 
-def scoreboard(name: str) -> str:
-    """One study of methods at equal time: a row for each method and each choice of real images, a column for labels."""
+def scoreboard(name: str, title: str) -> str:
+    """A study of methods at equal time: a row for each method and choice of real images, a column for kinds of labels.
+
+    Args:
+        name: of its file.
+        title: the real images.
+    """
     file = f"scoreboard_methods_{name}"
     results = read_json(RESULTS / f"{file}.json")
     found: dict[str, dict[str, Any]] = {}
@@ -87,15 +95,15 @@ def scoreboard(name: str) -> str:
     lines = []
     for method, by_labels in found.items():
         own = by_labels[next(kind for kind in LABELS if kind in by_labels)]
-        title = method if "seconds" in own else own["name"].partition(" (")[0]
+        who = method if "seconds" in own else own["name"].partition(" (")[0]
         if own.get("experts, seconds"):
-            title += f" (experts: {own['experts, seconds']:.0f} s)"
+            who += f" (experts: {own['experts, seconds']:.0f} s)"
         figures = {kind: one_decimal(row["test accuracy"]) for kind, row in by_labels.items()}
         hard = figures.get("hard", "") if "learnt" in by_labels else "the same"
-        cells = [title, one_decimal(own["test accuracy"]), hard, figures.get("teacher", "")]
+        cells = [who, one_decimal(own["test accuracy"]), hard, figures.get("teacher", "")]
         lines.append((not own.get("seconds"), method == "full", -own["test accuracy"]["mean"], cells))
     most = max(row["n"] for row in results["rows"])
-    what = f"{results['dataset']}, {results['images per class']} per class, {results['seconds']} s"
+    what = f"{title}, {results['images per class']} per class, {results['seconds']:g} s"
     table = markdown(
         [what, "their own labels", "hard labels", "a teacher's labels"], [line[-1] for line in sorted(lines)]
     )
@@ -111,7 +119,7 @@ def one_decimal(figure: dict[str, float | None]) -> str:
 
 def scoreboards() -> str:
     """Every such study that is there."""
-    return "\n\n".join(scoreboard(name) for name in SCOREBOARDS)
+    return "\n\n".join(scoreboard(*named) for named in SCOREBOARDS.items())
 
 
 def zoo_table() -> str:

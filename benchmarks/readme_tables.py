@@ -74,7 +74,7 @@ def gpu() -> str:
 
 
 SCOREBOARDS = {
-    "digits": "digits", "mnist": "MNIST", "mnist_10": "MNIST", "fashion": "Fashion-MNIST",
+    "digits": "digits", "digits_10": "digits", "mnist": "MNIST", "mnist_10": "MNIST", "fashion": "Fashion-MNIST",
     "cifar10": "CIFAR-10 as JPEG",
 }  # fmt: skip
 LABELS = ("learnt", "hard", "teacher")

@@ -65,7 +65,7 @@ def has_compiler(device: torch.device) -> bool:
 
         if importlib.util.find_spec("triton") is None or torch.cuda.get_device_capability(device) < (7, 0):
             return False
-    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+    if not os.access(Path(sysconfig.get_path("include"), "Python.h"), os.R_OK):
         return False
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
 

@@ -40,7 +40,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common import Parser, at_least, markdown, ran_on, run, threads_each, write_results
+from common import Parser, at_least, markdown, portable, ran_on, run, threads_each, write_results
 from framework.assemble.common import data_spec
 from framework.config.bptt import Config, parse
 from framework.data.load import Listing, list_data, load_listed
@@ -379,7 +379,7 @@ def collect(s: Study) -> dict[str, Any]:
         "seeds": s.seeds,
         "networks": s.config.num_train_eval,
         "steps": s.steps,
-        "flags": s.common,
+        "flags": portable(s.common),
         "outer steps": {name: summary.outer_steps for name, summary in done.items()},
         "seconds": {name: summary.seconds for name, summary in done.items()},
         "rows": rows,

@@ -1,6 +1,7 @@
 """Draw the figures of README and docs: the method, the zoo, accuracy and images of a run. See scripts/figures.sh."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -155,12 +156,16 @@ def main() -> None:
     if not folder.summary or folder.distilled is None:
         raise UserError(f"{a.run}: not a finished run; continue it with main.py --resume")
     make_folder(a.out, "--out")
-    method(a.out / "method.png")
-    zoo(a.out / "zoo.png")
-    accuracy(folder, a.out / f"accuracy_{name}.png")
-    images(folder, a.out / f"distilled_{name}.png")
-    for picture in ("method", "zoo", f"accuracy_{name}", f"distilled_{name}"):
-        print(a.out / f"{picture}.png")
+    figures: dict[str, Callable[[Path], None]] = {
+        "method": method,
+        "zoo": zoo,
+        f"accuracy_{name}": partial(accuracy, folder),
+        f"distilled_{name}": partial(images, folder),
+    }
+    for picture, draw in figures.items():
+        path = a.out / f"{picture}.png"
+        draw(path)
+        print(path)
 
 
 if __name__ == "__main__":

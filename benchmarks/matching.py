@@ -29,7 +29,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -227,9 +226,8 @@ class Server:
             [*command, "--device", a.device], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    @cached_property
-    def ready(self) -> dict[str, Any]:
-        """What it has found before it is asked for times; waits for it.
+    def wait(self) -> dict[str, Any]:
+        """Until it is ready, once: what it has found by then.
 
         Raises:
             UserError: it ended.
@@ -243,7 +241,7 @@ class Server:
         self.process.communicate()  # the end of its input ends it
 
     def seconds(self) -> float:
-        """Of one more iteration; of one that is ``ready``."""
+        """Of one more iteration, after ``wait``."""
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
@@ -275,7 +273,7 @@ def case(folder: Path, steps: int, a: argparse.Namespace, device: torch.device) 
     with ExitStack() as stack:
         # They start at the same time: importing and compiling take longer than all that is measured.
         servers = [stack.enter_context(Server(variant, folder, steps, a)) for variant in chosen]
-        known = {server.variant: server.ready for server in servers}
+        known = {server.variant: server.wait() for server in servers}
         times: dict[str, list[float]] = {variant: [] for variant in chosen}
         for _ in range(a.repeats):
             for server in servers:

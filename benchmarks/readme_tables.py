@@ -8,9 +8,11 @@ from typing import Any
 
 import speedrun
 from common import RESULTS, ROOT, Parser, markdown, ran_on, run
+from framework.evaluation.names import LABELS
 from framework.files import read_json, write_text
 from framework.report import zoo
 from framework.zoo import cards
+from study import percent
 
 SOURCES = ("metagrad_cpu.json", "metagrad_cpu_100.json", "metagrad_cpu_large.json")  # other machines' stand beside them
 VARIANTS = {
@@ -39,15 +41,12 @@ def cell(case: dict[str, Any], variant: str) -> str:
     measured, base = case["variants"].get(variant), case["variants"].get("ancestor")
     if measured is None:
         return str(case["left out"].get(variant, "not run"))
-    digits = 1 if measured["all"] >= 2 else 2
-    parts = {"all": f"{measured['all']:.{digits}f} s"}
+    compared, digits = base is not None and variant != "ancestor", 1 if measured["all"] >= 2 else 2
+    text = f"{measured['all']:.{digits}f} s" + (f" ({base['all'] / measured['all']:.2f}x)" if compared else "")
     if "peak MiB" in measured:
-        parts["peak MiB"] = f"{measured['peak MiB']:,.0f} MiB"
-    if base is not None and variant != "ancestor":
-        parts["all"] += f" ({base['all'] / measured['all']:.2f}x)"
-        if "peak MiB" in measured:
-            parts["peak MiB"] += f" ({100 * measured['peak MiB'] / base['peak MiB']:.1f} %)"
-    return ", ".join(parts.values())
+        share = f" ({100 * measured['peak MiB'] / base['peak MiB']:.1f} %)" if compared else ""
+        text += f", {measured['peak MiB']:,.0f} MiB{share}"
+    return text
 
 
 def metagrad() -> str:
@@ -77,7 +76,6 @@ SCOREBOARDS = {
     "digits": "digits", "digits_10": "digits", "mnist": "MNIST", "mnist_10": "MNIST", "fashion": "Fashion-MNIST",
     "cifar10": "CIFAR-10 as JPEG",
 }  # fmt: skip
-LABELS = ("learnt", "hard", "teacher")
 
 
 def scoreboard(name: str, title: str) -> str:
@@ -95,30 +93,25 @@ def scoreboard(name: str, title: str) -> str:
     lines = []
     for method, by_labels in found.items():
         own = by_labels[next(kind for kind in LABELS if kind in by_labels)]
-        who = method if "seconds" in own else own["name"].partition(" (")[0]
+        distilled = "seconds" in own
+        who = method if distilled else own["name"].partition(" (")[0]
         if own.get("experts, seconds"):
             who += f" (experts: {own['experts, seconds']:.0f} s)"
-        figures = {kind: one_decimal(row["test accuracy"]) for kind, row in by_labels.items()}
-        hard = figures.get("hard", "") if "learnt" in by_labels else "the same"
-        cells = [who, one_decimal(own["test accuracy"]), hard, figures.get("teacher", "")]
-        lines.append((not own.get("seconds"), method == "full", -own["test accuracy"]["mean"], cells))
+        figures = {kind: percent(row["test accuracy"], digits=1) for kind, row in by_labels.items()}
+        hard = figures["hard"] if "learnt" in by_labels else "the same"
+        cells = [who, figures[own["labels"]], hard, figures.get("teacher", "")]
+        # Methods first, each part from good to bad; the whole training set, which is no choice of images, last.
+        lines.append((not distilled, method == "full", -own["test accuracy"]["mean"], cells))
     most = max(row["n"] for row in results["rows"])
     what = f"{title}, {results['images per class']} per class, {results['seconds']:g} s"
-    table = markdown(
-        [what, "their own labels", "hard labels", "a teacher's labels"], [line[-1] for line in sorted(lines)]
-    )
+    head = [what, "their own labels", "hard labels", "a teacher's labels"]
+    table = markdown(head, [cells for *_, cells in sorted(lines)])
     seeds = f"{most} seeds" + (", a probe" if most < 3 else "")
     return f"{table}\n\n{seeds}; {ran_on(results)}; `{file}.json`: `{results['command']}`"
 
 
-def one_decimal(figure: dict[str, float | None]) -> str:
-    """A mean and its deviation, in percent."""
-    deviation = figure["deviation"]
-    return f"{figure['mean']:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
-
-
 def scoreboards() -> str:
-    """Every such study that is there."""
+    """All of these studies."""
     return "\n\n".join(scoreboard(*named) for named in SCOREBOARDS.items())
 
 

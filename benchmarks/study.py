@@ -259,9 +259,10 @@ def against(row: dict[str, Any]) -> str:
     return f"{sign}{percent(found)} ({found['better']} of {found['pairs']})"
 
 
-def percent(value: dict[str, float | None]) -> str:
+def percent(value: dict[str, float | None], digits: int = 2) -> str:
     """What ``mean_and_deviation`` found, as text."""
-    return f"{value['mean']:.2f}" + ("" if value["deviation"] is None else f" ± {value['deviation']:.2f}")
+    deviation = "" if value["deviation"] is None else f" ± {value['deviation']:.{digits}f}"
+    return f"{value['mean']:.{digits}f}{deviation}"
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from framework.errors import UserError
 from framework.files import file_checksum, read_json, write_json
 from framework.outer.buffers.record import FLAGS
 from framework.records import Card, CardScore, Judgement, Row, Summary, read_record
-from framework.report.folder import RunFolder, words_of
+from framework.report.folder import RunFolder, evaluation_folder, words_of
 from framework.zoo.cards import FOLDER, PREFIX
 from main import main as run_main
 
@@ -94,7 +94,7 @@ def judged(path: Path, recipe: str, labels: list[str], flags: list[str]) -> Judg
     command = ["evaluate", str(path), "--recipe", recipe, "--labels", *labels, "--baselines", "random", *flags]
     if run_main(command) != 0:
         raise UserError(f"{path}: could not be evaluated, as the line above says")
-    file = Path(f"{path}.evaluation") / f"{recipe}.json"
+    file = evaluation_folder(path) / f"{recipe}.json"
     return read_record(Judgement, read_json(file), file)
 
 

@@ -30,16 +30,16 @@ from framework.evaluation.names import ALL, CORESETS, TEACHER_STEPS
 from framework.evaluation.recipes import Recipe, make_recipe
 from framework.evaluation.scoreboard import Wanted, baseline_rows, by_strategy, set_rows
 from framework.evaluation.teacher import Pupil, Teacher, find_or_train
-from framework.files import EVALUATION, SET, TEACHERS, folder_for
+from framework.files import TEACHERS, folder_for
 from framework.inner.counts import Counts
 from framework.inner.execution import configure_process
 from framework.networks.registry import specify
 from framework.outer.buffers.record import rows_checksum
 from framework.records import Origin
+from framework.report.folder import evaluation_folder
 from framework.report.tables import judgement_table, write_judgement
 from framework.run.distributed import resolve_device
 from framework.run.interrupt import StopRequest
-from framework.zoo.cards import stand_in
 
 FOREIGN = ("dataset", "preprocess", "pixel_range", "mean", "std", "zca_reg", "im_size", "labels", "label_kind",
            "hf_image", "hf_label")  # fmt: skip
@@ -201,11 +201,9 @@ def _origin(opened: Distilled, args: argparse.Namespace) -> Origin:
 
 def _output(args: argparse.Namespace, opened: Distilled, listing: Listing) -> Path:
     """Where the tables go: those on the data that the set was made from, and those on each other, are kept apart."""
-    run = (args.set / SET).exists()  # not within an image folder, where every folder is a class
-    beside = str(args.set / EVALUATION if run else f"{stand_in(args.set)}.evaluation")
     judged_on = label_of(listing.name)
     other = "" if judged_on == opened.config.dataset_label else f"-on-{judged_on}"
-    return args.output or Path(beside + other)
+    return args.output or Path(f"{evaluation_folder(args.set)}{other}")
 
 
 def _open(args: argparse.Namespace) -> tuple[Distilled, Listing, Preprocess | None]:

@@ -15,9 +15,18 @@ from framework.errors import UserError, printable
 from framework.files import CONFIG, EVALUATION, METRICS, SET, SUMMARY, read_json
 from framework.records import Entry, Judgement, Summary, read_record
 from framework.report.tables import duration
+from framework.zoo.cards import stand_in
 
 if TYPE_CHECKING:
     from framework.distilled.set import Distilled
+
+BESIDE = ".evaluation"  # ends the name of what lies beside a set's file
+
+
+def evaluation_folder(path: Path) -> Path:
+    """Where ``main.py evaluate`` writes by default what it finds of a set on the data that it was made from."""
+    # A run's folder is known by its set: of an image folder, every folder inside is a class.
+    return path / EVALUATION if (path / SET).exists() else Path(f"{stand_in(path)}{BESIDE}")
 
 
 def parse_metric(line: bytes) -> dict[str, Any] | None:

@@ -10,16 +10,15 @@ from typing import Any
 
 from framework.distilled.formats import is_ours
 from framework.errors import UserError, reachable
-from framework.files import CONFIG, EVALUATION, SET, folder_for, write_json, write_text
+from framework.files import CONFIG, SET, folder_for, write_json, write_text
 from framework.records import Judgement, Results, Row, Standing, Summary
-from framework.report.folder import RunFolder, read_evaluations
+from framework.report.folder import BESIDE, RunFolder, evaluation_folder, read_evaluations
 from framework.report.page import template, themed
 from framework.report.plots import leaderboard_plot
 from framework.report.tables import bits, markdown_table, percent_if_known
 from framework.run.interrupt import StopRequest
-from framework.zoo.cards import name_of, stand_in
+from framework.zoo.cards import name_of
 
-BESIDE = ".evaluation"
 """What the folder of a file's evaluations is called, after the file."""
 COLUMNS = ("#", "method", "per class", "recipe", "top-1 %", "n", "hard labels %", "other networks %",
            "best real images %", "bits per class", "hours", "set")  # fmt: skip
@@ -41,11 +40,6 @@ NOTE = (
 def is_run(path: Path) -> bool:
     """Whether a folder is a run's."""
     return (path / SET).exists() or (path / CONFIG).exists()
-
-
-def evaluation_folder(path: Path) -> Path:
-    """Where ``main.py evaluate`` writes by default what it finds of a set."""
-    return path / EVALUATION if (path / SET).exists() else Path(f"{stand_in(path)}{BESIDE}")
 
 
 def sets_in(path: Path) -> list[Path]:

@@ -21,6 +21,7 @@ from framework import load_distilled
 from framework.config.bptt import FLAGS, Config
 from framework.config.common import parse_as
 from framework.config.matching import FtdConfig
+from framework.data.digits import read_digits
 from framework.data.preprocess import Standardise, Zca, ZcaPixels
 from framework.data.splits import RealData
 from framework.distilled.foreign import Target, from_foreign, preprocessed
@@ -414,11 +415,10 @@ def test_images_and_labels_may_be_two_files(run: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def other_digits(tmp_path: Path) -> Callable[[list[str]], str]:
     """What writes the digits into a file, with their classes in another order and under these names: ``npz:FILE``."""
-    with np.load(ROOT / "framework" / "data" / "digits.npz") as file:
-        pixels, numbers = np.rint(file["pixels"] * (255 / 16)).astype(np.uint8), 9 - file["labels"]
-        halves = {half: file[half] for half in ("train", "test")}
-    arrays = {f"x_{half}": pixels[rows] for half, rows in halves.items()}
-    arrays |= {f"y_{half}": numbers[rows] for half, rows in halves.items()}
+    source, arrays = read_digits(ROOT, 8), {}
+    for name, part in (("train", source.train), ("test", source.test)):
+        arrays[f"x_{name}"] = part.read(torch.arange(len(part.labels))).squeeze(1).numpy()
+        arrays[f"y_{name}"] = 9 - part.labels.numpy()
 
     def write(names: list[str]) -> str:
         np.savez(tmp_path / "other.npz", **arrays, class_names=names)

@@ -39,14 +39,17 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 def start(*arguments: str | Path, **options: Any) -> "subprocess.Popen[str]":
     """Run main.py in a process of its own."""
-    command = [sys.executable, "main.py", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    return _python("main.py", *arguments, **options)
 
 
 def torchrun(*arguments: str | Path) -> "subprocess.Popen[str]":
     """Start processes of a group by PyTorch's own launcher."""
-    command = [sys.executable, "-m", "torch.distributed.run", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return _python("-m", "torch.distributed.run", *arguments)
+
+
+def _python(*arguments: str | Path, **options: Any) -> "subprocess.Popen[str]":
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
 def run_signalled(event: str, when: str, step: int, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":

@@ -4,10 +4,10 @@ import higher
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import Problem, make_problem, relative_error
+from problems import Problem, make_problem, relative_error, solve
 from torch import Tensor
 
-from framework.distill_higher import Higher, outer_gradient
+from framework.distill_higher import Higher
 from framework.inner.augment import apply
 from framework.inner.loop import InnerLoop
 from framework.inner.optimizers import SGD, Adam, Optimizer, State
@@ -32,7 +32,7 @@ def prefix(p: Problem, rule: Optimizer, window: Window) -> State:
 
 
 def gradient(p: Problem, rule: Optimizer, window: Window) -> MetaGradient:
-    return outer_gradient(Higher(InnerLoop(p.network, rule)), [p.theta], p.synthetic, [p.plan], window, p.real)
+    return solve(Higher(InnerLoop(p.network, rule)), window, p)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)

@@ -88,17 +88,12 @@ def test_forward_over_reverse_is_the_same(rule: Optimizer) -> None:
 @pytest.mark.parametrize("strategy", ["none", "flip_rotate", "flip_rotate_scale_crop_color_cutout_mixup"])
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
 def test_several_networks_at_once_are_the_mean_of_each_alone(rule: Optimizer, strategy: str) -> None:
-    p = make_problem(7, strategy, compose=True)
-    others = [make_problem(7, strategy, compose=True, seed=seed) for seed in (1, 2)]
-    thetas, plans = [q.theta for q in (p, *others)], [q.plan for q in (p, *others)]
-    window = Window(2, 5)
+    problems = [make_problem(7, strategy, compose=True, seed=seed) for seed in range(3)]
+    p, window = problems[0], Window(2, 5)
     loop = InnerLoop(p.network, rule, Execution(chunk=2, together=True))
-    batched = outer_gradient(Replay(loop), thetas, p.synthetic, plans, window, p.real)
-    alone = [
-        outer_gradient(Higher(loop), [theta], p.synthetic, [plan], window, p.real)
-        for theta, plan in zip(thetas, plans, strict=True)
-    ]
-    one_by_one = outer_gradient(Higher(loop), thetas, p.synthetic, plans, window, p.real)
+    batched = solve(Replay(loop), window, *problems)
+    alone = [outer_gradient(Higher(loop), [q.theta], p.synthetic, [q.plan], window, p.real) for q in problems]
+    one_by_one = solve(Higher(loop), window, *problems)
     assert_same(batched, one_by_one)
     assert relative_error(batched.grads.images, torch.stack([r.grads.images for r in alone]).mean(0)) < 1e-9
     assert float(batched.loss) == pytest.approx(sum(float(r.loss) for r in alone) / 3, rel=1e-12)

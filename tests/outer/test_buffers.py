@@ -240,13 +240,14 @@ def test_a_finished_expert_is_kept_at_once(tmp_path: Path) -> None:
     with writer(tmp_path) as folder:  # as after a kill
         assert folder.missing == [2, 4]
         folder.add(expert(4))
+        assert names(tmp_path) == ["expert_00003.pt", "expert_00004.pt", EXPERTS, file_name(0)]  # 2 comes first
         folder.add(expert(2))
         assert folder.missing == []
     assert names(tmp_path) == [EXPERTS, *map(file_name, range(3))]
     record = read_experts(tmp_path)
     assert record is not None
-    assert [file.experts for file in record.files] == [[0, 1], [3, 4], [2]]
-    assert torch.equal(Buffer(tmp_path, NETWORK).snapshot(4, 1), expert(2).trajectory[1])
+    assert [file.experts for file in record.files] == [[0, 1], [2, 3], [4]]
+    assert torch.equal(Buffer(tmp_path, NETWORK).snapshot(2, 1), expert(2).trajectory[1])
 
 
 def test_an_experts_own_file_holds_no_other(tmp_path: Path) -> None:

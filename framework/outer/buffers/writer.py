@@ -33,7 +33,8 @@ class BufferWriter:
     """A folder that experts are written into, held by one process while it is open.
 
     A finished expert is kept in a file of its own at once, and moves into the next file of experts with others. So
-    none is lost, however the process ends, and a run goes on with those that are missing.
+    none is lost, however the process ends, and a run goes on with those that are missing. Files hold experts in the
+    order of their numbers, whichever process ends one first: what is distilled from them must not depend on that.
 
     Args:
         folder: made if need be.
@@ -112,6 +113,11 @@ class BufferWriter:
         numbers = (path.stem.removeprefix("expert_") for path in self.folder.glob("expert_*.pt"))
         return sorted(int(number) for number in numbers if number.isdecimal())
 
+    def _ready(self) -> list[int]:
+        """Of those, the ones that wait for none of a lower number."""
+        missing = self.missing
+        return [number for number in self._loose() if not missing or number < missing[0]]
+
     def _resume(self) -> None:
         record = read_experts(self.folder)
         if record is None:
@@ -136,8 +142,8 @@ class BufferWriter:
 
     def collect(self) -> None:
         """Move experts into files as long as one is full, or all are there."""
-        while (loose := self._loose()) and (len(loose) >= self.interval or not self.missing):
-            experts = [self._load(number) for number in loose[: self.interval]]
+        while (ready := self._ready()) and (len(ready) >= self.interval or not self.missing):
+            experts = [self._load(number) for number in ready[: self.interval]]
             path = self.folder / file_name(len(self._files))
             content = [to_file(expert.trajectory, self.network) for expert in experts]
             write_atomically(path, lambda file, content=content: torch.save(content, file))  # type: ignore[misc]

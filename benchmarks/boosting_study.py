@@ -19,7 +19,6 @@ validation images is taken, as of any run. Training lengths are chosen on valida
 
 import statistics
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,7 @@ from framework.inner.execution import configure_process
 from framework.records import Judgement, read_record
 from framework.report.plots import save_figure
 from framework.rng import generator
+from runs import do_all
 from study import Job, distil, mean_and_deviation, percent
 
 KINDS = {
@@ -230,8 +230,7 @@ def main() -> None:
     s = Study(out, a.block, a.beta, sizes, a.block_epochs, a.seeds, a.draws, a.common)
     deadline = time.monotonic() + 60 * a.minutes
     threads = threads_each(a.jobs)
-    with ThreadPoolExecutor(a.jobs) as pool:
-        list(pool.map(lambda job: distil(job, deadline, threads), s.jobs))
+    do_all(lambda job: distil(job, deadline, threads), s.jobs, a.jobs)
     for seed in s.seeds:
         judge_subsets(s, seed, deadline)
     results = collect(s)

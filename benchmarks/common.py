@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -60,10 +61,17 @@ def at_least(minimum: int) -> Callable[[str], int]:
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Exit with the code that ``main`` returns; what the user did wrong is told in one line, with code 2."""
+    """Exit with the code that ``main`` returns; what the user did wrong is told in one line, with code 2.
+
+    ``kill`` ends it as Ctrl-C does, so that what it has started can be ended too.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with lasting_output():
         try:
             sys.exit(main())
+        except KeyboardInterrupt:
+            print(f"{Path(sys.argv[0]).name}: stopped", file=sys.stderr)
+            sys.exit(130)
         except UserError as error:
             print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
             sys.exit(2)

@@ -30,7 +30,6 @@ was when started again. Ends in DIR/results.json and results.md. Used by ``scrip
 import statistics
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -63,6 +62,7 @@ from framework.networks.flat import FlatNetwork
 from framework.networks.registry import build, specify
 from framework.rng import generator
 from framework.run.distributed import resolve_device
+from runs import do_all
 from study import Job, distil, mean_and_deviation, percent
 
 MEMORIES = {
@@ -419,8 +419,7 @@ def main() -> None:
     make_folder(s.out, "--out")
     s.claim()
     threads = threads_each(a.jobs)
-    with ThreadPoolExecutor(a.jobs) as pool:
-        list(pool.map(lambda job: distil(job, deadline, threads), s.jobs))
+    do_all(lambda job: distil(job, deadline, threads), s.jobs, a.jobs)
     device = resolve_device(s.config.device_name)
     configure_process(device, "float32")
     tasks = load_tasks(s, device)

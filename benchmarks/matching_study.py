@@ -24,7 +24,6 @@ import shutil
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,8 @@ from framework.errors import UserError
 from framework.files import make_folder, read_json, write_json
 from framework.records import Summary
 from framework.report.folder import RunFolder
-from study import Job, execute, mean_and_deviation, percent
+from runs import do_all, execute
+from study import Job, mean_and_deviation, percent
 
 RHO = {"FTD": 0.01, "MTT": 0.0}
 """Of the experts, by method."""
@@ -255,8 +255,7 @@ def flags_of(a: argparse.Namespace, own: str, rho: float | None) -> tuple[list[s
 def carry_out(jobs: Sequence[TimedJob], a: argparse.Namespace) -> dict[str, Any]:
     """Run what is missing, until ``--minutes`` are over; returns how."""
     deadline, threads = time.monotonic() + 60 * a.minutes, threads_each(a.jobs)
-    with ThreadPoolExecutor(a.jobs) as pool:
-        list(pool.map(lambda job: job.work(deadline, threads), jobs))
+    do_all(lambda job: job.work(deadline, threads), jobs, a.jobs)
     return {"seconds": a.seconds, "threads": threads, "jobs": a.jobs}
 
 

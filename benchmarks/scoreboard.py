@@ -35,7 +35,8 @@ from framework.records import Judgement, Results, Row
 from framework.report.folder import RunFolder
 from framework.report.tables import bits
 from matching_study import NETWORKS, RHO, TimedJob, about_all, carry_out, flags_of, listed, parser_of
-from study import execute, mean_and_deviation, percent
+from runs import execute
+from study import mean_and_deviation, percent
 
 
 @dataclass(frozen=True)

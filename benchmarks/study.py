@@ -13,23 +13,20 @@ With ``--finalists N --final_seeds 0 1 2 3 4`` the N best variants by test accur
 the list, with which the others are compared, go on to the other seeds.
 """
 
-import os
 import shlex
-import subprocess
-import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Self
 
-from common import ROOT, Parser, at_least, markdown, portable, ran_on, run, threads_each, write_results
+from common import Parser, at_least, markdown, portable, ran_on, run, threads_each, write_results
 from framework.config.bptt import Config
 from framework.errors import UserError
 from framework.files import make_folder, read_json
 from framework.records import Summary, read_record
 from framework.report.folder import RunFolder
+from runs import do_all, execute
 
 
 @dataclass(frozen=True)
@@ -120,33 +117,6 @@ def shares_of_windows(folder: RunFolder) -> dict[str, float]:
         "mean start": fmean(start for start, _ in windows),
         "mean length": fmean(length for _, length in windows),
     }
-
-
-def execute(title: str, arguments: list[str], folder: Path, seconds: float, threads: int) -> bool:
-    """Run main.py, what it says going to ``folder/output.txt``; after so many seconds ask it to checkpoint and stop.
-
-    Returns:
-        Whether it ended by itself.
-
-    Raises:
-        SystemExit: it failed.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "main.py", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    print(f"{title}: {' '.join(command[1:])}", flush=True)
-    with open(folder / "output.txt", "a") as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            process.wait(None if seconds == float("inf") else max(0.0, seconds))
-        except subprocess.TimeoutExpired:
-            process.terminate()
-            process.wait()
-            return False
-    if process.returncode != 0:
-        tail = (folder / "output.txt").read_text().splitlines()[-1]
-        raise SystemExit(f"{title} failed ({process.returncode}): {tail}")
-    return True
 
 
 def distil(job: Job, deadline: float, threads: int) -> None:
@@ -281,8 +251,7 @@ class Study:
         """Run what is not finished until the deadline; what is finished then, in order."""
         threads = threads_each(self.at_a_time)
         missing = [job for job in jobs if self.result(job) is None]
-        with ThreadPoolExecutor(self.at_a_time) as pool:
-            list(pool.map(lambda job: distil(job, self.deadline, threads), missing))
+        do_all(lambda job: distil(job, self.deadline, threads), missing, self.at_a_time)
         return [result for job in jobs if (result := self.result(job)) is not None]
 
 

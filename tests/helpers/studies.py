@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,19 +31,10 @@ def finished(folder: Path, top1: float, evaluations: list[tuple[float, float]], 
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-class InThisThread:
-    """Stands in for a pool of threads: signals, which runs listen to, are the main thread's."""
-
-    def __init__(self, jobs: int) -> None:
-        pass
-
-    def __enter__(self) -> "InThisThread":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    map = staticmethod(map)
+def in_this_thread(work: Callable[[Any], object], jobs: Iterable[Any], _: int) -> None:
+    """Stands in for ``do_all``: signals, which runs listen to, are the main thread's."""
+    for job in jobs:
+        work(job)
 
 
 class StudyHere:
@@ -75,7 +66,7 @@ class StudyHere:
         """While open, runs are no processes of their own and draw no plots."""
         with (
             patch.object(study, "execute", self._execute),
-            patch.object(self.program, "ThreadPoolExecutor", InThisThread),
+            patch.object(self.program, "do_all", in_this_thread),
             patch.object(Reporter, "plot", lambda *_, **about: None),
         ):
             yield

@@ -6,6 +6,7 @@ python benchmarks/readme_tables.py [--check]
 from collections.abc import Callable
 from typing import Any
 
+import continual
 import speedrun
 from common import RESULTS, ROOT, Parser, markdown, ran_on, run
 from framework.evaluation.names import LABELS
@@ -74,7 +75,7 @@ def gpu() -> str:
 
 SCOREBOARDS = {
     "digits": "digits", "digits_10": "digits", "mnist": "MNIST", "mnist_10": "MNIST", "fashion": "Fashion-MNIST",
-    "cifar10": "CIFAR-10 as JPEG",
+    "fashion_10": "Fashion-MNIST", "cifar10": "CIFAR-10 as JPEG", "cifar10_10": "CIFAR-10 as JPEG",
 }  # fmt: skip
 
 
@@ -102,17 +103,22 @@ def scoreboard(name: str, title: str) -> str:
         cells = [who, figures[own["labels"]], hard, figures.get("teacher", "")]
         # Methods first, each part from good to bad; the whole training set, which is no choice of images, last.
         lines.append((not distilled, method == "full", -own["test accuracy"]["mean"], cells))
-    most = max(row["n"] for row in results["rows"])
+    most, networks = (max(row[name] for row in results["rows"]) for name in ("n", "networks"))
     what = f"{title}, {results['images per class']} per class, {results['seconds']:g} s"
     head = [what, "their own labels", "hard labels", "a teacher's labels"]
     table = markdown(head, [cells for *_, cells in sorted(lines)])
-    seeds = f"{most} seeds" + (", a probe" if most < 3 else "")
+    seeds = f"{most} seed{'s' * (most > 1)} of {networks} networks" + (", a probe" if most < 3 else "")
     return f"{table}\n\n{seeds}; {ran_on(results)}; `{file}.json`: `{results['command']}`"
 
 
 def scoreboards() -> str:
     """All of these studies."""
     return "\n\n".join(scoreboard(*named) for named in SCOREBOARDS.items())
+
+
+def continuals() -> str:
+    """The studies of continual learning."""
+    return "\n\n".join(continual.table(read_json(RESULTS / f"continual_{name}.json")) for name in ("digits", "mnist"))
 
 
 def zoo_table() -> str:
@@ -126,6 +132,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "tracks": ("docs/speedrun.md", speedrun.tracks_table),
     "records": ("docs/speedrun.md", lambda: speedrun.table(speedrun.read_records())),
     "scoreboards": ("docs/scoreboard.md", scoreboards),
+    "continual": ("docs/evaluation.md", continuals),
     "zoo": ("README.md", zoo_table),
 }
 """By the name in its markers: the page, and what makes the table."""

@@ -91,6 +91,7 @@ def test_a_cards_commands_are_understood_and_those_of_its_set(name: str) -> None
         assert score.command.endswith(f" --num_train_eval {score.networks}")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_networks_trained_again_are_as_good_as_the_card_says(
     name: str, tmp_path: Path, request: pytest.FixtureRequest

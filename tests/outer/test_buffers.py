@@ -24,7 +24,7 @@ from framework.outer.buffers import writer as writing
 from framework.outer.buffers.layout import file_name, layout
 from framework.outer.buffers.reader import Buffer
 from framework.outer.buffers.record import FLAGS, TOLERANCE, compare, read_experts, rows_checksum, weighted_norms
-from framework.outer.buffers.writer import BufferWriter
+from framework.outer.buffers.writer import BufferWriter, keep
 from framework.outer.matching.experts import Expert, ExpertRecipe, Sharpness
 from framework.records import Experts, ExpertSource, read_record
 from framework.rng import generator
@@ -248,6 +248,28 @@ def test_a_finished_expert_is_kept_at_once(tmp_path: Path) -> None:
     assert record is not None
     assert [file.experts for file in record.files] == [[0, 1], [2, 3], [4]]
     assert torch.equal(Buffer(tmp_path, NETWORK).snapshot(2, 1), expert(2).trajectory[1])
+
+
+def test_an_expert_kept_meanwhile_splits_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process keeps the last one while the first ones are being collected."""
+    look = BufferWriter._loose
+
+    def look_and_keep(folder: BufferWriter) -> list[int]:
+        seen = look(folder)
+        if seen == [0, 1]:
+            keep(folder.folder, expert(2))
+        return seen
+
+    with writer(tmp_path, 3, 3) as folder:
+        folder.add(expert(0))
+        keep(tmp_path, expert(1))
+        with monkeypatch.context() as patched:
+            patched.setattr(BufferWriter, "_loose", look_and_keep)
+            folder.collect()
+        folder.collect()
+    record = read_experts(tmp_path)
+    assert record is not None
+    assert [file.experts for file in record.files] == [[0, 1, 2]]
 
 
 def test_an_experts_own_file_holds_no_other(tmp_path: Path) -> None:

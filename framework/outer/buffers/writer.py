@@ -87,8 +87,7 @@ class BufferWriter:
     @property
     def missing(self) -> list[int]:
         """The numbers of experts that are still to be trained."""
-        done = self._filed | set(self._loose())
-        return [number for number in range(self.count) if number not in done]
+        return self._missing(self._loose())
 
     @property
     def curves(self) -> list[ExpertCurve]:
@@ -113,10 +112,10 @@ class BufferWriter:
         numbers = (path.stem.removeprefix("expert_") for path in self.folder.glob("expert_*.pt"))
         return sorted(int(number) for number in numbers if number.isdecimal())
 
-    def _ready(self) -> list[int]:
-        """Of those, the ones that wait for none of a lower number."""
-        missing = self.missing
-        return [number for number in self._loose() if not missing or number < missing[0]]
+    def _missing(self, loose: list[int]) -> list[int]:
+        """Experts that are neither in files nor among ``loose``."""
+        done = self._filed | set(loose)
+        return [number for number in range(self.count) if number not in done]
 
     def _resume(self) -> None:
         record = read_experts(self.folder)
@@ -142,17 +141,25 @@ class BufferWriter:
 
     def collect(self) -> None:
         """Move experts into files as long as one is full, or all are there."""
-        while (ready := self._ready()) and (len(ready) >= self.interval or not self.missing):
-            experts = [self._load(number) for number in ready[: self.interval]]
-            path = self.folder / file_name(len(self._files))
-            content = [to_file(expert.trajectory, self.network) for expert in experts]
-            write_atomically(path, lambda file, content=content: torch.save(content, file))  # type: ignore[misc]
-            numbers = [expert.number for expert in experts]
-            self._files.append(ExpertFile(path.name, numbers, file_checksum(path)))
-            self._curves += [ExpertCurve(expert.number, expert.losses, expert.accuracies) for expert in experts]
-            self._save()  # from here on they count as filed
-            for number in numbers:
-                _loose_path(self.folder, number).unlink()
+        loose = self._loose()  # a single look: other processes keep more of them meanwhile
+        missing = self._missing(loose)
+        ready = [number for number in loose if not missing or number < missing[0]]
+        for first in range(0, len(ready), self.interval):
+            numbers = ready[first : first + self.interval]
+            if len(numbers) == self.interval or not missing:
+                self._move(numbers)
+
+    def _move(self, numbers: list[int]) -> None:
+        """Move these experts into the next file."""
+        experts = [self._load(number) for number in numbers]
+        path = self.folder / file_name(len(self._files))
+        content = [to_file(expert.trajectory, self.network) for expert in experts]
+        write_atomically(path, lambda file: torch.save(content, file))
+        self._files.append(ExpertFile(path.name, numbers, file_checksum(path)))
+        self._curves += [ExpertCurve(expert.number, expert.losses, expert.accuracies) for expert in experts]
+        self._save()  # from here on they count as filed
+        for number in numbers:
+            _loose_path(self.folder, number).unlink()
 
     def _load(self, number: int) -> Expert:
         path = _loose_path(self.folder, number)

@@ -56,13 +56,11 @@ def execute(title: str, arguments: list[str], folder: Path, seconds: float, thre
             process.terminate()
         try:
             process.wait(None if seconds == float("inf") else max(0.0, seconds))
-        except BaseException as reason:
-            process.terminate()
-            process.wait()
-            if not isinstance(reason, subprocess.TimeoutExpired):
-                raise
+        except subprocess.TimeoutExpired:
             return False
         finally:
+            process.terminate()  # does nothing to one that has ended
+            process.wait()
             _RUNNING.discard(process)
     if process.returncode != 0:
         said = (folder / "output.txt").read_text().splitlines() or ["it said nothing"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cli import ROOT, TINY
+from cli import HANGS, ROOT, TINY
 
 import runs
 from framework.errors import UserError
@@ -79,7 +79,7 @@ def test_whoever_ends_a_study_ends_its_runs(tmp_path: Path) -> None:
     children = psutil.Process(study.pid).children(recursive=True)
     assert children
     study.send_signal(signal.SIGTERM)
-    _, told = study.communicate(timeout=300)
+    _, told = study.communicate(timeout=HANGS)
     assert (study.returncode, told) == (130, "study.py: stopped\n")
     assert not any(child.is_running() for child in children)
     assert (folder / LAST).exists()
